@@ -1,0 +1,284 @@
+"""Checkpoint: reads and writes the folder that holds everything a model needs; the only place that knows its layout.
+
+    checkpoint.json       scale, prompt, base model, calibration, novelty settings, provenance, sha256 of every file
+    tokenizer.json
+    head.safetensors      weight (K, hidden), bias (K,), float32
+    novelty.safetensors   statistics of the training set's features, if it was trained with them
+    adapter/              a PEFT adapter on the base model, or
+    model/                the whole model's weights, merged; with neither, the base model itself is used
+    README.md             model card
+
+An exported folder (`darl_rerank.export`) adds its ONNX files beside these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from .base_model import BaseModel, file_sha256
+from .calibration import Calibration
+from .errors import InputError
+from .files import atomic_folder
+from .novelty import NoveltyModel
+from .prompt import Prompt, PromptEncoder
+from .scale import RelevanceScale
+
+FORMAT = 1
+MANIFEST = "checkpoint.json"
+GRAPH = "model.onnx"
+PREFIX_GRAPH = "model_with_prefix.onnx"
+_TOKENIZER = "tokenizer.json"
+_HEAD = "head.safetensors"
+_NOVELTY = "novelty.safetensors"
+_CARD = "README.md"
+# What a person may edit in place without the checkpoint becoming another model.
+_UNSEALED = {_CARD, MANIFEST}
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The linear layer over the last token's final hidden state, evaluated in float32.
+
+    Attributes:
+        weight: shape (K, hidden), float32.
+        bias: shape (K,), float32.
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything a model needs; immutable, changed by `replace` and written by `save`.
+
+    Attributes:
+        scale: the grades.
+        prompt: the text around query and document.
+        tokenizer_json: content of tokenizer.json.
+        head: K rows.
+        base: the decoder LLM it stands on.
+        feature_layer: index into the hidden states whose vectors are the middle part of the novelty features.
+        calibration: grade logits to probabilities.
+        novelty: statistics for the novelty score, None before training.
+        trained: False for a checkpoint that only `from_base` has made, which grades zero-shot.
+        provenance: data, recipe and figures of its training, for the model card; JSON types.
+        folder: where it was loaded from, which holds adapter or weights; None before the first `save`.
+        sha256: digest of every file in `folder`, by relative path.
+    """
+
+    scale: RelevanceScale
+    prompt: Prompt
+    tokenizer_json: str
+    head: Head
+    base: BaseModel
+    feature_layer: int
+    calibration: Calibration = field(default_factory=Calibration.identity)
+    novelty: NoveltyModel | None = None
+    trained: bool = False
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_base(cls, base: str | Path, scale: RelevanceScale, prompt: Prompt | None = None) -> Checkpoint:
+        """An untrained checkpoint whose head comes from the grade words' rows of the base model's LM head.
+
+        Args:
+            base: "smollm2", a local folder with a transformers decoder LLM, or a hub id.
+            scale: the grades; two grades whose words begin with the same token can't be told apart.
+            prompt: `Prompt.default(scale)` if None.
+
+        Raises:
+            InputError: the base can't be read, or the grade words collide under its tokenizer.
+            MissingDependencyError: torch or transformers is not installed.
+        """
+        from .engines.base_weights import start_checkpoint
+
+        return start_checkpoint(base, scale, prompt)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Checkpoint:
+        """Read a checkpoint folder and check that every file is there and is what was saved.
+
+        Raises:
+            InputError: not a checkpoint, a file is missing or was changed, or the format is newer than this version.
+        """
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise InputError(f"expected a checkpoint folder (no {MANIFEST} there)", path=folder)
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"expected JSON: {error}", path=path) from error
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            found = values.get("format") if isinstance(values, dict) else None
+            raise InputError(f"expected checkpoint format {FORMAT}, found {found!r}", path=path)
+        missing = {"scale", "prompt", "base", "feature_layer", "calibration", "trained", "files"} - values.keys()
+        if missing:
+            raise InputError(f"lacks {', '.join(sorted(missing))}", path=path)
+        _check_files(folder, values["files"])
+        try:
+            head = load_file(folder / _HEAD)
+            novelty = None
+            if values.get("novelty") is not None:
+                novelty = NoveltyModel.from_tensors(load_file(folder / _NOVELTY), values["novelty"])
+        except (SafetensorError, OSError, KeyError) as error:
+            raise InputError(f"could not be read: {error}", path=folder) from error
+        return cls(
+            scale=RelevanceScale.from_dict(values["scale"]),
+            prompt=Prompt.from_dict(values["prompt"]),
+            tokenizer_json=(folder / _TOKENIZER).read_text("utf-8"),
+            head=Head(head["weight"], head["bias"]),
+            base=BaseModel.from_dict(values["base"]),
+            feature_layer=int(values["feature_layer"]),
+            calibration=Calibration.from_dict(values["calibration"]),
+            novelty=novelty,
+            trained=bool(values["trained"]),
+            provenance=values.get("provenance", {}),
+            folder=folder,
+            sha256=values["files"],
+        )
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        overwrite: bool = False,
+        adapter: Path | None = None,
+        model: Path | None = None,
+        card: str | None = None,
+    ) -> Checkpoint:
+        """Write the folder, whole or not at all, and return the checkpoint as loaded from it.
+
+        Args:
+            folder: where to.
+            overwrite: replace an existing checkpoint.
+            adapter: a folder with a PEFT adapter, copied in; the loaded one's adapter is kept if neither is given.
+            model: a folder with the whole model's weights, copied in.
+            card: text of README.md; a short one is written if None and the loaded one had none.
+
+        Raises:
+            DarlRerankError: `folder` exists and `overwrite` is false, or can't be written.
+        """
+        if adapter is None and model is None and self.folder is not None:
+            adapter, model = self.adapter_folder, self.model_folder
+        if card is None and self.folder is not None and (self.folder / _CARD).is_file():
+            card = (self.folder / _CARD).read_text("utf-8")
+        with atomic_folder(folder, overwrite=overwrite) as temporary:
+            self.write_into(temporary, adapter=adapter, model=model, card=card)
+        return Checkpoint.load(folder)
+
+    def write_into(
+        self, folder: Path, *, adapter: Path | None = None, model: Path | None = None, card: str | None = None
+    ) -> None:
+        """Write the files into an existing folder and seal whatever else already is there (an export's ONNX files)."""
+        (folder / _TOKENIZER).write_text(self.tokenizer_json, "utf-8")
+        save_file({"weight": self.head.weight, "bias": self.head.bias}, folder / _HEAD)
+        novelty_settings = None
+        if self.novelty is not None:
+            tensors, novelty_settings = self.novelty.to_tensors()
+            save_file(tensors, folder / _NOVELTY)
+        for name, source in (("adapter", adapter), ("model", model)):
+            if source is not None:
+                _copy_weights(source, folder / name)
+        (folder / _CARD).write_text(card if card is not None else self._short_card(), "utf-8")
+        files = {
+            str(path.relative_to(folder)): file_sha256(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and str(path.relative_to(folder)) not in _UNSEALED
+        }
+        values = {
+            "format": FORMAT,
+            "scale": self.scale.to_dict(),
+            "prompt": self.prompt.to_dict(),
+            "base": self.base.to_dict(),
+            "feature_layer": self.feature_layer,
+            "calibration": self.calibration.to_dict(),
+            "novelty": novelty_settings,
+            "trained": self.trained,
+            "provenance": dict(self.provenance),
+            "files": files,
+        }
+        (folder / MANIFEST).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+    @property
+    def adapter_folder(self) -> Path | None:
+        return self._part("adapter")
+
+    @property
+    def model_folder(self) -> Path | None:
+        return self._part("model")
+
+    @property
+    def exported(self) -> bool:
+        """Whether the folder holds an ONNX graph."""
+        return self.folder is not None and (self.folder / GRAPH).is_file()
+
+    def _part(self, name: str) -> Path | None:
+        path = None if self.folder is None else self.folder / name
+        return path if path is not None and path.is_dir() else None
+
+    def encoder(self) -> PromptEncoder:
+        return PromptEncoder(self.prompt, self.tokenizer_json)
+
+    def replace(self, **changes: Any) -> Checkpoint:
+        return replace(self, **changes)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all that decides a result: two checkpoints with the same fingerprint grade the same."""
+        novelty = None
+        if self.novelty is not None:
+            tensors, settings = self.novelty.to_tensors()
+            novelty = [settings, {name: _digest(tensor) for name, tensor in sorted(tensors.items())}]
+        weights = {name: digest for name, digest in self.sha256.items() if name.startswith(("adapter/", "model"))}
+        values = [
+            self.scale.to_dict(), self.prompt.to_dict(), self.base.to_dict(), self.feature_layer,
+            self.calibration.to_dict(), _digest(self.head.weight), _digest(self.head.bias), novelty,
+            hashlib.sha256(self.tokenizer_json.encode()).hexdigest(), weights,
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+    def _short_card(self) -> str:
+        grades = ", ".join(f"{i} {grade.name}" for i, grade in enumerate(self.scale.grades))
+        state = "Trained with DaRL." if self.trained else "Untrained: it grades zero-shot, from the grade words alone."
+        return f"# A darl-rerank checkpoint\n\n{state}\n\nBase model: {self.base.name}. Grades: {grades}.\n"
+
+
+def _digest(array: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _check_files(folder: Path, files: Mapping[str, str]) -> None:
+    faults = []
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            faults.append(f"{name} is missing")
+        elif file_sha256(path) != expected:
+            faults.append(f"{name} is not the file that was saved (sha256 differs)")
+    if faults:
+        raise InputError("; ".join(faults), path=folder)
+
+
+def _copy_weights(source: Path, target: Path) -> None:
+    """Copy configuration and safetensors, nothing else: no pickle travels."""
+    target.mkdir()
+    copied = [*sorted(source.glob("*.json")), *sorted(source.glob("*.safetensors"))]
+    if not any(path.suffix == ".safetensors" for path in copied):
+        raise InputError("expected weights as *.safetensors; pickled weights are not read", path=source)
+    for path in copied:
+        if path.name not in (_TOKENIZER, "tokenizer_config.json"):
+            (target / path.name).write_bytes(path.read_bytes())

@@ -1,0 +1,76 @@
+"""The command line: one click command a file, loaded when it is called for.
+
+Exit codes: 0 done, 1 failed, 2 bad usage, 3 bad input, 4 missing dependency, 5 failed check, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..errors import DarlRerankError
+
+# Command name: its one-line help, shown without importing the command's file.
+_COMMANDS = {
+    "init": "Make an untrained checkpoint that grades zero-shot.",
+    "rerank": "Rerank a TREC run.",
+    "evaluate": "Measure runs, or a model on graded pairs.",
+    "train": "Train with DaRL.",
+    "select": "Choose unlabelled pairs worth labelling (DASA).",
+    "calibrate": "Refit a checkpoint's calibration on graded pairs.",
+    "export": "Export a checkpoint to ONNX and prove parity.",
+    "index": "Index a corpus with Lucene or FAISS.",
+    "search": "Retrieve and rerank from the terminal.",
+    "demo": "Rerank Lucene's BM25 on a product catalogue that comes with the package.",
+    "doctor": "Say what is installed, what is missing and what to do.",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f".{cmd_name}", __name__), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DarlRerankError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            click.echo(f"Error: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), err=True)
+            ctx.exit(DarlRerankError.exit_code)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="darl-rerank")
+def cli() -> None:
+    """Graded-relevance reranking with LLMs fine-tuned by DaRL."""
+
+
+def main() -> None:
+    """The entry point of the `darl-rerank` command."""
+    try:
+        status = cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("Interrupted.", err=True)
+        status = 130
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    sys.exit(status if isinstance(status, int) else 0)

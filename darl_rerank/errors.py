@@ -1,0 +1,50 @@
+"""The errors a user can meet, each with the exit code the command line ends with.
+
+Everything the package raises on purpose derives from `DarlRerankError`; the command line prints such an error as
+one line and never as a traceback.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class DarlRerankError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class InputError(DarlRerankError):
+    """Data or an argument is not what it should be.
+
+    Args:
+        message: what was expected and what came instead.
+        path: the file at fault, if the fault is in a file.
+        line: its line, counted from 1.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, path: str | Path | None = None, line: int | None = None) -> None:
+        self.path = None if path is None else str(path)
+        self.line = line
+        place = "" if path is None else f"{path}:{line}: " if line is not None else f"{path}: "
+        super().__init__(place + message)
+
+
+class MissingDependencyError(DarlRerankError):
+    """A package of an extra is not installed; the message carries the line that installs it."""
+
+    exit_code = 4
+
+    def __init__(self, module: str, extra: str, why: str = "") -> None:
+        self.module, self.extra = module, extra
+        reason = f" ({why})" if why else ""
+        super().__init__(f"{module} is needed{reason} but not installed: pip install 'darl-rerank[{extra}]'")
+
+
+class CheckFailedError(DarlRerankError):
+    """A check the user asked for did not pass: parity, a threshold."""
+
+    exit_code = 5

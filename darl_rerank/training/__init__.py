@@ -1,0 +1,1 @@
+"""The DaRL recipe: losses, sample selection (DASA), stages, interpolation, calibration."""
