@@ -15,7 +15,7 @@ SMOLLM2 = "smollm2"
 
 
 def cache_folder() -> Path:
-    """Where models and indexes that can be made again are kept: $DARL_RERANK_CACHE, or darl-rerank in the user's cache."""
+    """Where what can be made again is kept: $DARL_RERANK_CACHE, or darl-rerank in the user's cache folder."""
     if own := os.environ.get("DARL_RERANK_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darl-rerank"

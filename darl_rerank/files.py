@@ -21,7 +21,9 @@ def _clear_os_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise DarlRerankError(f"{path}: could not be written: {error.strerror or error}; nothing was changed") from error
+        raise DarlRerankError(
+            f"{path}: could not be written: {error.strerror or error}; nothing was changed"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -73,7 +75,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
             temporary.chmod(0o755)
             yield temporary
             if path.exists():
-                # A folder can't be replaced in one step: the old one steps aside first and goes when the new one stands.
+                # A folder can't be replaced in one step: the old one steps aside and goes when the new one stands.
                 aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
                 os.replace(path, aside / path.name)
                 os.replace(temporary, path)

@@ -165,7 +165,7 @@ class PromptEncoder:
         return PromptGroup(prefix, tuple(suffixes), tuple(owners), tuple(truncated))
 
     def _document_ids(self, documents: Sequence[str], room: int | None) -> list[list[int]]:
-        """Token ids of each document: all of them, or (given `room`) at least `room + 1` where it has more than that."""
+        """Token ids of each document: all, or (given `room`) at least `room + 1` where it has more than that."""
         if room is None:
             return [e.ids for e in self._plain.encode_batch_fast(list(documents), add_special_tokens=False)]
         # Only the head of a long text is tokenised; the last tokens of a cut head may differ from those of the whole

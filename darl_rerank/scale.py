@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class RelevanceScale:
             raise InputError(f"scale {self.name!r} names a grade twice: {', '.join(names)}")
         if len(set(words)) < len(words) or not all(grade.words for grade in self.grades):
             raise InputError(f"scale {self.name!r} needs words for every grade, none of them used twice: {words}")
-        if not np.isfinite(gains).all() or any(low >= high for low, high in zip(gains, gains[1:], strict=False)):
+        if not np.isfinite(gains).all() or any(low >= high for low, high in pairwise(gains)):
             raise InputError(f"scale {self.name!r} needs finite gains that rise with the grade, got {gains}")
 
     def __len__(self) -> int:

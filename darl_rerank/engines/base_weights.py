@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,10 @@ if TYPE_CHECKING:
 
 
 def require_torch() -> None:
-    """Raise MissingDependencyError unless torch and transformers can be imported."""
-    try:
-        import torch
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(error.name or "torch", "torch") from error
+    """Raise MissingDependencyError unless torch and transformers are installed."""
+    for module in ("torch", "transformers"):
+        if find_spec(module) is None:
+            raise MissingDependencyError(module, "torch")
 
 
 def load_body(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:

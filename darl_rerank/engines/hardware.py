@@ -17,5 +17,5 @@ def cpu_flags() -> frozenset[str]:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether matrix products in bfloat16 run in hardware (AMX or AVX-512 BF16); without, they are slower than float32."""
+    """Whether bfloat16 products run in hardware (AMX or AVX-512 BF16); without, they are slower than float32."""
     return bool(cpu_flags() & {"amx_bf16", "avx512_bf16"})

@@ -10,6 +10,7 @@ from ..checkpoint import MANIFEST, Checkpoint
 from ..errors import InputError, MissingDependencyError
 from ..scale import RelevanceScale
 from .base import Engine
+from .base_weights import require_torch
 
 ENGINES = ("auto", "torch", "onnx")
 _BUNDLED = Path(__file__).resolve().parent.parent / "data" / "model"
@@ -47,9 +48,7 @@ def load_engine(checkpoint: Checkpoint, engine: str, *, device: str | None, prec
         from .onnx_engine import OnnxEngine
 
         return OnnxEngine(checkpoint, device=device, precision=precision)
-    for module in ("torch", "transformers"):
-        if find_spec(module) is None:
-            raise MissingDependencyError(module, "torch", "or export the checkpoint and serve it with ONNX Runtime")
+    require_torch()
     from .torch_engine import TorchEngine
 
     return TorchEngine(checkpoint, device=device, precision=precision)

@@ -60,13 +60,16 @@ class TorchEngine:
         self.precision = precision or ("bfloat16" if on_gpu or cpu_has_bfloat16() else "float32")
         if self.precision not in _DTYPES:
             raise InputError(f"the torch engine has no precision {self.precision!r}; known: {', '.join(_DTYPES)}")
-        self.batch_tokens = 65536 if on_gpu else 2048
+        # On a CPU small batches keep their activations in cache: 512 to 1024 tokens ran fastest, 4096 half as fast.
+        self.batch_tokens = 65536 if on_gpu else 1024
         self._model = load_body(checkpoint, _DTYPES[self.precision]).to(self._device)
         self._model.requires_grad_(False)
         self._weight = torch.from_numpy(checkpoint.head.weight).to(self._device)
         self._bias = torch.from_numpy(checkpoint.head.bias).to(self._device)
         if self._weight.shape[1] != self._model.config.get_text_config().hidden_size:
-            raise InputError(f"the head expects hidden size {self._weight.shape[1]}, {checkpoint.base.name} has another")
+            raise InputError(
+                f"the head expects hidden size {self._weight.shape[1]}, {checkpoint.base.name} has another"
+            )
         self._instruction_length = checkpoint.encoder().instruction_length
         self._middle = _MiddleLayer(self._model, checkpoint.feature_layer)
 

@@ -1,0 +1,98 @@
+"""Calibration: turns grade logits into probabilities that can be read as frequencies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Temperature scaling, optionally with a temperature that grows with novelty.
+
+    p = softmax(z / T), T = temperature · exp(novelty_slope · novelty / 100). One temperature for all pairs is Guo et
+    al., "On Calibration of Modern Neural Networks" (ICML 2017); a temperature that follows the distance from the
+    training set makes a model less sure of pairs unlike those it has learned from.
+
+    Attributes:
+        temperature: > 0; 1 leaves the logits alone, more flattens the distribution.
+        novelty_slope: by how much log T grows from the most familiar pair (novelty 0) to the strangest (100); 0
+            ignores novelty.
+
+    Raises:
+        InputError: a temperature that is not a positive number, or a slope that is not finite.
+    """
+
+    temperature: float = 1.0
+    novelty_slope: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.temperature) and self.temperature > 0):
+            raise InputError(f"a calibration temperature must be a positive number, got {self.temperature}")
+        if not np.isfinite(self.novelty_slope):
+            raise InputError(f"a calibration's novelty slope must be finite, got {self.novelty_slope}")
+
+    @classmethod
+    def identity(cls) -> Calibration:
+        """The calibration that changes nothing."""
+        return cls()
+
+    @property
+    def needs_novelty(self) -> bool:
+        """Whether `probabilities` must be given the pairs' novelty."""
+        return self.novelty_slope != 0.0
+
+    def temperatures(self, count: int, novelty: NDArray[np.floating[Any]] | None = None) -> NDArray[np.float64]:
+        """The temperature of each of `count` pairs, shape (count,).
+
+        Raises:
+            InputError: novelty is needed and missing, or not of shape (count,).
+        """
+        if not self.needs_novelty:
+            return np.full(count, self.temperature)
+        if novelty is None:
+            raise InputError("this calibration depends on novelty, but none was given: the model's features are needed")
+        novelty = np.asarray(novelty, dtype=np.float64)
+        if novelty.shape != (count,):
+            raise InputError(f"novelty must have shape ({count},), got {novelty.shape}")
+        return np.asarray(self.temperature * np.exp(self.novelty_slope * novelty / 100.0))
+
+    def probabilities(
+        self, logits: NDArray[np.floating[Any]], novelty: NDArray[np.floating[Any]] | None = None
+    ) -> NDArray[np.float64]:
+        """Calibrated probability of every grade, rows summing to 1.
+
+        Args:
+            logits: shape (n, K).
+            novelty: shape (n,), percentiles 0..100; needed if `needs_novelty`, else not looked at.
+
+        Returns:
+            shape (n, K).
+        """
+        logits = np.asarray(logits, dtype=np.float64)
+        if logits.ndim != 2:
+            raise InputError(f"logits must have shape (n, K), got {logits.shape}")
+        return softmax(logits / self.temperatures(len(logits), novelty)[:, None])
+
+    def to_dict(self) -> dict[str, float]:
+        return {"temperature": self.temperature, "novelty_slope": self.novelty_slope}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
+        try:
+            return cls(float(values["temperature"]), float(values.get("novelty_slope", 0.0)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"a calibration needs temperature, and may have novelty_slope: {error}") from error
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Softmax over the last axis, safe for any finite logits."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    result: NDArray[np.float64] = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return result

@@ -1,0 +1,47 @@
+"""Options that several commands share: which model, and what runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ..reranker import Reranker
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def model_options(command: _Command) -> _Command:
+    """Add --model, --engine, --device, --precision, --batch-tokens and --long-documents."""
+    options = [
+        click.option(
+            "--model", type=click.Path(path_type=Path), help="A checkpoint folder.  [default: the bundled one]"
+        ),
+        click.option("--engine", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True),
+        click.option("--device", help="cpu, cuda, cuda:1 …  [default: a GPU if there is one]"),
+        click.option("--precision", help="float32, bfloat16, float16.  [default: the best the device has in hardware]"),
+        click.option("--batch-tokens", type=click.IntRange(min=1), help="Tokens that are run together."),
+        click.option(
+            "--long-documents",
+            type=click.Choice(["truncate", "window"]),
+            default="truncate",
+            show_default=True,
+            help="Cut a document that does not fit, or judge it window by window and take the best.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def load_reranker(**model: Any) -> Reranker:
+    """The reranker that `model_options` describe; says so if it is untrained."""
+    from ..reranker import Reranker
+
+    reranker = Reranker.from_pretrained(model.pop("model"), **model)
+    if not reranker.checkpoint.trained:
+        click.echo("Note: this checkpoint is untrained and grades zero-shot, from the grade words alone.", err=True)
+    return reranker

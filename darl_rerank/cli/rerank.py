@@ -1,0 +1,92 @@
+"""`darl-rerank rerank`: a TREC run in, a reranked run out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import model_options
+
+if TYPE_CHECKING:
+    from ..offline import HasText
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("topics", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--corpus", type=click.Path(path_type=Path), help="JSONL or TSV with the documents' texts, plain or gzip."
+)
+@click.option("--index", type=click.Path(path_type=Path), help="A Lucene index with stored texts, instead of --corpus.")
+@click.option(
+    "--depth", default=100, show_default=True, help="Documents of each query to rerank; the rest is left out."
+)
+@click.option("--top-k", type=int, help="Documents of each query to write.  [default: all reranked]")
+@click.option("--tag", default="darl-rerank", show_default=True, help="Name of the run, its last column.")
+@click.option("--details", type=click.Path(path_type=Path), help="JSONL with grade, probabilities and novelty.")
+@click.option(
+    "--missing",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="What to do with a document that the corpus lacks or that is empty.",
+)
+@click.option("--restart", is_flag=True, help="Begin anew instead of going on with an interrupted job.")
+@model_options
+def rerank(
+    run: Path,
+    topics: Path,
+    output: Path,
+    corpus: Path | None,
+    index: Path | None,
+    depth: int,
+    top_k: int | None,
+    tag: str,
+    details: Path | None,
+    missing: str,
+    restart: bool,
+    **model: str | int | None,
+) -> None:
+    """Rerank RUN, a TREC run over the queries of TOPICS, and write the new run to OUTPUT.
+
+    An interrupted job goes on when the same command is given again.
+    """
+    from ..errors import InputError
+    from ..offline import input_digests, prepare, rerank_run, wanted_documents
+    from ..trec.runs import read_run
+    from ..trec.topics import read_topics
+    from .options import load_reranker
+
+    if (corpus is None) == (index is None):
+        raise click.UsageError("give either --corpus or --index: the documents' texts are in one of them")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"--top-k must be at least 1, got {top_k}")
+    retrieved = read_run(run)
+    queries = read_topics(topics)
+    documents = _documents(corpus, index, wanted_documents(retrieved, depth))
+    job = prepare(retrieved, queries, documents, depth=depth, missing="skip" if missing == "skip" else "error")
+    if job.unused_topics:
+        click.echo(f"Warning: {job.unused_topics} topics have no documents in the run and are left out", err=True)
+    if job.skipped:
+        click.echo(f"Warning: {len(job.skipped)} documents without text were left out", err=True)
+    reranker = load_reranker(**model)
+    settings = {"depth": depth, "missing": missing, **input_digests(run=run, topics=topics)}
+    rerank_run(
+        reranker, job, output, details=details, top_k=top_k, tag=tag, settings=settings, restart=restart
+    )  # fmt: skip
+    click.echo(f"{output}: {len(job.queries)} queries reranked", err=True)
+
+
+def _documents(corpus: Path | None, index: Path | None, wanted: set[str]) -> Mapping[str, HasText]:
+    if corpus is not None:
+        from ..trec.corpora import load_documents
+
+        return load_documents(corpus, wanted)
+    from darl_rerank.adapters.pyserini import LuceneDocuments
+
+    assert index is not None
+    return LuceneDocuments(index)

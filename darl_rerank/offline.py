@@ -1,0 +1,176 @@
+"""Offline reranking of TREC runs: a job that can be killed at any moment and goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from tqdm import tqdm
+
+from .base_model import file_sha256
+from .errors import InputError
+from .files import atomic_write
+from .results import RankedDocument
+from .trec.journal import Journal
+from .trec.runs import Run, RunEntry, write_run
+
+Missing = Literal["error", "skip"]
+_SHOWN = 5
+
+
+class HasText(Protocol):
+    """A document as `darl_rerank.trec.corpora` and the adapters give it."""
+
+    @property
+    def full_text(self) -> str: ...
+
+
+class _CanRerank(Protocol):
+    @property
+    def fingerprint(self) -> str: ...
+
+    def rerank(self, query: str, documents: Sequence[Any], *, top_k: int | None = None) -> list[RankedDocument]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RerankJob:
+    """What is reranked, ready to run: every query has a topic and every document a text.
+
+    Attributes:
+        queries: query text by query id, in the run's order.
+        candidates: for each query the documents to rerank, (docid, text), in retrieval order.
+        skipped: (qid, docid) of documents that had no text and were left out.
+        unused_topics: how many topics the run has no documents for.
+    """
+
+    queries: dict[str, str]
+    candidates: dict[str, list[tuple[str, str]]]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    unused_topics: int = 0
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all texts and ids, so that a journal can tell a changed corpus."""
+        text = json.dumps([self.queries, self.candidates], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def wanted_documents(run: Run, depth: int) -> set[str]:
+    """Ids of the first `depth` documents of every query."""
+    if depth < 1:
+        raise InputError(f"depth must be at least 1, got {depth}")
+    return {entry.docid for entries in run.values() for entry in entries[:depth]}
+
+
+def prepare(
+    run: Run, topics: Mapping[str, str], documents: Mapping[str, HasText], *, depth: int, missing: Missing = "error"
+) -> RerankJob:
+    """Bring run, topics and documents together.
+
+    Args:
+        run: as `read_run` gives it.
+        topics: query text by id.
+        documents: texts by id, at least those of `wanted_documents`.
+        depth: how many documents of each query are reranked; the rest is left out.
+        missing: what to do with a document that has no text or is not there: "error", or "skip" it.
+
+    Raises:
+        InputError: a query of the run has no topic, or (missing="error") a document has no text.
+    """
+    if absent := [qid for qid in run if qid not in topics]:
+        raise InputError(f"{len(absent)} queries of the run have no topic: {_some(absent)}")
+    job = RerankJob({qid: topics[qid] for qid in run}, {}, unused_topics=len(topics.keys() - run.keys()))
+    for qid, entries in run.items():
+        kept = job.candidates.setdefault(qid, [])
+        for entry in entries[:depth]:
+            text = _text(documents, entry)
+            if text:
+                kept.append((entry.docid, text))
+            else:
+                job.skipped.append((qid, entry.docid))
+    if job.skipped and missing == "error":
+        places = [f"{docid} (query {qid})" for qid, docid in job.skipped]
+        raise InputError(
+            f"{len(places)} documents of the run are not in the corpus or are empty there: {_some(places)}; "
+            "--missing skip leaves them out"
+        )
+    return job
+
+
+def _text(documents: Mapping[str, HasText], entry: RunEntry) -> str:
+    document = documents.get(entry.docid)
+    return "" if document is None else document.full_text.strip()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
+
+
+def rerank_run(
+    reranker: _CanRerank,
+    job: RerankJob,
+    output: str | Path,
+    *,
+    details: str | Path | None = None,
+    top_k: int | None = None,
+    tag: str = "darl-rerank",
+    settings: Mapping[str, Any] | None = None,
+    restart: bool = False,
+    progress: bool = True,
+) -> None:
+    """Rerank a job into a run file; the same call after a kill goes on and ends with the same bytes.
+
+    Args:
+        reranker: what judges.
+        job: from `prepare`.
+        output: the run to write. While the job lasts, `<output>.journal` stands beside it.
+        details: a JSONL to write beside it, one line a document: unrounded score, grade, probabilities, novelty.
+        top_k: how many documents of each query to write; all if None.
+        tag: the run's name.
+        settings: further options that decide the result, kept in the journal.
+        restart: begin anew even if a journal is there.
+        progress: show rate and time left on stderr.
+
+    Raises:
+        InputError: the journal is of another job, `top_k` below 1, or an id that can't stand in a run.
+        DarlRerankError: an output can't be written.
+    """
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k must be at least 1, got {top_k}")
+    output = Path(output)
+    identity = {
+        "model": reranker.fingerprint,
+        "input": job.sha256,
+        "top_k": top_k,
+        "tag": tag,
+        "details": details is not None,
+        **(settings or {}),
+    }
+    total = sum(map(len, job.candidates.values()))
+    with Journal(output.with_name(output.name + ".journal"), identity, restart=restart) as journal:
+        done = sum(len(job.candidates[qid]) for qid in journal.finished)
+        with tqdm(total=total, initial=done, unit="doc", desc="reranking", disable=not progress) as bar:
+            for qid, query in job.queries.items():
+                if qid in journal.finished:
+                    continue
+                documents = [{"id": docid, "text": text} for docid, text in job.candidates[qid]]
+                ranking = reranker.rerank(query, documents, top_k=top_k) if documents else []
+                journal.append(qid, [ranked.to_dict() for ranked in ranking])
+                bar.update(len(documents))
+        rankings = {qid: journal.finished[qid] for qid in job.queries}
+        if details is not None:
+            with atomic_write(details) as stream:
+                for qid, ranking in rankings.items():
+                    for values in ranking:
+                        stream.write(json.dumps({"qid": qid, **values}, ensure_ascii=False) + "\n")
+        write_run(output, {q: [(v["docid"], v["score"]) for v in values] for q, values in rankings.items()}, tag)
+        journal.remove()
+
+
+def input_digests(**paths: Path | None) -> dict[str, str | None]:
+    """Digest of each input file, for a journal's settings; None for what is not a file."""
+    return {name: file_sha256(path) if path is not None and path.is_file() else None for name, path in paths.items()}

@@ -1,0 +1,101 @@
+"""Corpora: documents by id, streamed from JSON lines or TSV, plain or gzip; only those that are wanted are held."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from .lines import Faults, read_lines
+
+ID_FIELDS = ("id", "_id", "docid", "doc_id", "docno")
+TEXT_FIELDS = ("text", "contents", "body", "passage")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document of a corpus."""
+
+    docid: str
+    title: str
+    text: str
+
+    @property
+    def full_text(self) -> str:
+        """Title and text, one under the other; either alone if the other is empty."""
+        return "\n".join(part for part in (self.title.strip(), self.text.strip()) if part)
+
+
+def read_corpus(path: str | Path, wanted: Collection[str] | None = None) -> Iterator[Document]:
+    """Stream the documents of a file, or only those whose ids are `wanted`.
+
+    The format is told from the first line: JSON objects with an id (`id`, `_id`, `docid`, `doc_id`, `docno`), a
+    `title` if there is one and a text (`text`, `contents`, `body`, `passage`); or TSV of id, text or id, title, text.
+    Reading stops as soon as everything wanted has been found.
+
+    Raises:
+        InputError: no such file, binary or broken data, a line that is not of its format.
+    """
+    faults = Faults(path)
+    left = None if wanted is None else set(wanted)
+    from_json: bool | None = None
+    for number, line in read_lines(path):
+        if from_json is None:
+            from_json = line.lstrip().startswith("{")
+        document = _from_json(number, line, faults) if from_json else _from_tsv(number, line, faults)
+        faults.check()
+        if document is None:
+            continue
+        if left is None:
+            yield document
+        elif document.docid in left:
+            left.discard(document.docid)
+            yield document
+            if not left:
+                return
+    if from_json is None:
+        raise InputError("the corpus is empty", path=path)
+
+
+def load_documents(path: str | Path, wanted: Collection[str]) -> dict[str, Document]:
+    """The wanted documents of a file that are there; the caller decides what a missing one means."""
+    return {document.docid: document for document in read_corpus(path, wanted)}
+
+
+def _from_json(number: int, line: str, faults: Faults) -> Document | None:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        faults.add(number, f"expected a JSON object: {error}")
+        return None
+    if not isinstance(values, dict):
+        faults.add(number, f"expected a JSON object, found {type(values).__name__}")
+        return None
+    docid = next((str(values[name]) for name in ID_FIELDS if values.get(name) not in (None, "")), None)
+    if docid is None:
+        faults.add(number, f"expected an id under {', '.join(ID_FIELDS)}; found {', '.join(values) or 'nothing'}")
+        return None
+    return Document(docid, _string(values, ("title",), number, faults), _string(values, TEXT_FIELDS, number, faults))
+
+
+def _string(values: Mapping[str, object], names: tuple[str, ...], number: int, faults: Faults) -> str:
+    for name in names:
+        value = values.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            faults.add(number, f"expected {name} to be a string, found {type(value).__name__}")
+            return ""
+        return value
+    return ""
+
+
+def _from_tsv(number: int, line: str, faults: Faults) -> Document | None:
+    columns = line.split("\t")
+    if not 2 <= len(columns) <= 3 or not columns[0].strip():
+        faults.add(number, f"expected a JSON object, or id<TAB>text or id<TAB>title<TAB>text; {len(columns)} columns")
+        return None
+    docid, *title, text = columns
+    return Document(docid.strip(), title[0] if title else "", text)

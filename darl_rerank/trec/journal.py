@@ -1,0 +1,119 @@
+"""The journal of a resumable job: one line for each finished query, so that a killed job goes on where it was.
+
+The first line says what the job is (model, files, options); each further line holds one query's result with a
+checksum. A kill in the middle of a write leaves a torn last line, which is dropped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import InputError
+
+_FORMAT = 1
+
+
+class Journal:
+    """An open journal; use it in a `with` block.
+
+    Args:
+        path: the file; made if it is not there.
+        job: what decides the result (model, input digests, options), as JSON types.
+        restart: throw away what an earlier job left.
+
+    Attributes:
+        finished: results by query id, in the order they were written.
+
+    Raises:
+        InputError: the journal is of another job (the error names what differs), is not a journal, or is in use.
+    """
+
+    def __init__(self, path: str | Path, job: Mapping[str, Any], *, restart: bool = False) -> None:
+        self.path = Path(path)
+        self.finished: dict[str, Any] = {}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self.path.open("a+b")
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._stream.close()
+            raise InputError("another process is working on this job", path=self.path) from None
+        try:
+            if restart:
+                self._stream.truncate(0)
+            # Through JSON and back, so that what is compared is what was written.
+            self._read(json.loads(json.dumps({"journal": _FORMAT, **job})))
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def _read(self, job: dict[str, Any]) -> None:
+        self._stream.seek(0)
+        lines = self._stream.read().splitlines(keepends=True)
+        good = 0
+        for number, line in enumerate(lines, 1):
+            values = _decode(line)
+            if values is None:
+                if number == 1 and line.endswith(b"\n"):
+                    raise InputError("is not a journal of darl-rerank", path=self.path)
+                break
+            if number == 1:
+                self._check_same_job(values, job)
+            else:
+                self.finished[values["qid"]] = values["result"]
+            good += len(line)
+        self._stream.truncate(good)
+        self._stream.seek(0, os.SEEK_END)
+        if good == 0:
+            self._write(job)
+
+    def _check_same_job(self, found: dict[str, Any], job: dict[str, Any]) -> None:
+        keys = [key for key in {**job, **found} if job.get(key) != found.get(key)]
+        if keys:
+            changes = "; ".join(f"{key} was {found.get(key)!r}, now {job.get(key)!r}" for key in keys)
+            raise InputError(
+                f"is the journal of another job: {changes}. Use the same settings to go on, or --restart to begin anew",
+                path=self.path,
+            )
+
+    def append(self, qid: str, result: Any) -> None:
+        """Write one query's result (JSON types) and see it to disk."""
+        self._write({"qid": qid, "result": result})
+        self.finished[qid] = json.loads(json.dumps(result))
+
+    def _write(self, values: Mapping[str, Any]) -> None:
+        body = json.dumps(values, ensure_ascii=False)
+        self._stream.write(f"{zlib.crc32(body.encode()):08x} {body}\n".encode())
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def remove(self) -> None:
+        """Delete the file: the job's output stands."""
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+
+def _decode(line: bytes) -> dict[str, Any] | None:
+    """A whole line's object, or None for a torn or foreign one."""
+    checksum, _, body = line.rstrip(b"\n").partition(b" ")
+    try:
+        if not line.endswith(b"\n") or int(checksum, 16) != zlib.crc32(body):
+            return None
+        values = json.loads(body)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) else None

@@ -1,0 +1,73 @@
+"""Reading text files line by line, gzip or not, with errors that name file and line."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from ..errors import InputError
+
+# Enough to mend a file in one go, few enough to read.
+_MOST_FAULTS = 10
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """`path` as bytes, decompressed if it begins like gzip (whatever its name)."""
+    try:
+        with path.open("rb") as stream:
+            magic = stream.read(2)
+        return gzip.open(path, "rb") if magic == b"\x1f\x8b" else path.open("rb")  # type: ignore[return-value]
+    except FileNotFoundError:
+        raise InputError("no such file", path=path) from None
+    except IsADirectoryError:
+        raise InputError("is a folder, expected a file", path=path) from None
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Line numbers (from 1) and lines without their line end; blank lines are left out.
+
+    Raises:
+        InputError: no such file, not UTF-8, a NUL byte (a binary file), or a gzip file that is cut short or broken.
+    """
+    path = Path(path)
+    number = 0
+    with open_bytes(path) as stream:
+        try:
+            for number, raw in enumerate(stream, 1):
+                if b"\0" in raw:
+                    raise InputError("expected text, found binary data", path=path, line=number)
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                if text.strip():
+                    yield number, text
+        except UnicodeDecodeError as error:
+            raise InputError(f"expected UTF-8 text: {error.reason}", path=path, line=number) from error
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(f"the gzip file is cut short or broken: {error}", path=path, line=number + 1) from error
+
+
+class Faults:
+    """Collects the faults of a file, so that one reading reports them all; `check()` raises them together."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._found: list[tuple[int, str]] = []
+        self._count = 0
+
+    def add(self, line: int, message: str) -> None:
+        self._count += 1
+        if len(self._found) < _MOST_FAULTS:
+            self._found.append((line, message))
+
+    def check(self) -> None:
+        """Raise InputError if there were any; the first gives the error its place."""
+        if not self._found:
+            return
+        (line, first), *others = self._found
+        more = [f"\n{self.path}:{number}: {message}" for number, message in others]
+        left = self._count - len(self._found)
+        raise InputError(
+            first + "".join(more) + (f"\nand {left} more faults" if left else ""), path=self.path, line=line
+        )

@@ -1,0 +1,115 @@
+"""Runs: `qid Q0 docid rank score tag`, read as trec_eval reads them and written so that it reads them back in order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..files import atomic_write
+from .lines import Faults, read_lines
+
+
+@dataclass(frozen=True, slots=True)
+class RunEntry:
+    """One retrieved document."""
+
+    docid: str
+    score: float
+
+
+# For each query, in the file's order, its documents in rank order.
+Run = dict[str, list[RunEntry]]
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run; documents come in trec_eval's order.
+
+    trec_eval ignores the rank column: it orders by score (kept as a 32-bit float), then by docid, both descending.
+
+    Raises:
+        InputError: an empty file, a line without six columns, a score that is not a finite number, or a document that
+            is listed twice for a query; all such lines are reported together.
+    """
+    faults = Faults(path)
+    found: dict[str, dict[str, float]] = {}
+    for number, line in read_lines(path):
+        columns = line.split()
+        if len(columns) != 6:
+            faults.add(number, f"expected 6 columns (qid Q0 docid rank score tag), found {len(columns)}")
+            continue
+        qid, _, docid, _, written, _ = columns
+        try:
+            score = float(written)
+        except ValueError:
+            score = math.nan
+        if not math.isfinite(score):
+            faults.add(number, f"expected a finite number as score, found {written!r}")
+        elif docid in found.setdefault(qid, {}):
+            faults.add(number, f"document {docid} is listed twice for query {qid}")
+        else:
+            found[qid][docid] = score
+    faults.check()
+    if not found:
+        raise InputError("the run is empty", path=path)
+    return {qid: in_trec_order(scores) for qid, scores in found.items()}
+
+
+def in_trec_order(scores: Mapping[str, float]) -> list[RunEntry]:
+    """Documents as trec_eval ranks them: 32-bit score, then docid, both descending."""
+    ordered = sorted(scores.items(), key=lambda item: (float(np.float32(item[1])), item[0]), reverse=True)
+    return [RunEntry(docid, score) for docid, score in ordered]
+
+
+def write_run(path: str | Path, rankings: Mapping[str, Sequence[tuple[str, float]]], tag: str) -> None:
+    """Write a run whose order every reader sees alike.
+
+    Scores are written with six decimals. Where two neighbours would come out equal, as text or as trec_eval's 32-bit
+    float, the lower one is moved down by just enough to stay below; the order given is the order read back.
+
+    Args:
+        path: where to.
+        rankings: for each query its documents with scores, best first.
+        tag: the run's name, the last column.
+
+    Raises:
+        InputError: an id or the tag is empty or contains white space.
+    """
+    _check_word("tag", tag)
+    with atomic_write(path) as stream:
+        for qid, ranking in rankings.items():
+            _check_word("query id", qid)
+            texts = strictly_decreasing([score for _, score in ranking])
+            for rank, ((docid, _), text) in enumerate(zip(ranking, texts, strict=True), 1):
+                _check_word("document id", docid)
+                stream.write(f"{qid} Q0 {docid} {rank} {text} {tag}\n")
+
+
+def strictly_decreasing(scores: Sequence[float]) -> list[str]:
+    """The scores with six decimals, each below the one before it as text and as a 32-bit float.
+
+    Args:
+        scores: in the order wanted, each finite.
+    """
+    texts: list[str] = []
+    last = np.float32(math.inf)
+    for score in scores:
+        value = score
+        if np.float32(f"{value:.6f}") >= last:
+            # One step of the text, or one of the 32-bit float where that is coarser than the text.
+            step = max(1e-6, abs(float(np.spacing(last))))
+            value = float(last) - step
+            while np.float32(f"{value:.6f}") >= last:
+                value -= step
+        texts.append(f"{value:.6f}")
+        last = np.float32(texts[-1])
+    return texts
+
+
+def _check_word(what: str, text: str) -> None:
+    if not text or text.split() != [text]:
+        raise InputError(f"{what} {text!r} can't stand in a run: expected one word without white space")
