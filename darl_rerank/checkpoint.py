@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from .base_model import BaseModel, file_sha256
 from .calibration import Calibration
@@ -185,11 +185,11 @@ class Checkpoint:
     ) -> None:
         """Write the files into an existing folder and seal whatever else already is there (an export's ONNX files)."""
         (folder / _TOKENIZER).write_text(self.tokenizer_json, "utf-8")
-        save_file({"weight": self.head.weight, "bias": self.head.bias}, folder / _HEAD)
+        (folder / _HEAD).write_bytes(save({"weight": self.head.weight, "bias": self.head.bias}))
         novelty_settings = None
         if self.novelty is not None:
             tensors, novelty_settings = self.novelty.to_tensors()
-            save_file(tensors, folder / _NOVELTY)
+            (folder / _NOVELTY).write_bytes(save(tensors))
         for name, source in (("adapter", adapter), ("model", model)):
             if source is not None:
                 _copy_weights(source, folder / name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,17 +67,32 @@ def load_causal_lm(base: BaseModel, dtype: torch.dtype) -> Any:
 
 def _from_pretrained(auto: Any, source: Any, revision: str | None, dtype: torch.dtype) -> Any:
     try:
-        return auto.from_pretrained(
-            str(source),
-            revision=revision,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        with quiet():
+            return auto.from_pretrained(
+                str(source),
+                revision=revision,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"base model {source} could not be loaded: {reason}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar of transformers for a load of a second, whatever the caller's own setting is."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def start_checkpoint(base: str | Path, scale: RelevanceScale, prompt: Prompt | None) -> Checkpoint:

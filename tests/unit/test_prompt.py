@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from darl_rerank import Checkpoint
+from darl_rerank.errors import InputError
+from darl_rerank.prompt import PromptEncoder
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model: Path) -> PromptEncoder:
+    return Checkpoint.load(tiny_model).encoder()
+
+
+def room(encoder: PromptEncoder, query: str) -> int:
+    """Document tokens that fit beside `query`."""
+    return len(encoder.encode(query, ["x" * 10_000]).suffixes[0]) - len(encoder.encode(query, ["x"]).suffixes[0]) + 1
+
+
+def test_prefix_is_shared_and_parts_are_whole(encoder: PromptEncoder) -> None:
+    group = encoder.encode("garden hose", ["a hose", "a laptop"])
+    alone = encoder.encode("garden hose", ["a laptop"])
+    assert group.prefix == alone.prefix
+    assert group.suffixes[1] == alone.suffixes[0]
+    decoded = encoder._template.decode([*group.prefix, *group.suffixes[0]])
+    prompt = encoder.prompt
+    assert decoded == f"{prompt.instruction}garden hose{prompt.separator}a hose{prompt.answer}"
+
+
+def test_only_the_document_is_cut(encoder: PromptEncoder) -> None:
+    group = encoder.encode("hose", ["long " * 1000, "short"])
+    assert group.truncated == (True, False)
+    assert len(group.prefix) + len(group.suffixes[0]) == encoder.prompt.max_length
+    answer = encoder.encode("hose", ["x"]).suffixes[0][-3:]
+    assert group.suffixes[0][-3:] == answer
+    assert group.suffixes[0][0] == encoder.encode("hose", ["long"]).suffixes[0][0]
+
+
+def test_cut_head_equals_the_head_of_the_whole_text(encoder: PromptEncoder) -> None:
+    text = " ".join(f"word{i}" for i in range(100_000))
+    whole = encoder._plain.encode(text, add_special_tokens=False).ids
+    suffix = encoder.encode("hose", [text]).suffixes[0]
+    kept = room(encoder, "hose")
+    assert list(suffix[:kept]) == whole[:kept]
+
+
+def test_special_tokens_in_a_document_are_plain_text(encoder: PromptEncoder) -> None:
+    special = encoder._template.token_to_id("<|endoftext|>")
+    assert special in encoder._template.encode("<|endoftext|>", add_special_tokens=False).ids
+    group = encoder.encode("a <|endoftext|> b", ["x <|endoftext|> y"])
+    assert special not in (*group.prefix, *group.suffixes[0])
+
+
+def test_windows_cover_a_long_document(encoder: PromptEncoder) -> None:
+    text = " ".join(f"{i}" for i in range(2000))
+    group = encoder.encode("hose", [text, "short"], "window")
+    assert set(group.owners) == {0, 1}
+    assert group.owners.count(0) > 1
+    assert group.owners.count(1) == 1
+    assert group.truncated == (False, False)
+    answer = len(encoder._answer)
+    ids = encoder._plain.encode(text, add_special_tokens=False).ids
+    windows = [list(s[:-answer]) for s, owner in zip(group.suffixes, group.owners, strict=True) if owner == 0]
+    assert windows[0] == ids[: len(windows[0])]
+    assert windows[-1] == ids[-len(windows[-1]) :]
+    covered = 0
+    for window in windows:
+        start = next(i for i in range(covered + 1) if ids[i : i + len(window)] == window)
+        assert start <= covered
+        covered = start + len(window)
+    assert covered == len(ids)
+
+
+@pytest.mark.parametrize("query", ["", "   \n"])
+def test_empty_query_is_refused(encoder: PromptEncoder, query: str) -> None:
+    with pytest.raises(InputError, match="query is empty"):
+        encoder.encode(query, ["x"])
+
+
+def test_query_without_room_for_a_document_is_refused(encoder: PromptEncoder) -> None:
+    with pytest.raises(InputError, match=r"the query has \d+ tokens, at most \d+ fit"):
+        encoder.encode("why " * 100_000, ["x"])
