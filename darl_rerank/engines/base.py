@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,12 +71,13 @@ def grade_groups(
         batch_tokens: token budget of a micro-batch; the engine's own if None.
         share_prefix: run the prefix of a group once for all its documents.
     """
-    count = sum(len(group.suffixes) for group in groups)
+    distinct, places = _without_repeats(groups)
+    count = sum(len(group.suffixes) for group in distinct)
     logits = np.zeros((count, grades), dtype=np.float32)
     collected: NDArray[np.float32] | None = None
     prefix_ids: tuple[int, ...] = ()
     prefix: Any = None
-    for batch in plan(groups, batch_tokens or engine.batch_tokens, share_prefix=share_prefix):
+    for batch in plan(distinct, batch_tokens or engine.batch_tokens, share_prefix=share_prefix):
         if batch.prefix != prefix_ids:
             prefix_ids = batch.prefix
             prefix = engine.encode_prefix(prefix_ids) if prefix_ids else None
@@ -87,4 +88,22 @@ def grade_groups(
             if collected is None:
                 collected = np.zeros((count, output.features.shape[1]), dtype=np.float32)
             collected[where] = output.features
-    return GradeOutput(logits, collected)
+    return GradeOutput(logits[places], None if collected is None else collected[places])
+
+
+def _without_repeats(groups: Sequence[PromptGroup]) -> tuple[list[PromptGroup], NDArray[np.intp]]:
+    """The groups with each suffix once, and for every original sequence its place among those that are left.
+
+    Equal documents must get equal scores, or their order would be one of rounding; two rows of one matrix product
+    need not be equal in their last bits even where their inputs are.
+    """
+    distinct: list[PromptGroup] = []
+    places: list[int] = []
+    offset = 0
+    for group in groups:
+        first: dict[tuple[int, ...], int] = {}
+        for suffix in group.suffixes:
+            places.append(offset + first.setdefault(suffix, len(first)))
+        distinct.append(replace(group, suffixes=tuple(first)))
+        offset += len(first)
+    return distinct, np.array(places, dtype=np.intp)

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from darl_rerank import Checkpoint, RelevanceScale
+from darl_rerank.base_model import BaseModel
+from darl_rerank.calibration import Calibration
+from darl_rerank.checkpoint import Head
+from darl_rerank.engines.base_weights import start_checkpoint
+from darl_rerank.errors import DarlRerankError, InputError
+from darl_rerank.novelty import fit_novelty
+from darl_rerank.scale import Grade
+
+
+@pytest.fixture
+def copy(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+
+
+def test_saved_and_loaded_it_is_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.load(tiny_model).replace(
+        calibration=Calibration(1.7, 0.2), trained=True, provenance={"data": ["x"]}
+    )
+    again = checkpoint.save(tmp_path / "new")
+    assert again.fingerprint == checkpoint.fingerprint
+    assert again.provenance == {"data": ["x"]}
+    assert again.trained
+    assert again.model_folder == tmp_path / "new" / "model"
+    np.testing.assert_array_equal(again.head.weight, checkpoint.head.weight)
+
+
+def test_whatever_decides_a_result_changes_the_fingerprint(tiny_model: Path) -> None:
+    checkpoint = Checkpoint.load(tiny_model)
+    head = Head(checkpoint.head.weight, checkpoint.head.bias + 1)
+    changed = [
+        checkpoint.replace(head=head),
+        checkpoint.replace(calibration=Calibration(2.0)),
+        checkpoint.replace(base=BaseModel("other")),
+        checkpoint.replace(sha256={**checkpoint.sha256, "model/model.safetensors": "0"}),
+    ]
+    assert len({c.fingerprint for c in [checkpoint, *changed]}) == 5
+    assert checkpoint.replace(provenance={"note": "x"}).fingerprint == checkpoint.fingerprint
+
+
+def test_novelty_statistics_travel(tiny_model: Path, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(300, 96)).astype(np.float32)
+    model = fit_novelty(features[:200], generator.integers(0, 4, 200), features[200:])
+    saved = Checkpoint.load(tiny_model).replace(novelty=model).save(tmp_path / "new")
+    assert saved.novelty is not None
+    np.testing.assert_array_equal(saved.novelty.score(features), model.score(features))
+
+
+def test_a_missing_or_changed_file_is_named(copy: Path) -> None:
+    weights = copy / "model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(InputError) as caught:
+        Checkpoint.load(copy)
+    assert "tokenizer.json is missing" in str(caught.value)
+    assert "model/model.safetensors is not the file that was saved" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "expected JSON"),
+        ("[]", "format 1, found None"),
+        ('{"format": 99}', "found 99"),
+        ('{"format": 1}', "lacks base"),
+    ],
+)
+def test_faulty_manifests(copy: Path, text: str, message: str) -> None:
+    (copy / "checkpoint.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        Checkpoint.load(copy)
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a checkpoint folder"):
+        Checkpoint.load(tmp_path)
+
+
+def test_an_existing_folder_is_not_overwritten_unasked(tiny_model: Path, copy: Path) -> None:
+    before = (copy / "checkpoint.json").read_bytes()
+    with pytest.raises(DarlRerankError, match="already exists"):
+        Checkpoint.load(tiny_model).save(copy)
+    assert (copy / "checkpoint.json").read_bytes() == before
+
+
+def test_the_card_may_be_edited(copy: Path) -> None:
+    (copy / "README.md").write_text("# mine\n")
+    assert Checkpoint.load(copy).save(copy, overwrite=True).folder == copy
+    assert (copy / "README.md").read_text() == "# mine\n"
+
+
+@pytest.fixture
+def base_folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model as an ordinary transformers folder."""
+    folder = Path(shutil.copytree(tiny_model / "model", tmp_path / "base"))
+    shutil.copy(tiny_model / "tokenizer.json", folder)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_head_row_is_the_mean_of_its_words_rows(base_folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    scale = RelevanceScale("two", (Grade("no", ("None", "Low"), 0.0), Grade("yes", ("Perfect",), 1.0)))
+    checkpoint = Checkpoint.from_base(base_folder, scale)
+    rows = AutoModelForCausalLM.from_pretrained(base_folder).lm_head.weight.detach().numpy()
+    ids = checkpoint.encoder().word_ids(["None", "Low", "Perfect"])
+    np.testing.assert_allclose(checkpoint.head.weight, [rows[ids[:2]].mean(0), rows[ids[2]]], rtol=1e-6)
+    assert not checkpoint.trained
+
+
+def test_grades_that_begin_alike_are_refused(base_folder: Path) -> None:
+    scale = RelevanceScale("two", (Grade("no", ("Perfect",), 0.0), Grade("yes", ("Perfectly",), 1.0)))
+    with pytest.raises(InputError, match="begin with the same token"):
+        start_checkpoint(base_folder, scale, None)
+
+
+def test_a_changed_base_is_noticed(base_folder: Path, tmp_path: Path) -> None:
+    saved = Checkpoint.from_base(base_folder, RelevanceScale.named("trec4")).save(tmp_path / "new")
+    assert saved.base.resolve() == str(base_folder)
+    weights = base_folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(InputError, match=r"weights of base model .* have changed"):
+        saved.base.resolve()
+
+
+def test_pickled_weights_are_refused(base_folder: Path) -> None:
+    (base_folder / "model.safetensors").rename(base_folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="pickled weights are not read"):
+        Checkpoint.from_base(base_folder, RelevanceScale.named("trec4"))
+
+
+def test_a_base_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no config\.json"):
+        Checkpoint.from_base(tmp_path / "nowhere", RelevanceScale.named("trec4"))
+    with pytest.raises(InputError, match="could not be loaded"):
+        Checkpoint.from_base("nobody/no-such-model", RelevanceScale.named("trec4"))
