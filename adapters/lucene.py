@@ -1,0 +1,179 @@
+"""Lucene indexes through Pyserini: building one from a corpus, reading documents out of it, retrieving with BM25."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from darl_rerank.errors import InputError
+from darl_rerank.files import atomic_folder
+from darl_rerank.trec.corpora import Document
+from darl_rerank.trec.runs import Run, in_trec_order
+
+from .jvm import ensure_jvm
+from .stored_text import TEXT_FIELDS, stored_text
+
+_BATCH = 1000
+
+
+def build_lucene_index(
+    documents: Iterable[Document],
+    path: str | Path,
+    *,
+    total: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> int:
+    """Index documents with Lucene (English analysis, texts stored) and move the whole index into place.
+
+    Indexing runs in one thread, so that the same corpus gives the same order of equal scores.
+
+    Args:
+        documents: read once, in order; title and text are searched as one field.
+        path: the folder to make.
+        total: how many documents there are, for the progress bar.
+        overwrite: replace an index that is there.
+        progress: show rate and time left on stderr.
+
+    Returns:
+        How many documents were indexed.
+
+    Raises:
+        InputError: no documents, an id twice, or a document without text.
+        DarlRerankError: `path` exists, or can't be written; nothing is left behind.
+        MissingDependencyError: Pyserini or a Java for it is missing.
+    """
+    ensure_jvm()
+    from jnius import JavaException
+    from pyserini.index.lucene import LuceneIndexer
+
+    with atomic_folder(path, overwrite=overwrite) as folder:
+        bar = tqdm(total=total, unit="doc", desc="indexing", disable=not progress)
+        try:
+            with bar:
+                indexer = LuceneIndexer(args=["-index", str(folder), "-storeRaw"], threads=1)
+                try:
+                    seen = _add(indexer, documents, bar)
+                finally:
+                    indexer.close()
+        except JavaException as error:
+            raise InputError(f"Lucene could not index: {_java_message(error)}", path=path) from error
+        if not seen:
+            raise InputError("the corpus has no documents: there is nothing to index")
+        stored = open_lucene_index(folder).num_docs
+        if stored != len(seen):
+            raise InputError(f"Lucene kept {stored} of {len(seen)} documents", path=path)
+    return len(seen)
+
+
+def _add(indexer: Any, documents: Iterable[Document], bar: tqdm[Any]) -> set[str]:
+    seen: set[str] = set()
+    rest = iter(documents)
+    while batch := list(islice(rest, _BATCH)):
+        for document in batch:
+            if document.docid in seen:
+                raise InputError(f"document {document.docid} is twice in the corpus")
+            if not document.full_text:
+                raise InputError(f"document {document.docid} has no text")
+            seen.add(document.docid)
+        # Escaped to ASCII: Java strings on the way through pyjnius are safest so.
+        indexer.add_batch_raw([
+            json.dumps({
+                "id": document.docid,
+                "contents": document.full_text,
+                "title": document.title,
+                "text": document.text,
+            })
+            for document in batch
+        ])  # fmt: skip
+        bar.update(len(batch))
+    return seen
+
+
+def open_lucene_index(path: str | Path) -> Any:
+    """A `LuceneSearcher` on an index folder.
+
+    Raises:
+        InputError: no index there, or one without documents.
+        MissingDependencyError: Pyserini or a Java for it is missing.
+    """
+    if not any(Path(path).glob("segments_*")):
+        raise InputError("expected a Lucene index, a folder with a file segments_*", path=path)
+    ensure_jvm()
+    from jnius import JavaException
+    from pyserini.search.lucene import LuceneSearcher
+
+    try:
+        searcher = LuceneSearcher(str(path))
+    except JavaException as error:
+        raise InputError(f"Lucene could not open this index: {_java_message(error)}", path=path) from error
+    if searcher.num_docs == 0:
+        raise InputError("the index has no documents", path=path)
+    return searcher
+
+
+class LuceneDocuments(Mapping[str, Document]):
+    """Documents of a Lucene index by docid, read when they are asked for. Needs stored texts.
+
+    Args:
+        index: an index folder, or a `LuceneSearcher` on one.
+        text_fields: which stored fields make up the text, see `stored_text`.
+
+    Raises:
+        InputError: no index there or an empty one; on reading, a document whose text is not stored.
+    """
+
+    def __init__(self, index: Any, *, text_fields: Sequence[str] = TEXT_FIELDS) -> None:
+        self._searcher = open_lucene_index(index) if isinstance(index, (str, Path)) else index
+        self._fields = tuple(text_fields)
+
+    def __getitem__(self, docid: str) -> Document:
+        stored = self._searcher.doc(docid)
+        if stored is None:
+            raise KeyError(docid)
+        return Document(docid, "", stored_text(docid, stored, self._fields))
+
+    def __contains__(self, docid: object) -> bool:
+        return isinstance(docid, str) and self._searcher.doc(docid) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        for number in range(len(self)):
+            yield self._searcher.doc(number).docid()
+
+    def __len__(self) -> int:
+        return int(self._searcher.num_docs)
+
+
+def lucene_search(
+    index: Any, topics: Mapping[str, str], *, k: int = 1000, threads: int = 1, k1: float = 0.9, b: float = 0.4
+) -> Run:
+    """BM25 runs for many queries, in trec_eval's order.
+
+    Args:
+        index: an index folder, or a `LuceneSearcher` on one (whose own settings then stay as they are).
+        topics: query text by id.
+        k: how many documents for each query.
+        threads: how many threads search.
+        k1, b: BM25's parameters; the defaults are Pyserini's.
+
+    Raises:
+        InputError: as `open_lucene_index`, or `k` below 1.
+    """
+    if k < 1:
+        raise InputError(f"k must be at least 1, got {k}")
+    if isinstance(index, (str, Path)):
+        searcher = open_lucene_index(index)
+        searcher.set_bm25(k1, b)
+    else:
+        searcher = index
+    found = searcher.batch_search(list(topics.values()), list(topics), k=k, threads=threads)
+    return {qid: in_trec_order({hit.docid: hit.score for hit in found.get(qid, ())}) for qid in topics}
+
+
+def _java_message(error: Exception) -> str:
+    return str(getattr(error, "innermessage", None) or error).splitlines()[0]
