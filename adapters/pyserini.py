@@ -62,8 +62,8 @@ class RerankedHit:
         self.ranked = ranked
         self.first_stage_rank = first_stage_rank
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return type(self._hit)
 
     @property
