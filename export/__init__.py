@@ -1,0 +1,1 @@
+"""Export of a checkpoint to ONNX: graph, precision, parity gate (imported as `darl_rerank.export`)."""
