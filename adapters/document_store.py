@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from darl_rerank.errors import InputError
 from darl_rerank.trec.corpora import Document
 
 _TABLE = "documents"
+# The file's name in a folder that `darl_rerank.adapters.faiss.build` made.
+DOCUMENTS = "documents.sqlite"
 
 
 class SqliteDocuments:
@@ -46,7 +50,9 @@ class SqliteDocuments:
             raise InputError(f"expected a table {table} with columns id and text; columns found: {columns}", path=path)
         docid = "docid" if "docid" in found else "id"
         title = "title" if "title" in found else "''"
+        self._docid = docid
         self._count = f'SELECT count(*) FROM "{name}"'
+        self._docids = f'SELECT CAST({docid} AS TEXT) FROM "{name}" ORDER BY id'
         self._select = f"SELECT CAST({docid} AS TEXT), coalesce({title}, ''), coalesce(text, '') FROM \"{name}\""
 
     def __call__(self, number: int) -> Document | None:
@@ -54,34 +60,95 @@ class SqliteDocuments:
             row = self._connection.execute(f"{self._select} WHERE id = ?", (number,)).fetchone()
         return None if row is None else Document(*row)
 
+    def __getitem__(self, number: int) -> Document:
+        document = self(number)
+        if document is None:
+            raise KeyError(number)
+        return document
+
+    def by_docid(self, docid: str) -> Document | None:
+        """The document of that id; quick where the file has an index on the column, as our own files do."""
+        with self._lock:
+            row = self._connection.execute(f"{self._select} WHERE {self._docid} = ?", (docid,)).fetchone()
+        return None if row is None else Document(*row)
+
+    def docids(self) -> Iterator[str]:
+        """All docids, in the order of the ids."""
+        with self._lock:
+            rows = self._connection.execute(self._docids).fetchall()
+        return (row[0] for row in rows)
+
     def __len__(self) -> int:
         with self._lock:
             return int(self._connection.execute(self._count).fetchone()[0])
 
     def close(self) -> None:
         """Close the file."""
-        self._connection.close()
+        with self._lock:
+            self._connection.close()
 
 
-def write_sqlite_documents(path: str | Path, documents: Iterable[Document]) -> int:
-    """Write documents to a new SQLite file, ids counted from 0 in the order given; returns how many.
+class FaissDocuments(Mapping[str, Document]):
+    """Documents by docid, out of an index folder of `darl_rerank.adapters.faiss.build`, read when asked for.
 
     Raises:
-        InputError: a docid is there twice.
+        InputError: no such folder.
     """
+
+    def __init__(self, folder: str | Path) -> None:
+        self._store = SqliteDocuments(Path(folder) / DOCUMENTS)
+
+    def __getitem__(self, docid: str) -> Document:
+        document = self._store.by_docid(docid)
+        if document is None:
+            raise KeyError(docid)
+        return document
+
+    def __iter__(self) -> Iterator[str]:
+        return self._store.docids()
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+
+def is_document_folder(folder: str | Path) -> bool:
+    """Whether `folder` looks like one that `darl_rerank.adapters.faiss.build` made."""
+    return (Path(folder) / DOCUMENTS).is_file()
+
+
+def write_sqlite_documents(path: str | Path, documents: Iterable[Document]) -> tuple[int, str]:
+    """Write documents to a new SQLite file, ids counted from 0 in the order given.
+
+    Returns:
+        How many there are, and a digest of all of them in their order.
+
+    Raises:
+        InputError: a docid is there twice, or a document has no text.
+    """
+    digest = hashlib.sha256()
+    count = 0
     connection = sqlite3.connect(path)
+
+    def rows() -> Iterator[tuple[int, str, str, str]]:
+        nonlocal count
+        for count, document in enumerate(documents, 1):
+            if not document.full_text:
+                raise InputError(f"document {document.docid} has no text")
+            values = (document.docid, document.title, document.text)
+            digest.update(json.dumps(values).encode())
+            yield (count - 1, *values)
+
     try:
         with connection:
             connection.execute(
                 f"CREATE TABLE {_TABLE} (id INTEGER PRIMARY KEY, docid TEXT UNIQUE, title TEXT, text TEXT)"
             )
-            rows = ((number, d.docid, d.title, d.text) for number, d in enumerate(documents))
-            connection.executemany(f"INSERT INTO {_TABLE} VALUES (?, ?, ?, ?)", rows)
-        return int(connection.execute(f"SELECT count(*) FROM {_TABLE}").fetchone()[0])
-    except sqlite3.IntegrityError as error:
-        raise InputError(f"a document is twice in the corpus: {error}") from error
+            connection.executemany(f"INSERT INTO {_TABLE} VALUES (?, ?, ?, ?)", rows())
+    except sqlite3.IntegrityError:
+        raise InputError(f"document {count} of the corpus has the docid of an earlier one") from None
     finally:
         connection.close()
+    return count, digest.hexdigest()
 
 
 def as_document_store(documents: Any) -> Callable[[int], Any]:

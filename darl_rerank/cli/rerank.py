@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 @click.option(
     "--corpus", type=click.Path(path_type=Path), help="JSONL or TSV with the documents' texts, plain or gzip."
 )
-@click.option("--index", type=click.Path(path_type=Path), help="A Lucene index with stored texts, instead of --corpus.")
+@click.option(
+    "--index",
+    type=click.Path(path_type=Path),
+    help="A folder of `darl-rerank index`, or any Lucene index with stored texts, instead of --corpus.",
+)
 @click.option(
     "--depth", default=100, show_default=True, help="Documents of each query to rerank; the rest is left out."
 )
@@ -86,7 +90,8 @@ def _documents(corpus: Path | None, index: Path | None, wanted: set[str]) -> Map
         from ..trec.corpora import load_documents
 
         return load_documents(corpus, wanted)
-    from darl_rerank.adapters.pyserini import LuceneDocuments
+    from darl_rerank.adapters.document_store import FaissDocuments, is_document_folder
+    from darl_rerank.adapters.lucene import LuceneDocuments
 
     assert index is not None
-    return LuceneDocuments(index)
+    return FaissDocuments(index) if is_document_folder(index) else LuceneDocuments(index)

@@ -1,0 +1,38 @@
+"""The indexes of the product catalogue that comes with the package, made once in the user's cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .. import icecat
+
+
+def lucene_index() -> Path:
+    """The Lucene index of the catalogue; says so on stderr when it has to be made."""
+    path = _cached("icecat-lucene")
+    if not path.is_dir():
+        from darl_rerank.adapters.lucene import build_lucene_index
+
+        click.echo(f"Indexing {icecat.PRODUCTS:,} products with Lucene, once", err=True)
+        build_lucene_index(icecat.read_products(), path, total=icecat.PRODUCTS)
+    return path
+
+
+def faiss_index() -> Path:
+    """The FAISS index of the catalogue, an HNSW graph of MiniLM's vectors; some minutes of work on two cores."""
+    path = _cached("icecat-minilm-hnsw")
+    if not path.is_dir():
+        from darl_rerank.adapters.faiss import build
+
+        click.echo(f"Encoding {icecat.PRODUCTS:,} products with MiniLM, once", err=True)
+        build(icecat.read_products(), path, kind="hnsw")
+    return path
+
+
+def _cached(name: str) -> Path:
+    from ..base_model import cache_folder, file_sha256
+
+    # A catalogue that changes with the package gets an index of its own.
+    return cache_folder() / f"{name}-{file_sha256(icecat.FOLDER / 'corpus.jsonl.gz')[:12]}"

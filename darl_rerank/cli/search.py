@@ -1,0 +1,135 @@
+"""`darl-rerank search`: retrieve, rerank, and show the ranking in the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import load_reranker, model_options
+
+if TYPE_CHECKING:
+    from ..reranker import Reranker
+    from ..results import RankedDocument
+    from ..trec.corpora import Document
+
+    FirstStage = Callable[[str, int], list[Document]]
+
+
+@click.command()
+@click.argument("query", nargs=-1)
+@click.option(
+    "--index",
+    "-i",
+    "indexes",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A folder of `darl-rerank index`, or any Lucene index with stored texts. Given several times, what they find "
+    "is fused by reciprocal rank.  [default: the product catalogue that comes with the package]",
+)
+@click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Documents to show.")
+@click.option("--depth", type=click.IntRange(min=1), default=50, show_default=True, help="Documents to judge.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a query instead of a table.")
+@model_options
+def search(
+    query: tuple[str, ...], indexes: tuple[Path, ...], k: int, depth: int, as_json: bool, **model: str | int | None
+) -> None:
+    """Find documents for QUERY, grade them and show the best.
+
+    Without QUERY, queries are read from the terminal or standard input, one a line, until it ends.
+    """
+    from ..errors import InputError
+
+    first_stage = _fused([_open(path) for path in indexes or (_catalogue(),)])
+    reranker = load_reranker(**model)
+    if query:
+        _answer(" ".join(query), first_stage, reranker, k, depth, as_json=as_json)
+        return
+    interactive = sys.stdin.isatty()
+    for text in _asked(interactive):
+        try:
+            _answer(text, first_stage, reranker, k, depth, as_json=as_json)
+        except InputError as error:
+            # Somebody who types goes on typing; a file of queries is wrong as a whole.
+            if not interactive:
+                raise
+            click.echo(f"Error: {error}", err=True)
+
+
+def _asked(interactive: bool) -> Iterator[str]:
+    while True:
+        try:
+            # The prompt would end up among the results if those go to a file.
+            line = input("query> " if interactive and sys.stdout.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _answer(query: str, first_stage: FirstStage, reranker: Reranker, k: int, depth: int, *, as_json: bool) -> None:
+    found = first_stage(query, max(k, depth))
+    ranking = reranker.rerank(query, found, top_k=k) if found else []
+    if as_json:
+        results = [
+            {**ranked.to_dict(), "first_stage_rank": ranked.index + 1, "text": ranked.document.full_text}
+            for ranked in ranking
+        ]
+        click.echo(json.dumps({"query": query, "results": results}, ensure_ascii=False))
+    else:
+        click.echo(_table(query, ranking, reranker, len(found)))
+
+
+def _table(query: str, ranking: list[RankedDocument], reranker: Reranker, judged: int) -> str:
+    from .table import ranking_table
+
+    if not ranking:
+        return f"{query}: nothing found\n"
+    titles = [ranked.document.full_text.split("\n", 1)[0] for ranked in ranking]
+    grades = ", ".join(f"{number} {grade.name}" for number, grade in enumerate(reranker.scale.grades))
+    table = ranking_table(ranking, titles, old_ranks=[ranked.index + 1 for ranked in ranking])
+    return f"{query}: the best {len(ranking)} of {judged} judged; probability of {grades}\n\n{table}\n"
+
+
+def _catalogue() -> Path:
+    from .catalogue import lucene_index
+
+    return lucene_index()
+
+
+def _open(path: Path) -> FirstStage:
+    from darl_rerank.adapters import document_store
+
+    return _faiss(path) if document_store.is_document_folder(path) else _lucene(path)
+
+
+def _lucene(path: Path) -> FirstStage:
+    from darl_rerank.adapters.lucene import LuceneDocuments, open_lucene_index
+
+    searcher = open_lucene_index(path)
+    documents = LuceneDocuments(searcher)
+    return lambda query, depth: [documents[hit.docid] for hit in searcher.search(query, k=depth)]
+
+
+def _faiss(path: Path) -> FirstStage:
+    from darl_rerank.adapters.faiss import FaissRetriever
+
+    searcher = FaissRetriever.load(path)
+    return lambda query, depth: [found.document for found in searcher.candidates([query], depth)[0]]
+
+
+def _fused(stages: list[FirstStage]) -> FirstStage:
+    if len(stages) == 1:
+        return stages[0]
+    from darl_rerank.adapters.fusion import fuse
+
+    def search_all(query: str, depth: int) -> list[Document]:
+        rankings = [stage(query, depth) for stage in stages]
+        documents = {document.docid: document for ranking in reversed(rankings) for document in ranking}
+        return [documents[hit.docid] for hit in fuse(rankings, top_k=depth)]
+
+    return search_all
