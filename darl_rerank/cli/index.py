@@ -16,7 +16,7 @@ def index() -> None:
     """Index a corpus with Lucene or FAISS.
 
     CORPUS is JSONL (an id, a title if there is one, a text) or TSV (id, text or id, title, text), plain or gzip.
-    FOLDER is made, or nothing is: an interrupted command leaves nothing half done under that name.
+    FOLDER is made whole or not at all.
     """
 
 
@@ -56,7 +56,10 @@ def lucene(corpus: Path, folder: Path, overwrite: bool) -> None:
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Texts encoded together.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 def faiss(corpus: Path, folder: Path, encoder: str, kind: Kind, batch_size: int, overwrite: bool) -> None:
-    """Encode CORPUS and index the vectors with FAISS."""
+    """Encode CORPUS and index the vectors with FAISS.
+
+    An interrupted command goes on with encoding when the same command is given again.
+    """
     from darl_rerank.adapters.faiss import build
 
     from ..trec.corpora import read_corpus
