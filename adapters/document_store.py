@@ -99,7 +99,8 @@ class FaissDocuments(Mapping[str, Document]):
         self._store = SqliteDocuments(Path(folder) / DOCUMENTS)
 
     def __getitem__(self, docid: str) -> Document:
-        document = self._store.by_docid(docid)
+        # SQLite would take the number 3 for the text "3".
+        document = self._store.by_docid(docid) if isinstance(docid, str) else None
         if document is None:
             raise KeyError(docid)
         return document

@@ -15,7 +15,7 @@ from darl_rerank.errors import InputError
 from darl_rerank.results import RankedDocument
 
 from .document_store import FaissDocuments, SqliteDocuments, as_document_store
-from .faiss_index import build, encode, load_encoder, open_index, read_index_settings
+from .faiss_index import build, check_encoder, encode, load_encoder, open_index, read_index_settings
 from .pyserini import CanRerank
 
 __all__ = [
@@ -140,8 +140,7 @@ class FaissRetriever:
             raise InputError(f"index must be a faiss.Index, got {type(index).__name__}")
         if index.ntotal == 0:
             raise InputError("the index has no vectors")
-        if not callable(getattr(encoder, "encode", encoder)):
-            raise InputError(f"encoder must be a callable or have encode(texts), got {type(encoder).__name__}")
+        check_encoder(encoder)
         self.index = index
         self.documents = as_document_store(documents)
         self.encoder = encoder

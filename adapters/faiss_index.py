@@ -200,10 +200,9 @@ def encode(encoder: Any, texts: Sequence[str], side: Literal["query", "document"
     Raises:
         InputError: another kind of object, another shape, or a vector that is not finite.
     """
+    check_encoder(encoder)
     own = type(encoder).__module__.startswith("sentence_transformers")
     function = getattr(encoder, f"encode_{side}" if own else "encode", encoder)
-    if not callable(function):
-        raise InputError(f"encoder must be a callable or have encode(texts), got {type(encoder).__name__}")
     vectors = np.ascontiguousarray(
         function(list(texts), **({"show_progress_bar": False} if own else {})), dtype=np.float32
     )
@@ -214,6 +213,18 @@ def encode(encoder: Any, texts: Sequence[str], side: Literal["query", "document"
     if not np.isfinite(vectors).all():
         raise InputError("the encoder returned a vector with NaN or infinity")
     return vectors
+
+
+def check_encoder(encoder: Any) -> None:
+    """Whether `encode` can use it.
+
+    Raises:
+        InputError: it is no callable and has no `encode`, or it is only an encoder's name.
+    """
+    if isinstance(encoder, str):  # which has a method `encode` of its own
+        raise InputError(f"encoder must be a callable or a model; load_encoder({encoder!r}) loads it by name")
+    if not callable(getattr(encoder, "encode", encoder)):
+        raise InputError(f"encoder must be a callable or have encode(texts), got {type(encoder).__name__}")
 
 
 def import_faiss() -> Any:

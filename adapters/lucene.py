@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -49,20 +50,16 @@ def build_lucene_index(
         MissingDependencyError: Pyserini or a Java for it is missing.
     """
     ensure_jvm()
-    from jnius import JavaException
     from pyserini.index.lucene import LuceneIndexer
 
     with atomic_folder(path, overwrite=overwrite) as folder:
         bar = tqdm(total=total, unit="doc", desc="indexing", disable=not progress)
-        try:
-            with bar:
-                indexer = LuceneIndexer(args=["-index", str(folder), "-storeRaw"], threads=1)
-                try:
-                    seen = _add(indexer, documents, bar)
-                finally:
-                    indexer.close()
-        except JavaException as error:
-            raise InputError(f"Lucene could not index: {_java_message(error)}", path=path) from error
+        with bar, _java_errors("Lucene could not index", path):
+            indexer = LuceneIndexer(args=["-index", str(folder), "-storeRaw"], threads=1)
+            try:
+                seen = _add(indexer, documents, bar)
+            finally:
+                indexer.close()
         if not seen:
             raise InputError("the corpus has no documents: there is nothing to index")
         stored = open_lucene_index(folder).num_docs
@@ -105,13 +102,10 @@ def open_lucene_index(path: str | Path) -> Any:
     if not any(Path(path).glob("segments_*")):
         raise InputError("expected a Lucene index, a folder with a file segments_*", path=path)
     ensure_jvm()
-    from jnius import JavaException
     from pyserini.search.lucene import LuceneSearcher
 
-    try:
+    with _java_errors("Lucene could not open this index", path):
         searcher = LuceneSearcher(str(path))
-    except JavaException as error:
-        raise InputError(f"Lucene could not open this index: {_java_message(error)}", path=path) from error
     if searcher.num_docs == 0:
         raise InputError("the index has no documents", path=path)
     return searcher
@@ -171,9 +165,28 @@ def lucene_search(
         searcher.set_bm25(k1, b)
     else:
         searcher = index
-    found = searcher.batch_search(list(topics.values()), list(topics), k=k, threads=threads)
+    with _java_errors("Lucene could not search"):
+        found = searcher.batch_search(list(topics.values()), list(topics), k=k, threads=threads)
     return {qid: in_trec_order({hit.docid: hit.score for hit in found.get(qid, ())}) for qid in topics}
 
 
-def _java_message(error: Exception) -> str:
-    return str(getattr(error, "innermessage", None) or error).splitlines()[0]
+def lucene_hits(searcher: Any, query: str, k: int) -> list[Any]:
+    """What `searcher.search` returns for one query.
+
+    Raises:
+        InputError: Lucene refuses the query, for example for more than 1,024 different words.
+    """
+    with _java_errors("Lucene could not search"):
+        return list(searcher.search(query, k=k))
+
+
+@contextlib.contextmanager
+def _java_errors(what: str, path: str | Path | None = None) -> Iterator[None]:
+    """Turn what Java throws into one clear error."""
+    from jnius import JavaException
+
+    try:
+        yield
+    except JavaException as error:
+        text = str(getattr(error, "innermessage", None) or error).strip().splitlines()[0]
+        raise InputError(f"{what}: {text}", path=path) from error

@@ -246,11 +246,11 @@ class RerankingSearcher:
             raise AttributeError(name)
         return getattr(self.searcher, name)
 
-    def search(self, q: Any, k: int = 10, *, query_text: str | None = None, **options: Any) -> list[RerankedHit]:
+    def search(self, q: Any = None, k: int = 10, *, query_text: str | None = None, **options: Any) -> list[RerankedHit]:
         """The best `k` documents for one query.
 
         Args:
-            q: the query, as the searcher takes it.
+            q: the query, as the searcher takes it; `query`, as Pyserini's dense searchers name it, does as well.
             k: how many to return.
             query_text: the query's text for the reranker, where `q` is a Lucene query or a vector.
             options: passed on to the searcher.
@@ -258,6 +258,8 @@ class RerankingSearcher:
         Raises:
             InputError: `k` below 1, no query text, or as `rerank_hits`.
         """
+        if q is None:
+            q = options.pop("query", None)
         text = _query_text(q if query_text is None else query_text)
         hits = self.searcher.search(q, k=self._candidates(k), **self._wider(self.searcher.search, k, options))
         return rerank_hits(self.reranker, text, hits, top_k=k, **self._options)
@@ -305,6 +307,8 @@ class RerankingSearcher:
         return max(k, self.depth)
 
     def _wider(self, search: Callable[..., Any], k: int, options: dict[str, Any]) -> dict[str, Any]:
+        if options.get("return_vector"):
+            raise InputError("return_vector can't be asked of a reranking searcher: ask its .searcher")
         # A hybrid searcher takes k0 hits of each of its two; left at its default it would never return `depth` of them.
         if "k0" in options or "k0" not in inspect.signature(search).parameters:
             return options

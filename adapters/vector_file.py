@@ -50,7 +50,7 @@ class VectorFile:
         try:
             found = json.loads(line)
             dimension = int(found.pop("dimension"))
-        except (ValueError, AttributeError, KeyError):
+        except (ValueError, AttributeError, KeyError, TypeError):
             found, dimension = None, 0
         if found != self._content or dimension < 1:
             self._stream.truncate(0)

@@ -108,11 +108,11 @@ def _open(path: Path) -> FirstStage:
 
 
 def _lucene(path: Path) -> FirstStage:
-    from darl_rerank.adapters.lucene import LuceneDocuments, open_lucene_index
+    from darl_rerank.adapters.lucene import LuceneDocuments, lucene_hits, open_lucene_index
 
     searcher = open_lucene_index(path)
     documents = LuceneDocuments(searcher)
-    return lambda query, depth: [documents[hit.docid] for hit in searcher.search(query, k=depth)]
+    return lambda query, depth: [documents[hit.docid] for hit in lucene_hits(searcher, query, depth)]
 
 
 def _faiss(path: Path) -> FirstStage:
