@@ -156,7 +156,7 @@ def lucene_search(
         k1, b: BM25's parameters; the defaults are Pyserini's.
 
     Raises:
-        InputError: as `open_lucene_index`, or `k` below 1.
+        InputError: as `open_lucene_index` and `lucene_hits`, or `k` below 1.
     """
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}")
@@ -165,18 +165,23 @@ def lucene_search(
         searcher.set_bm25(k1, b)
     else:
         searcher = index
-    with _java_errors("Lucene could not search"):
+    from jnius import JavaException
+
+    try:
         found = searcher.batch_search(list(topics.values()), list(topics), k=k, threads=threads)
+    except JavaException:
+        # A batch only says that it failed; one by one, the query at fault says why.
+        found = {qid: lucene_hits(searcher, text, k, f"query {qid}: ") for qid, text in topics.items()}
     return {qid: in_trec_order({hit.docid: hit.score for hit in found.get(qid, ())}) for qid in topics}
 
 
-def lucene_hits(searcher: Any, query: str, k: int) -> list[Any]:
-    """What `searcher.search` returns for one query.
+def lucene_hits(searcher: Any, query: str, k: int, place: str = "") -> list[Any]:
+    """What `searcher.search` returns for one query; `place` stands before errors.
 
     Raises:
         InputError: Lucene refuses the query, for example for more than 1,024 different words.
     """
-    with _java_errors("Lucene could not search"):
+    with _java_errors(f"{place}Lucene could not search"):
         return list(searcher.search(query, k=k))
 
 

@@ -155,7 +155,7 @@ def rerank_batch(
     # An empty result asks nothing of the reranker, not even whether its query is sound.
     asked = [qid for qid, hits in results.items() if hits]
     documents = [
-        [{"id": hit.docid, "text": _hit_text(hit, text_fields, find)} for hit in results[qid][:depth]] for qid in asked
+        [{"text": _hit_text(hit, text_fields, find), "id": hit.docid} for hit in results[qid][:depth]] for qid in asked
     ]
     rankings = reranker.rerank_many([queries[qid] for qid in asked], documents) if asked else []
     by_qid = dict(zip(asked, rankings, strict=True))
