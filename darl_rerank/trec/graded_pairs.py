@@ -230,7 +230,7 @@ def read_grade(
     if value < 0 or (grades is not None and value >= grades):
         scale = f"0..{grades - 1}" if grades is not None else "0 and up"
         raise InputError(f"grade {value} is outside of the scale {scale}; a grade map can bring it onto the scale")
-    return value
+    return int(value)
 
 
 def _soft_fault(soft: Any, grades: int | None) -> str | None:
@@ -255,6 +255,7 @@ def pairs_from_qrels(
     grades: int | None = None,
     grade_map: Mapping[str, int] | None = None,
     group: str | None = None,
+    partial: bool = False,
 ) -> list[GradedPair]:
     """Every judged pair of a TREC collection, in the order of the qrels.
 
@@ -263,10 +264,12 @@ def pairs_from_qrels(
         grades: number of grades K of the model's scale.
         grade_map: the qrels' grades (as text) onto the model's, all of them; without it they must be 0..K-1.
         group: the group of all pairs.
+        partial: leave out pairs whose query or document is not at hand: topics and corpus may be a part of the
+            collection.
 
     Raises:
-        InputError: a grade off the scale, a judged query without a topic, or a judged document that is not in the
-            corpus or is empty there; with the lines at fault.
+        InputError: a grade off the scale or, unless `partial`, a judged query without a topic, or a judged document
+            that is not in the corpus or is empty there; with the lines at fault.
     """
     queries = read_topics(topics)
     judged = read_qrels(qrels)
@@ -285,6 +288,8 @@ def pairs_from_qrels(
             continue
         del judged[qid][docid]
         document = documents.get(docid)
+        if partial and (qid not in queries or document is None or not document.full_text):
+            continue
         if qid not in queries:
             faults.add(number, f"query {qid} has no topic in {topics}")
         elif document is None or not document.full_text:

@@ -1,0 +1,195 @@
+"""The model in training: a decoder without its vocabulary projection, and the K-row head on prompts' last tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from darl_rerank.checkpoint import Checkpoint, Head
+from darl_rerank.engines.base_weights import load_causal_lm, with_adapter
+from darl_rerank.errors import InputError, MissingDependencyError
+
+from .packing import ATTENTION, register
+
+
+@dataclass(frozen=True, slots=True)
+class Trainable:
+    """Which weights are trained, besides the head.
+
+    Attributes:
+        weights: "lora": low-rank differences of all linear layers (PEFT); "all": the linear layers themselves; "head":
+            nothing else. Embeddings and norms are never trained: their differences would not fit into an adapter.
+        layers: only this many of the decoder's last layers, all if None. The gradient then ends there, which saves up
+            to a third of the time.
+        rank, alpha, dropout: of LoRA; a difference is scaled by alpha / rank.
+    """
+
+    weights: Literal["lora", "all", "head"] = "lora"
+    layers: int | None = None
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.weights not in ("lora", "all", "head"):
+            raise InputError(f"weights must be lora, all or head, got {self.weights!r}")
+        if self.layers is not None and self.layers < 1:
+            raise InputError(f"layers must be at least 1, got {self.layers}")
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise InputError("LoRA needs rank >= 1, alpha > 0 and 0 <= dropout < 1")
+
+
+class GradeModel(nn.Module):
+    """Packed prompts to grade logits.
+
+    Attributes:
+        lm: transformers' causal LM, under a PEFT adapter if there is one.
+        head: K rows, float32.
+    """
+
+    def __init__(self, lm: nn.Module, head: Head) -> None:
+        super().__init__()
+        self.lm = lm
+        self.head = nn.Linear(head.weight.shape[1], head.weight.shape[0])
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(head.weight))
+            self.head.bias.copy_(torch.from_numpy(head.bias))
+
+    @property
+    def body(self) -> Any:
+        """The decoder, whose forward pass ends before the vocabulary projection."""
+        lm: Any = self.lm
+        return (lm.get_base_model() if hasattr(lm, "get_base_model") else lm).base_model
+
+    @property
+    def adapted(self) -> bool:
+        return hasattr(self.lm, "peft_config")
+
+    def forward(self, last: Tensor, **inputs: Any) -> Tensor:
+        """Grade logits, shape (n, K), float32, of the prompts that `PackedPrompts.inputs` and `last` describe."""
+        states = self.body(**inputs, use_cache=False).last_hidden_state[0, last]
+        with torch.autocast(states.device.type, enabled=False):
+            logits: Tensor = self.head(states.float())
+        return logits
+
+    def head_values(self) -> Head:
+        return Head(*(p.detach().float().cpu().numpy().astype(np.float32) for p in (self.head.weight, self.head.bias)))
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """The weights that training changes, by name, on the CPU."""
+        return {name: p.detach().cpu().contiguous() for name, p in self.named_parameters() if p.requires_grad}
+
+    def load_trainable(self, state: dict[str, Tensor]) -> None:
+        """Put back what `trainable_state` gave.
+
+        Raises:
+            InputError: the names or shapes are not this model's.
+        """
+        own = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
+            raise InputError("the saved weights are not those of this model: it trains other layers or another rank")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+
+def load_grade_model(checkpoint: Checkpoint, trainable: Trainable, *, seed: int = 0) -> GradeModel:
+    """The model of `checkpoint`, ready to train; its adapter is trained on if it has one.
+
+    Frozen weights under LoRA are held in bfloat16 where the products are run in it anyway.
+
+    Raises:
+        InputError: there are fewer layers than `trainable.layers`, or the checkpoint has an adapter and `trainable`
+            is not LoRA.
+    """
+    torch.manual_seed(seed)
+    if checkpoint.model_folder is not None:
+        from darl_rerank.base_model import BaseModel
+
+        lm = load_causal_lm(BaseModel(str(checkpoint.model_folder)), torch.float32)
+    else:
+        lm = load_causal_lm(checkpoint.base, torch.float32)
+    count = int(lm.config.get_text_config().num_hidden_layers)
+    if trainable.layers is not None and trainable.layers > count:
+        raise InputError(f"layers = {trainable.layers}, but {checkpoint.base.name} has {count}")
+    first = 0 if trainable.layers is None else count - trainable.layers
+    lm.requires_grad_(False)
+    if checkpoint.adapter_folder is not None:
+        if trainable.weights != "lora":
+            raise InputError(f"the checkpoint has an adapter: train it with weights = lora, not {trainable.weights}")
+        lm = with_adapter(lm, checkpoint, trainable=True)
+    elif trainable.weights == "lora":
+        lm = _with_lora(lm, trainable, range(first, count))
+    elif trainable.weights == "all":
+        for layer in lm.base_model.layers[first:]:
+            for module in layer.modules():
+                if isinstance(module, nn.Linear):
+                    module.weight.requires_grad_(True)
+    model = GradeModel(lm, checkpoint.head)
+    register()
+    model.body.config._attn_implementation = ATTENTION
+    return model
+
+
+def _with_lora(lm: Any, trainable: Trainable, layers: Sequence[int]) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingDependencyError("peft", "torch") from error
+    config = LoraConfig(
+        r=trainable.rank,
+        lora_alpha=trainable.alpha,
+        lora_dropout=trainable.dropout,
+        target_modules="all-linear",
+        layers_to_transform=None if trainable.layers is None else list(layers),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(lm, config)
+
+
+def save_trained(
+    model: GradeModel, checkpoint: Checkpoint, folder: str | Path, *, overwrite: bool = False, card: str | None = None
+) -> Checkpoint:
+    """Write `checkpoint` with the trained head and weights: an adapter under LoRA, else the whole model.
+
+    Raises:
+        DarlRerankError: `folder` exists and `overwrite` is false, or can't be written.
+    """
+    import tempfile
+
+    trained = checkpoint.replace(head=model.head_values(), trained=True)
+    if not any(name.startswith("lm.") for name in model.trainable_state()):
+        return trained.save(folder, overwrite=overwrite, card=card)
+    with tempfile.TemporaryDirectory(dir=Path(folder).resolve().parent) as temporary:
+        weights = Path(temporary) / "weights"
+        if model.adapted:
+            save_adapter(model, weights, base_name=checkpoint.base.name)
+            return trained.save(folder, overwrite=overwrite, adapter=weights, card=card)
+        lm: Any = model.lm
+        attention, lm.config._attn_implementation = lm.config._attn_implementation, "sdpa"
+        lm.save_pretrained(weights)
+        lm.config._attn_implementation = attention
+        return trained.save(folder, overwrite=overwrite, model=weights, card=card)
+
+
+def save_adapter(model: GradeModel, folder: Path, *, base_name: str) -> None:
+    """The PEFT adapter of `model` as PEFT writes it, with no path of this machine in it."""
+    lm: Any = model.lm
+    for config in lm.peft_config.values():
+        config.base_model_name_or_path = base_name
+        config.inference_mode = True
+    lm.save_pretrained(folder)
+
+
+def save_weights(path: Path, state: dict[str, Tensor]) -> None:
+    """Write tensors to `path` as safetensors, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(state, temporary)
+    temporary.replace(path)

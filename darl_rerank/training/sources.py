@@ -1,0 +1,270 @@
+"""Training data: one or several collections, each with its own grade map, negatives, cap and held-out queries.
+
+A collection is a JSONL file of graded pairs, or topics, corpus and qrels. Its labels are brought onto the model's scale
+by an explicit map, because they seldom mean the same: "1" of a collection with two labels is neither "related" nor
+"perfect", but something between, which a soft label says: `{2: 0.5, 3: 0.5}`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from darl_rerank.errors import InputError
+from darl_rerank.trec.corpora import load_documents, read_corpus
+from darl_rerank.trec.graded_pairs import GradedPair, pairs_from_qrels, read_graded_pairs
+from darl_rerank.trec.runs import read_run
+from darl_rerank.trec.topics import read_topics
+
+# A label on the model's scale: a grade, or a probability for each of some grades.
+Target = int | Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Negatives:
+    """Unjudged documents that are taken to be (mostly) irrelevant.
+
+    Attributes:
+        run: a run over the source's topics, whose unjudged documents are drawn from; None for the corpus only.
+        skip: how many of a query's first unjudged documents to leave out: unjudged positives stand there.
+        depth: down to which rank of the run documents are drawn.
+        per_query: how many documents of the run each query gets.
+        random: how many documents of the whole corpus each query gets.
+        target: their label.
+    """
+
+    run: Path | None = None
+    skip: int = 1
+    depth: int = 50
+    per_query: int = 3
+    random: int = 0
+    target: Target = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One collection of a training set.
+
+    Attributes:
+        name: what it is called in counts and in the model card.
+        pairs: JSONL of graded pairs; or None with the next three.
+        topics, corpus, qrels: as in TREC.
+        partial: leave out judgements whose query or document is not at hand, instead of failing.
+        grades: the collection's labels, as text, onto the model's scale; all of them. None if they are the model's own.
+        negatives: what to draw for each query besides what is judged, if anything.
+        max_queries: at most so many queries, drawn at random; all if None.
+        max_documents: at most so many documents a query, its labels as even as they can be.
+        dev_queries: how many queries are held out for development.
+        weight: what an example counts in the loss.
+        group: the group (domain) of its pairs where they don't name their own; `name` if None.
+    """
+
+    name: str
+    pairs: Path | None = None
+    topics: Path | None = None
+    corpus: Path | None = None
+    qrels: Path | None = None
+    partial: bool = False
+    grades: Mapping[str, Target] | None = None
+    negatives: Negatives | None = None
+    max_queries: int | None = None
+    max_documents: int = 8
+    dev_queries: int = 0
+    weight: float = 1.0
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePairs:
+    """What a source gives.
+
+    Attributes:
+        source: where it is from.
+        train, dev: its pairs, those of one query one after the other; no query is in both.
+        counts: what was read, drawn and left out, by name.
+    """
+
+    source: Source
+    train: list[GradedPair]
+    dev: list[GradedPair]
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def load_source(source: Source, grades: int, *, seed: int = 0, excluded: Exclusions | None = None) -> SourcePairs:
+    """Read a source, map its labels, draw its negatives and split its queries.
+
+    Args:
+        source: the collection.
+        grades: number of grades K of the model.
+        seed: of all draws; a source's draws don't depend on other sources.
+        excluded: queries and documents that must not be trained on.
+
+    Raises:
+        InputError: a file can't be read, a label is not in the map, or nothing is left.
+    """
+    rng = random.Random(f"{seed}/{source.name}")
+    pairs = _mapped_pairs(source, grades)
+    counts = {"judged": len(pairs)}
+    queries = _by_query(pairs)
+    if excluded is not None:
+        queries = excluded.filter(queries, counts)
+    order = sorted(queries)
+    rng.shuffle(order)
+    if source.max_queries is not None:
+        order = order[: source.max_queries + source.dev_queries]
+    chosen = {qid: spread(queries[qid], source.max_documents, rng) for qid in order}
+    if source.negatives is not None:
+        _add_negatives(source, source.negatives, grades, chosen, pairs, rng, excluded, counts)
+    if source.dev_queries >= len(order):
+        raise InputError(f"source {source.name}: {len(order)} queries, {source.dev_queries} of them to be held out")
+    group = source.group or source.name
+    chosen = {
+        qid: [pair if pair.group else replace(pair, group=group) for pair in members] for qid, members in chosen.items()
+    }
+    held_out = set(order[: source.dev_queries])
+    train = [pair for qid in order if qid not in held_out for pair in chosen[qid]]
+    dev = [pair for qid in order if qid in held_out for pair in chosen[qid]]
+    counts |= {"queries": len(order), "train": len(train), "dev": len(dev)}
+    return SourcePairs(source, train, dev, counts)
+
+
+def target_probabilities(target: Target, grades: int) -> tuple[float, ...]:
+    """`target` as a probability for each of K grades.
+
+    Raises:
+        InputError: a grade off the scale, or probabilities that don't sum to 1.
+    """
+    weights = {target: 1.0} if isinstance(target, int) else {int(k): float(p) for k, p in target.items()}
+    outside = [k for k in weights if not 0 <= k < grades]
+    if outside:
+        raise InputError(f"grade {outside[0]} of the grade map is not on the scale 0..{grades - 1}")
+    if any(p < 0 for p in weights.values()) or abs(sum(weights.values()) - 1) > 1e-6:
+        raise InputError(f"expected probabilities >= 0 that sum to 1 in a grade map, found {dict(weights)}")
+    return tuple(weights.get(k, 0.0) for k in range(grades))
+
+
+def labelled(pair: GradedPair, target: Target, grades: int) -> GradedPair:
+    """`pair` with the label `target`: a grade if it is certain, else a soft label."""
+    soft = target_probabilities(target, grades)
+    hard = soft.index(1.0) if 1.0 in soft else None
+    return replace(pair, grade=hard, probabilities=None if hard is not None else soft)
+
+
+def _mapped_pairs(source: Source, grades: int) -> list[GradedPair]:
+    """The source's pairs on the model's scale. The readers map texts to integers: here to places in `targets`."""
+    names = None if source.grades is None else list(source.grades)
+    places = None if names is None else {name: i for i, name in enumerate(names)}
+    own = grades if names is None else None
+    if source.pairs is not None:
+        pairs = read_graded_pairs(source.pairs, grades=own, grade_map=places)
+    elif source.topics is not None and source.corpus is not None and source.qrels is not None:
+        pairs = pairs_from_qrels(
+            source.topics, source.corpus, source.qrels, grades=own, grade_map=places, partial=source.partial
+        )
+    else:
+        raise InputError(f"source {source.name} needs either pairs, or topics, corpus and qrels")
+    if source.grades is None or names is None:
+        return pairs
+    targets = [source.grades[name] for name in names]
+    return [pair if pair.grade is None else labelled(pair, targets[pair.grade], grades) for pair in pairs]
+
+
+def _by_query(pairs: Iterable[GradedPair]) -> dict[str, list[GradedPair]]:
+    queries: dict[str, list[GradedPair]] = {}
+    for pair in pairs:
+        queries.setdefault(pair.qid, []).append(pair)
+    return queries
+
+
+def spread(pairs: Sequence[GradedPair], most: int, rng: random.Random) -> list[GradedPair]:
+    """At most `most` pairs of one query, as many of each label as there are, in turn, at random within a label."""
+    if len(pairs) <= most:
+        return list(pairs)
+    strata: dict[Any, list[GradedPair]] = {}
+    for pair in pairs:
+        strata.setdefault(pair.probabilities or pair.grade, []).append(pair)
+    for members in strata.values():
+        rng.shuffle(members)
+    # The rarest label first: its few pairs are what the query can teach.
+    piles = sorted(strata.values(), key=len)
+    chosen: list[GradedPair] = []
+    while len(chosen) < most:
+        for pile in piles:
+            if pile and len(chosen) < most:
+                chosen.append(pile.pop())
+    return chosen
+
+
+def _add_negatives(
+    source: Source,
+    negatives: Negatives,
+    grades: int,
+    chosen: dict[str, list[GradedPair]],
+    judged: Sequence[GradedPair],
+    rng: random.Random,
+    excluded: Exclusions | None,
+    counts: dict[str, int],
+) -> None:
+    if source.corpus is None or source.topics is None:
+        raise InputError(f"source {source.name}: negatives need topics and corpus")
+    known = {qid: {pair.docid for pair in members} for qid, members in _by_query(judged).items()}
+    topics = read_topics(source.topics)
+    drawn: dict[str, list[str]] = {qid: [] for qid in chosen}
+    if negatives.run is not None and negatives.per_query:
+        run = read_run(negatives.run)
+        for qid in chosen:
+            unjudged = [e.docid for e in run.get(qid, [])[: negatives.depth] if e.docid not in known[qid]]
+            candidates = unjudged[negatives.skip :]
+            drawn[qid] += rng.sample(candidates, min(negatives.per_query, len(candidates)))
+    if negatives.random:
+        # Ids alone are held; sorted already by the file's order, which is all that a seeded draw needs.
+        ids = [document.docid for document in read_corpus(source.corpus)]
+        for qid in chosen:
+            taken = known[qid] | set(drawn[qid])
+            drawn[qid] += [docid for docid in rng.sample(ids, min(negatives.random, len(ids))) if docid not in taken]
+    documents = load_documents(source.corpus, {docid for docids in drawn.values() for docid in docids})
+    added = 0
+    for qid, docids in drawn.items():
+        # The same passage may stand in a corpus under two ids: a copy of a judged one is no negative.
+        texts = {" ".join(pair.document.casefold().split()) for pair in chosen[qid]}
+        for docid in docids:
+            document = documents.get(docid)
+            if document is None or not document.full_text:
+                continue
+            text = document.full_text
+            if " ".join(text.casefold().split()) in texts or (excluded is not None and excluded.has_document(text)):
+                continue
+            blank = GradedPair(topics[qid], text, None, None, qid, docid)
+            chosen[qid].append(labelled(blank, negatives.target, grades))
+            added += 1
+    counts["negatives"] = added
+
+
+class Exclusions:
+    """Queries and documents that must not be trained on: those of the collections a model will be measured on."""
+
+    def __init__(self, topics: Iterable[Path] = (), corpora: Iterable[Path] = ()) -> None:
+        self._queries = {_folded(text) for path in topics for text in read_topics(path).values()}
+        self._documents = {hash(_folded(d.full_text)) for path in corpora for d in read_corpus(path)}
+
+    def has_document(self, text: str) -> bool:
+        return hash(_folded(text)) in self._documents
+
+    def filter(self, queries: Mapping[str, list[GradedPair]], counts: dict[str, int]) -> dict[str, list[GradedPair]]:
+        """The queries without those excluded, and without excluded documents; `counts` says how many went."""
+        kept = {qid: members for qid, members in queries.items() if _folded(members[0].query) not in self._queries}
+        counts["excluded queries"] = len(queries) - len(kept)
+        before = sum(map(len, kept.values()))
+        kept = {
+            qid: [pair for pair in members if not self.has_document(pair.document)] for qid, members in kept.items()
+        }
+        kept = {qid: members for qid, members in kept.items() if members}
+        counts["excluded documents"] = before - sum(map(len, kept.values()))
+        return kept
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())

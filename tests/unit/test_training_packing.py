@@ -1,0 +1,72 @@
+"""A packed sequence of prompts gives what the prompts give one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from darl_rerank import Checkpoint, Reranker
+from darl_rerank.prompt import PromptGroup
+from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model
+from darl_rerank.training.packing import TOKEN_MULTIPLE, pack
+
+QUERIES = ("laptop", "garden hose 20 m", "lap")
+DOCUMENTS = ("Dell XPS 13 notebook with a long description" * 6, "hose", "Laptop sleeve 13 inch, black", "x")
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> GradeModel:
+    return load_grade_model(Checkpoint.load(tiny_model), Trainable("all"))
+
+
+def groups(checkpoint: Checkpoint) -> list[PromptGroup]:
+    encoder = checkpoint.encoder()
+    return [encoder.encode(query, DOCUMENTS[: i + 2]) for i, query in enumerate(QUERIES)]
+
+
+def test_packed_logits_are_those_of_the_engine(tiny_model: Path, tiny_reranker: Reranker, model: GradeModel) -> None:
+    packed = pack(groups(Checkpoint.load(tiny_model)))
+    with torch.inference_mode():
+        logits = model.eval()(packed.last, **packed.inputs()).numpy()
+    pairs = [(query, document) for i, query in enumerate(QUERIES) for document in DOCUMENTS[: i + 2]]
+    expected = tiny_reranker.score_pairs(pairs).logits
+    assert logits.shape == expected.shape
+    assert abs(logits - expected).max() < 2e-5
+
+
+def test_a_shared_beginning_stands_once(tiny_model: Path) -> None:
+    prompts = groups(Checkpoint.load(tiny_model))
+    packed = pack(prompts)
+    whole = sum(len(g.prefix) + len(s) for g in prompts for s in g.suffixes)
+    assert packed.tokens < sum(len(g.prefix) for g in prompts) + sum(len(s) for g in prompts for s in g.suffixes)
+    assert packed.tokens < whole
+    assert packed.ids.shape[1] % TOKEN_MULTIPLE == 0
+
+
+def test_gradients_are_those_of_prompts_run_apart(tiny_model: Path, model: GradeModel) -> None:
+    prompts = groups(Checkpoint.load(tiny_model))
+    alone = [PromptGroup(g.prefix, (s,), (0,), (False,)) for g in prompts for s in g.suffixes]
+    weight = model.body.layers[0].mlp.up_proj.weight
+
+    def gradient(batches: list[list[PromptGroup]]) -> torch.Tensor:
+        model.zero_grad()
+        for batch in batches:
+            packed = pack(batch)
+            model(packed.last, **packed.inputs()).square().sum().backward()
+        assert weight.grad is not None
+        return weight.grad.clone()
+
+    together, apart = gradient([prompts]), gradient([[group] for group in alone])
+    assert together.abs().max() > 0
+    torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-5)
+
+
+def test_prompts_with_nothing_in_common(model: GradeModel) -> None:
+    prompts = [PromptGroup((5, 6), ((7,), (8, 9)), (0, 1), (False, False)), PromptGroup((9,), ((4,),), (0,), (False,))]
+    together = pack(prompts)
+    with torch.inference_mode():
+        logits = model.eval()(together.last, **together.inputs())
+        apart = [model(p.last, **p.inputs()) for g in prompts for p in (pack([g]),)]
+    torch.testing.assert_close(logits, torch.cat(apart), rtol=1e-4, atol=1e-5)
