@@ -201,8 +201,12 @@ class _RecipeReader:
             return None
         where = f"{where}: negatives"
         table = _Table(self, where, values, {f.name for f in fields(Negatives)})
+        bm25 = table.boolean("bm25", False)
+        if bm25 and "run" in values:
+            self.faults.append(f"{where}: expected run or bm25, found both")
         return Negatives(
             run=table.path("run"),
+            bm25=bm25,
             skip=table.integer("skip", 1, low=0) or 0,
             depth=table.integer("depth", 50, low=1) or 50,
             per_query=table.integer("per_query", 3, low=0) or 0,

@@ -29,6 +29,7 @@ class Negatives:
 
     Attributes:
         run: a run over the source's topics, whose unjudged documents are drawn from; None for the corpus only.
+        bm25: have the run made: BM25 of the source's topics over its corpus (the command line does it, with Lucene).
         skip: how many of a query's first unjudged documents to leave out: unjudged positives stand there.
         depth: down to which rank of the run documents are drawn.
         per_query: how many documents of the run each query gets.
@@ -37,6 +38,7 @@ class Negatives:
     """
 
     run: Path | None = None
+    bm25: bool = False
     skip: int = 1
     depth: int = 50
     per_query: int = 3
@@ -213,6 +215,8 @@ def _add_negatives(
     known = {qid: {pair.docid for pair in members} for qid, members in _by_query(judged).items()}
     topics = read_topics(source.topics)
     drawn: dict[str, list[str]] = {qid: [] for qid in chosen}
+    if negatives.bm25 and negatives.run is None:
+        raise InputError(f"source {source.name}: its BM25 run has not been made")
     if negatives.run is not None and negatives.per_query:
         run = read_run(negatives.run)
         for qid in chosen:
