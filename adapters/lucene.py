@@ -55,7 +55,7 @@ def build_lucene_index(
     with atomic_folder(path, overwrite=overwrite) as folder:
         bar = tqdm(total=total, unit="doc", desc="indexing", disable=not progress)
         with bar, _java_errors("Lucene could not index", path):
-            indexer = LuceneIndexer(args=["-index", str(folder), "-storeRaw"], threads=1)
+            indexer = LuceneIndexer(args=["-index", str(folder.resolve()), "-storeRaw"], threads=1)
             try:
                 seen = _add(indexer, documents, bar)
             finally:
@@ -105,7 +105,8 @@ def open_lucene_index(path: str | Path) -> Any:
     from pyserini.search.lucene import LuceneSearcher
 
     with _java_errors("Lucene could not open this index", path):
-        searcher = LuceneSearcher(str(path))
+        # Java resolves relative paths against the folder that was current when the JVM started.
+        searcher = LuceneSearcher(str(Path(path).resolve()))
     if searcher.num_docs == 0:
         raise InputError("the index has no documents", path=path)
     return searcher
@@ -194,4 +195,6 @@ def _java_errors(what: str, path: str | Path | None = None) -> Iterator[None]:
         yield
     except JavaException as error:
         text = str(getattr(error, "innermessage", None) or error).strip().splitlines()[0]
-        raise InputError(f"{what}: {text}", path=path) from error
+        # Often the message is a path alone, and only the class says what is wrong with it.
+        kind = str(getattr(error, "classname", None) or "").replace("/", ".").split(".")[-1].split("$")[-1]
+        raise InputError(f"{what}: {kind}: {text}" if kind else f"{what}: {text}", path=path) from error

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from darl_rerank.adapters.fusion import FusionSearcher
-from darl_rerank.adapters.lucene import LuceneDocuments, lucene_search, open_lucene_index
+from darl_rerank.adapters.lucene import LuceneDocuments, build_lucene_index, lucene_search, open_lucene_index
 from darl_rerank.adapters.pyserini import RerankingSearcher, ensure_jvm, rerank_batch, rerank_hits
 from numpy.typing import NDArray
 
@@ -262,7 +262,7 @@ def test_bm25_runs(lucene_index: Path, searcher: Any) -> None:
     assert run["4"] == []
     for qid, text in TOPICS.items():
         assert {entry.docid for entry in run[qid]} == {hit.docid for hit in searcher.search(text, k=5)}
-    with pytest.raises(InputError, match="query 2: Lucene could not search: maxClauseCount"):
+    with pytest.raises(InputError, match="query 2: Lucene could not search: TooManyClauses: maxClauseCount"):
         lucene_search(lucene_index, {"1": "toner", "2": " ".join(map(str, range(3000)))})
 
 
@@ -306,6 +306,17 @@ def test_an_empty_or_broken_index_is_named(tmp_path: Path, tiny_reranker: Rerank
         open_lucene_index(tmp_path)
     with pytest.raises(InputError, match=r"expected a Lucene index, a folder with a file segments_\*"):
         open_lucene_index(tmp_path / "nothing")
+
+
+def test_relative_paths_mean_the_folder_of_the_moment(
+    products: list[Document], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Java itself goes on with the folder in which it was started."""
+    ensure_jvm()
+    monkeypatch.chdir(tmp_path)
+    build_lucene_index(products[:3], "index", progress=False)
+    assert (tmp_path / "index").is_dir()
+    assert len(LuceneDocuments("index")) == 3
 
 
 def test_bad_arguments(searcher: Any, reranking: RerankingSearcher, tiny_reranker: Reranker) -> None:

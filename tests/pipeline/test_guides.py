@@ -1,0 +1,89 @@
+"""The guides in docs/ do what they say: their code blocks run, in order, in an empty folder, on the tiny model.
+
+Each ```python block runs; a ```sh block runs if its first line reads ```sh run, and may hold `darl-rerank` commands
+only. A block that is not to run (it trains for hours, it needs a GPU) says ```python no-run. The blocks of one guide
+share their names, and the default model is the tiny one.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from darl_rerank import Checkpoint
+from darl_rerank.cli import cli
+from darl_rerank.engines import loading
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+_BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One code block: its kind, such as "python" or "sh run", its text, and the line it starts on."""
+
+    kind: str
+    code: str
+    line: int
+
+
+def blocks(guide: Path) -> list[Block]:
+    """The blocks of a guide that run."""
+    text = guide.read_text("utf-8")
+    found = [Block(m[1].strip(), m[2], text.count("\n", 0, m.start(2)) + 1) for m in _BLOCK.finditer(text)]
+    return [block for block in found if block.kind in ("python", "sh run")]
+
+
+GUIDES = [guide for guide in sorted(DOCS.glob("*.md")) if blocks(guide)]
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+def test_the_code_of_a_guide_runs(guide: Path, tiny_model: Path, tmp_path: Path) -> None:
+    # A process of its own, as a reader's: Java can be started once, and in one folder.
+    result = subprocess.run(
+        [sys.executable, __file__, str(guide), str(tiny_model)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+
+
+def run_guide(guide: Path, model: Path) -> None:
+    """Run the blocks of a guide in this process."""
+    loading.default_checkpoint = lambda: Checkpoint.load(model)
+    names: dict[str, Any] = {"__name__": "guide"}
+    for block in blocks(guide):
+        if block.kind == "python":
+            # Empty lines in front, so that a traceback names the guide's own line.
+            exec(compile("\n" * (block.line - 1) + block.code, str(guide), "exec"), names)
+        else:
+            run_commands(guide, block)
+
+
+def run_commands(guide: Path, block: Block) -> None:
+    """Run the `darl-rerank` commands of a block."""
+    for command in block.code.replace("\\\n", " ").splitlines():
+        if not command.strip():
+            continue
+        program, *words = shlex.split(command, comments=True) or [""]
+        place = f"{guide.name}:{block.line}: {command}"
+        if program != "darl-rerank":
+            sys.exit(f"{place}: only darl-rerank runs here, not {program!r}")
+        result = CliRunner().invoke(cli, words)
+        if result.exit_code != 0:
+            sys.exit(f"{place}\n{result.output}\n{result.exception!r}")
+
+
+def test_the_adapters_have_guides() -> None:
+    assert {"pyserini.md", "faiss.md"} <= {guide.name for guide in GUIDES}
+
+
+if __name__ == "__main__":
+    run_guide(Path(sys.argv[1]), Path(sys.argv[2]))
