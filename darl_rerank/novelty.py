@@ -162,10 +162,16 @@ class NoveltyModel:
         features = np.asarray(features)
         scores = {name: np.zeros(len(features)) for name in (MAHALANOBIS, NEIGHBOUR)}
         for rows in _blocks(len(features)):
-            projected = self.project(features[rows])
-            scores[MAHALANOBIS][rows] = self._relative_mahalanobis(projected)
-            scores[NEIGHBOUR][rows] = self._neighbour_distance(projected)
+            for name, values in self.raw_of_projected(self.project(features[rows])).items():
+                scores[name][rows] = values
         return scores
+
+    def raw_of_projected(self, projected: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+        """`raw` of rows that `project` gave, shape (n, r); all at once, so pass some thousand rows at most."""
+        return {
+            MAHALANOBIS: self._relative_mahalanobis(projected),
+            NEIGHBOUR: self._neighbour_distance(projected),
+        }
 
     def score(self, features: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Novelty of each pair as a percentile of held-out in-distribution pairs, strictly between 0 and 100.

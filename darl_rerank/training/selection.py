@@ -1,0 +1,112 @@
+"""Choosing which pairs of an unlabelled pool to have labelled (DASA), with an account of what was cut and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from darl_rerank.errors import InputError
+
+from .candidates import Candidates
+from .strategies import STRATEGIES, Choice, SelectionSettings
+
+_NOVELTY_STEPS = (50.0, 80.0, 95.0, 99.0, 99.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The chosen pairs of a pool.
+
+    Attributes:
+        rows: their numbers in the pool, the first choice first, shape (b,).
+        above_band: numbers of the strangest pairs that the band cut off, the strangest first, to look at.
+        summary: what the pool is like, what was cut and why; JSON types.
+    """
+
+    rows: NDArray[np.intp]
+    above_band: NDArray[np.intp]
+    summary: dict[str, Any]
+
+
+def select(
+    candidates: Candidates, budget: int, strategy: str = "dasa", settings: SelectionSettings | None = None
+) -> Selection:
+    """Choose `budget` pairs of the pool.
+
+    Args:
+        candidates: from `describe_pool`.
+        budget: how many pairs can be labelled.
+        strategy: a name in `STRATEGIES`.
+        settings: the defaults if None.
+
+    Returns:
+        the selection; it holds fewer pairs than the budget if band and cap leave no more, and its summary says so
+        under "short".
+
+    Raises:
+        InputError: an unknown strategy, or a budget below 1.
+    """
+    settings = settings or SelectionSettings()
+    if strategy not in STRATEGIES:
+        raise InputError(f"unknown selection strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
+    if budget < 1:
+        raise InputError(f"the budget must be at least 1, got {budget}")
+    choice = STRATEGIES[strategy](candidates, budget, settings)
+    above = np.flatnonzero(candidates.novelty > settings.band[1]) if choice.banded else np.zeros(0, dtype=np.intp)
+    above = above[np.argsort(-candidates.novelty[above], kind="stable")[:10]]
+    return Selection(choice.rows, above, _summary(candidates, budget, strategy, settings, choice))
+
+
+def _summary(
+    candidates: Candidates, budget: int, strategy: str, settings: SelectionSettings, choice: Choice
+) -> dict[str, Any]:
+    novelty, rows = candidates.novelty, choice.rows
+    low, high = settings.band
+    below, above = int((novelty < low).sum()), int((novelty > high).sum())
+    eligible = np.flatnonzero(settings.in_band(novelty)) if choice.banded else np.arange(len(candidates))
+    beyond_cap = 0
+    if settings.per_query is not None:
+        of_query = np.bincount(candidates.queries[eligible])
+        beyond_cap = int(np.maximum(of_query - settings.per_query, 0).sum())
+    summary: dict[str, Any] = {
+        "strategy": strategy,
+        "settings": {
+            "band": [low, high] if choice.banded else None,
+            "per_query": settings.per_query,
+            "targets": settings.targets,
+            "seed": settings.seed,
+        },
+        "pool": {
+            "pairs": len(candidates),
+            "queries": len(np.unique(candidates.queries)),
+            "training_pairs": len(candidates.training),
+            # A pool like the training set would have 50 % above 50, 20 % above 80, and so on.
+            "share_above_percentile": {f"{step:g}": float((novelty > step).mean()) for step in _NOVELTY_STEPS},
+            "mean_uncertainty": float(candidates.uncertainty.mean()),
+        },
+        "cut": {
+            "below_band": below if choice.banded else 0,
+            "above_band": above if choice.banded else 0,
+            "beyond_cap": beyond_cap,
+            "eligible": len(eligible) - beyond_cap,
+        },
+        "chosen": {
+            "budget": budget,
+            "pairs": len(rows),
+            "queries": len(np.unique(candidates.queries[rows])),
+            "mean_novelty": float(novelty[rows].mean()) if len(rows) else None,
+            "mean_uncertainty": float(candidates.uncertainty[rows].mean()) if len(rows) else None,
+            **choice.notes,
+        },
+        "short": None,
+    }
+    if len(rows) < budget:
+        summary["short"] = (
+            f"{len(rows)} of {budget} pairs were chosen: "
+            + (f"{below} of {len(candidates)} lie below the band and {above} above it; " if choice.banded else "")
+            + (f"{beyond_cap} more are beyond {settings.per_query} a query" if beyond_cap else "the pool has no more")
+        )
+    return summary

@@ -1,0 +1,212 @@
+"""Selection strategies on synthetic pools whose right choice is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from darl_rerank.errors import InputError
+from darl_rerank.novelty import fit_novelty, unit_rows
+from darl_rerank.training.candidates import Candidates, describe_pool, normalised_entropy
+from darl_rerank.training.coverage import Coverage, Farthest, QueryCap, lazy_greedy
+from darl_rerank.training.selection import select
+from darl_rerank.training.strategies import STRATEGIES, SelectionSettings
+
+DIMENSIONS = 12
+
+
+def cluster(rng: np.random.Generator, centre: NDArray[Any], rows: int, spread: float = 0.1) -> NDArray[np.float32]:
+    return unit_rows((centre + spread * rng.normal(size=(rows, DIMENSIONS))).astype(np.float32))
+
+
+def candidates_of(
+    directions: NDArray[Any], *, training: NDArray[Any] | None = None, queries: Any = None, **values: Any
+) -> Candidates:
+    n = len(directions)
+    arrays = {name: np.zeros(n, dtype=np.float32) for name in ("novelty", "mahalanobis", "neighbour")}
+    arrays["uncertainty"] = np.ones(n, dtype=np.float32)
+    arrays |= {name: np.asarray(value, dtype=np.float32) for name, value in values.items()}
+    return Candidates(
+        directions=unit_rows(np.asarray(directions, dtype=np.float32)).astype(np.float16),
+        training=np.zeros((0, directions.shape[1]), np.float32) if training is None else training,
+        queries=np.arange(n, dtype=np.int32) if queries is None else np.asarray(queries, dtype=np.int32),
+        typical_distance=0.1,
+        **arrays,
+    )
+
+
+@pytest.fixture
+def pool() -> Candidates:
+    """300 pairs, half of them in the band, of 60 queries, with random values."""
+    rng = np.random.default_rng(0)
+    return candidates_of(
+        rng.normal(size=(300, DIMENSIONS)),
+        training=cluster(rng, rng.normal(size=DIMENSIONS), 40),
+        queries=rng.integers(60, size=300),
+        novelty=rng.uniform(60, 100, size=300),
+        mahalanobis=rng.normal(size=300),
+        neighbour=rng.uniform(0, 1, size=300),
+        uncertainty=rng.uniform(0, 1, size=300),
+    )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_keeps_budget_and_cap_and_repeats_itself(pool: Candidates, strategy: str) -> None:
+    settings = SelectionSettings(per_query=2)
+    found = select(pool, 40, strategy, settings)
+    assert len(found.rows) == len(set(found.rows.tolist())) == 40
+    assert np.bincount(pool.queries[found.rows]).max() <= 2
+    np.testing.assert_array_equal(found.rows, select(pool, 40, strategy, settings).rows)
+    assert found.summary["chosen"]["pairs"] == 40
+    assert found.summary["short"] is None
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_budget_beyond_the_pool_takes_what_there_is_and_says_so(pool: Candidates, strategy: str) -> None:
+    found = select(pool, 1000, strategy, SelectionSettings(per_query=None))
+    eligible = int(SelectionSettings().in_band(pool.novelty).sum()) if found.summary["settings"]["band"] else 300
+    assert len(found.rows) == eligible
+    assert f"{eligible} of 1000 pairs were chosen" in found.summary["short"]
+
+
+@pytest.mark.parametrize(("strategy", "field"), [("mahalanobis",) * 2, ("knn", "neighbour"), ("uncertainty",) * 2])
+def test_score_baselines_take_the_highest(pool: Candidates, strategy: str, field: str) -> None:
+    found = select(pool, 20, strategy, SelectionSettings(per_query=None)).rows
+    np.testing.assert_array_equal(found, np.argsort(-getattr(pool, field))[:20])
+
+
+@pytest.mark.parametrize("strategy", ["dasa", "dasa-without-coverage"])
+def test_the_band_keeps_its_ends_and_counts_what_it_cuts(strategy: str) -> None:
+    novelty = np.array([10, 79.9, 80, 90, 99.5, 99.6, 99.9])
+    pool = candidates_of(np.random.default_rng(0).normal(size=(7, DIMENSIONS)), novelty=novelty)
+    found = select(pool, 7, strategy)
+    assert sorted(found.rows) == [2, 3, 4]
+    assert found.above_band.tolist() == [6, 5]
+    cut = found.summary["cut"]
+    assert (cut["below_band"], cut["above_band"], cut["eligible"]) == (2, 2, 3)
+
+
+def test_random_draws_every_pair_alike() -> None:
+    pool = candidates_of(np.eye(10))
+    counts = np.zeros(10)
+    for seed in range(400):
+        counts[select(pool, 3, "random", SelectionSettings(seed=seed)).rows] += 1
+    # 120 expected, standard deviation 9.
+    assert counts.min() > 80
+    assert counts.max() < 160
+
+
+def test_coverage_goes_where_the_training_set_is_not() -> None:
+    rng = np.random.default_rng(1)
+    known, large, small = np.eye(DIMENSIONS)[:3]
+    directions = np.concatenate([cluster(rng, known, 200), cluster(rng, large, 100), cluster(rng, small, 20)])
+    pool = candidates_of(directions, training=cluster(rng, known, 50), novelty=np.full(320, 90.0))
+    rows = select(pool, 2, "dasa").rows
+    assert 200 <= rows[0] < 300, "the largest uncovered cluster first"
+    assert rows[1] >= 300, "then the other, as the first is covered now"
+
+
+def test_coverage_counts_uncertain_pairs_only() -> None:
+    rng = np.random.default_rng(2)
+    directions = np.concatenate([cluster(rng, axis, 50) for axis in np.eye(DIMENSIONS)[:2]])
+    pool = candidates_of(directions, novelty=np.full(100, 90.0), uncertainty=np.repeat([0.0, 1.0], 50))
+    assert select(pool, 1, "dasa").rows[0] >= 50
+
+
+def plain_greedy(pool: Candidates, budget: int, per_query: int, rows: NDArray[Any]) -> list[int]:
+    """Uncertainty coverage as its definition says it, in float64 and without any shortcut."""
+    x = pool.directions.astype(np.float64)
+    kernel = np.exp2(np.minimum(x @ x[rows].T - 1, 0) / pool.typical_distance)
+    covered = np.exp2(np.minimum(pool.training.astype(np.float64) @ x[rows].T - 1, 0) / pool.typical_distance).max(0)
+    chosen: list[int] = []
+    while len(chosen) < budget:
+        gains = np.maximum(kernel - covered, 0) @ pool.uncertainty[rows]
+        for row in sorted(rows, key=lambda r: -gains[r]):
+            if row not in chosen and (pool.queries[chosen] == pool.queries[row]).sum() < per_query:
+                chosen.append(int(row))
+                covered = np.maximum(covered, kernel[row])
+                break
+    return chosen
+
+
+def test_lazy_greedy_is_plain_greedy(pool: Candidates) -> None:
+    rows = np.flatnonzero(SelectionSettings().in_band(pool.novelty))
+    assert select(pool, 60, "dasa", SelectionSettings(per_query=2)).rows.tolist() == plain_greedy(pool, 60, 2, rows)
+
+
+def test_k_centre_is_farthest_first(pool: Candidates) -> None:
+    x = pool.directions.astype(np.float64)
+    distance = 1 - (x @ pool.training.T).max(axis=1)
+    expected: list[int] = []
+    for _ in range(50):
+        expected.append(int(distance.argmax()))
+        distance = np.minimum(distance, 1 - x @ x[expected[-1]])
+    assert select(pool, 50, "kcenter", SelectionSettings(per_query=None)).rows.tolist() == expected
+
+
+def test_lazy_greedy_takes_the_first_of_equals() -> None:
+    ones = np.ones(100, dtype=np.float32)
+    cap = QueryCap(np.arange(100, dtype=np.int32), None)
+    chosen = lazy_greedy(np.arange(100), ones, 5, cap, lambda rows: ones[rows], lambda row: None)
+    assert chosen.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_coverage_of_a_training_pair_is_whole() -> None:
+    x = np.eye(4, dtype=np.float32)
+    coverage = Coverage(x, np.ones(4, dtype=np.float32), x[:2], 0.5)
+    # Orthogonal pairs lie one cosine distance, two half-distances apart: a quarter covered.
+    assert coverage.share == pytest.approx((1 + 1 + 0.25 + 0.25) / 4)
+    np.testing.assert_allclose(coverage.gains(x), [0, 0, 0.75, 0.75], atol=1e-6)
+    coverage.add(x[2])
+    assert coverage.share == pytest.approx((1 + 1 + 1 + 0.25) / 4)
+
+
+def test_farthest_without_training_starts_at_the_largest_distance() -> None:
+    farthest = Farthest(np.eye(3, dtype=np.float16), np.zeros((0, 3), dtype=np.float32))
+    assert farthest.distance.tolist() == [2, 2, 2]
+    farthest.choose(1)
+    np.testing.assert_allclose(farthest.value(np.array([0, 1])), [1, 0])
+
+
+def test_describing_a_pool(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    topics, away = np.eye(DIMENSIONS)[:6], np.eye(DIMENSIONS)[6]
+    training, held_out, alike = (cluster(rng, topics[rng.integers(6, size=n)], n) for n in (400, 300, 1500))
+    features = np.concatenate([alike, cluster(rng, away, 100)])
+    probabilities = np.tile([0.5, 0.5], (1600, 1))
+    novelty = fit_novelty(training, rng.integers(2, size=400), held_out)
+    queries = [f"q{i // 4}" for i in range(1600)]
+    on_disk = describe_pool(features, probabilities, queries, training, novelty, workspace=tmp_path, progress=False)
+    in_memory = describe_pool(features, probabilities, queries, training, novelty, progress=False)
+    np.testing.assert_array_equal(on_disk.directions, in_memory.directions)
+    np.testing.assert_allclose(on_disk.novelty, novelty.score(features), rtol=1e-5)
+    assert on_disk.queries.tolist() == [i // 4 for i in range(1600)]
+    assert on_disk.uncertainty.tolist() == [1.0] * 1600
+    assert on_disk.neighbour[1500:].min() > np.quantile(on_disk.neighbour[:1500], 0.99)
+    assert 40 < np.median(on_disk.novelty[:1500]) < 60
+    assert on_disk.typical_distance == pytest.approx(np.median(novelty.raw(held_out)["neighbour"]), rel=0.02)
+    share = select(on_disk, 10, "random").summary["pool"]["share_above_percentile"]
+    assert share["50"] == pytest.approx(0.53, abs=0.06)
+
+
+def test_entropy_is_normalised() -> None:
+    np.testing.assert_allclose(normalised_entropy(np.array([[1, 0, 0], [1 / 3, 1 / 3, 1 / 3]])), [0, 1], atol=1e-7)
+
+
+def test_faulty_arguments_are_named(pool: Candidates) -> None:
+    with pytest.raises(InputError, match="unknown selection strategy 'best'; known: dasa, dasa-without-band"):
+        select(pool, 5, "best")
+    with pytest.raises(InputError, match="the budget must be at least 1"):
+        select(pool, 0)
+    with pytest.raises(InputError, match=r"band must be .*; per_query must be .*; targets must be"):
+        SelectionSettings(band=(90, 80), per_query=0, targets=0)
+    rng = np.random.default_rng(0)
+    novelty = fit_novelty(rng.normal(size=(50, 4)), np.zeros(50, dtype=int), rng.normal(size=(20, 4)))
+    with pytest.raises(InputError, match="the pool is empty"):
+        describe_pool(np.zeros((0, 4)), np.zeros((0, 2)), [], np.zeros((5, 4)), novelty)
+    with pytest.raises(InputError, match="5 pairs, but 4 distributions and 3 queries"):
+        describe_pool(np.zeros((5, 4)), np.zeros((4, 2)), [1, 2, 3], np.zeros((5, 4)), novelty)
