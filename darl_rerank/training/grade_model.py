@@ -185,7 +185,8 @@ def save_adapter(model: GradeModel, folder: Path, *, base_name: str) -> None:
     for config in lm.peft_config.values():
         config.base_model_name_or_path = base_name
         config.inference_mode = True
-    lm.save_pretrained(folder)
+    # "auto" would ask the hub for the base model's vocabulary size.
+    lm.save_pretrained(folder, save_embedding_layers=False)
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:

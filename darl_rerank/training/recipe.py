@@ -33,7 +33,7 @@ from darl_rerank.scale import SCALES, RelevanceScale
 from .finetune import FinetuneSettings
 from .grade_model import Trainable
 from .losses import OccWeights
-from .sources import Negatives, Source, target_probabilities
+from .sources import USES, Negatives, Source, target_probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +174,20 @@ class _RecipeReader:
         where = f"source {name!r}" if isinstance(name, str) else f"source {place + 1}"
         table = _Table(self, where, values, known)
         before = len(self.faults)
-        files = {key: table.path(key) for key in ("pairs", "topics", "corpus", "qrels")}
-        given = {key for key in files if key in values}
-        if given not in ({"pairs"}, {"topics", "corpus", "qrels"}, {"pairs", "topics", "corpus"}):
+        files = {key: table.path(key) for key in ("pairs", "topics", "corpus", "qrels", "run", "groups_file")}
+        given = {key for key in files if key in values} - {"groups_file"}
+        use = table.string("use", "train") or "train"
+        if use not in USES:
+            self.faults.append(f"{where}: use: expected one of {', '.join(USES)}, found {use!r}")
+        enough: tuple[set[str], ...] = ({"pairs"}, {"topics", "corpus", "qrels"}, {"pairs", "topics", "corpus"})
+        if use == "pool":
+            enough = (*enough, {"topics", "corpus", "run"})
+        if given not in enough:
             found = ", ".join(sorted(given)) or "none of them"
             self.faults.append(f"{where}: expected pairs, or topics, corpus and qrels; found {found}")
+        only_train = sorted(values.keys() & {"dev_queries", "negatives", "weight"})
+        if use != "train" and only_train:
+            self.faults.append(f"{where}: {', '.join(only_train)} can't be given with use = {use!r}")
         targets = table.table("grades", None)
         grade_map = None
         if targets is not None:
@@ -189,7 +198,11 @@ class _RecipeReader:
             "grades": grade_map,
             "negatives": self._negatives(where, table.table("negatives", None), grades),
             "max_queries": table.integer("max_queries", None, low=1),
-            "max_documents": table.integer("max_documents", 8, low=1),
+            "max_documents": table.integer("max_documents", 8 if use == "train" else None, low=1),
+            "use": use,
+            "only_groups": table.strings("only_groups"),
+            "skip_groups": table.strings("skip_groups"),
+            "part": table.interval("part", (0.0, 1.0), 0.0, 1.0),
             "dev_queries": table.integer("dev_queries", 0, low=0),
             "weight": table.number("weight", 1.0, low=0),
             "group": table.string("group", None),
@@ -303,6 +316,21 @@ class _Table:
             self._fault(key, f"a number of at least {low:g}")
             return default
         return value
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        value = self.values.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            self._fault(key, "a list of strings")
+            return ()
+        return tuple(value)
+
+    def interval(self, key: str, default: tuple[float, float], low: float, high: float) -> tuple[float, float]:
+        value = self.values.get(key, list(default))
+        numbers = isinstance(value, list) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        if not numbers or len(value) != 2 or not low <= value[0] < value[1] <= high:
+            self._fault(key, f"two rising numbers within {low:g} and {high:g}")
+            return default
+        return float(value[0]), float(value[1])
 
     def boolean(self, key: str, default: bool) -> bool:
         value = self.values.get(key, default)

@@ -7,6 +7,7 @@ by an explicit map, because they seldom mean the same: "1" of a collection with 
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,34 +47,50 @@ class Negatives:
     target: Target = 0
 
 
+USES = ("train", "pool", "ood_dev", "test", "ood_test")
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One collection of a training set.
+    """One collection, or a part of one.
 
     Attributes:
         name: what it is called in counts and in the model card.
+        use: "train"; "pool", to select from (labels it may have are hidden); "ood_dev", out-of-distribution pairs for
+            interpolation and calibration; "test" and "ood_test", for the report.
         pairs: JSONL of graded pairs; or None with the next three.
         topics, corpus, qrels: as in TREC.
+        run: for a pool, the run whose documents it is made of, instead of qrels.
         partial: leave out judgements whose query or document is not at hand, instead of failing.
         grades: the collection's labels, as text, onto the model's scale; all of them. None if they are the model's own.
         negatives: what to draw for each query besides what is judged, if anything.
+        groups_file: TSV of query id and group (a forum category, a domain).
+        only_groups, skip_groups: which of those groups' queries to take; all if both are empty.
+        part: which share of the queries to take, as two fractions: (0, 0.8) and (0.8, 1) have no query in common. The
+            order is that of a digest of the query's text, so it is the same in every source and every run.
         max_queries: at most so many queries, drawn at random; all if None.
-        max_documents: at most so many documents a query, its labels as even as they can be.
-        dev_queries: how many queries are held out for development.
+        max_documents: at most so many documents a query, its labels as even as they can be; all if None.
+        dev_queries: of a training source, how many queries are held out for development.
         weight: what an example counts in the loss.
-        group: the group (domain) of its pairs where they don't name their own; `name` if None.
+        group: the group (domain) of its pairs where neither they nor `groups_file` name it; `name` if None.
     """
 
     name: str
+    use: str = "train"
     pairs: Path | None = None
     topics: Path | None = None
     corpus: Path | None = None
     qrels: Path | None = None
+    run: Path | None = None
     partial: bool = False
     grades: Mapping[str, Target] | None = None
     negatives: Negatives | None = None
+    groups_file: Path | None = None
+    only_groups: tuple[str, ...] = ()
+    skip_groups: tuple[str, ...] = ()
+    part: tuple[float, float] = (0.0, 1.0)
     max_queries: int | None = None
-    max_documents: int = 8
+    max_documents: int | None = None
     dev_queries: int = 0
     weight: float = 1.0
     group: str | None = None
@@ -85,7 +102,8 @@ class SourcePairs:
 
     Attributes:
         source: where it is from.
-        train, dev: its pairs, those of one query one after the other; no query is in both.
+        train, dev: its pairs, those of one query one after the other; no query is in both. Of a source for another
+            use than training, all are in `train`.
         counts: what was read, drawn and left out, by name.
     """
 
@@ -110,18 +128,20 @@ def load_source(source: Source, grades: int, *, seed: int = 0, excluded: Exclusi
     rng = random.Random(f"{seed}/{source.name}")
     pairs = _mapped_pairs(source, grades)
     counts = {"judged": len(pairs)}
-    queries = _by_query(pairs)
-    if excluded is not None:
+    queries = _in_part(_by_query(_grouped(source, pairs)), source.part)
+    if excluded is not None and source.use in ("train", "pool"):
         queries = excluded.filter(queries, counts)
     order = sorted(queries)
     rng.shuffle(order)
     if source.max_queries is not None:
         order = order[: source.max_queries + source.dev_queries]
-    chosen = {qid: spread(queries[qid], source.max_documents, rng) for qid in order}
+    most = source.max_documents
+    chosen = {qid: queries[qid] if most is None else spread(queries[qid], most, rng) for qid in order}
     if source.negatives is not None:
         _add_negatives(source, source.negatives, grades, chosen, pairs, rng, excluded, counts)
     if source.dev_queries >= len(order):
-        raise InputError(f"source {source.name}: {len(order)} queries, {source.dev_queries} of them to be held out")
+        held_out = f", {source.dev_queries} of them to be held out" if source.dev_queries else ""
+        raise InputError(f"source {source.name}: {len(order)} queries{held_out}; nothing is left")
     group = source.group or source.name
     chosen = {
         qid: [pair if pair.group else replace(pair, group=group) for pair in members] for qid, members in chosen.items()
@@ -129,7 +149,9 @@ def load_source(source: Source, grades: int, *, seed: int = 0, excluded: Exclusi
     held_out = set(order[: source.dev_queries])
     train = [pair for qid in order if qid not in held_out for pair in chosen[qid]]
     dev = [pair for qid in order if qid in held_out for pair in chosen[qid]]
-    counts |= {"queries": len(order), "train": len(train), "dev": len(dev)}
+    counts |= {"queries": len(order), "train" if source.use == "train" else "pairs": len(train)}
+    if source.dev_queries:
+        counts["dev"] = len(dev)
     return SourcePairs(source, train, dev, counts)
 
 
@@ -161,7 +183,10 @@ def _mapped_pairs(source: Source, grades: int) -> list[GradedPair]:
     places = None if names is None else {name: i for i, name in enumerate(names)}
     own = grades if names is None else None
     if source.pairs is not None:
-        pairs = read_graded_pairs(source.pairs, grades=own, grade_map=places)
+        labels = "optional" if source.use == "pool" else "required"
+        pairs = read_graded_pairs(source.pairs, grades=own, grade_map=places, labels=labels)
+    elif source.topics is not None and source.corpus is not None and source.run is not None:
+        return _pairs_of_run(source.topics, source.corpus, source.run)
     elif source.topics is not None and source.corpus is not None and source.qrels is not None:
         pairs = pairs_from_qrels(
             source.topics, source.corpus, source.qrels, grades=own, grade_map=places, partial=source.partial
@@ -172,6 +197,48 @@ def _mapped_pairs(source: Source, grades: int) -> list[GradedPair]:
         return pairs
     targets = [source.grades[name] for name in names]
     return [pair if pair.grade is None else labelled(pair, targets[pair.grade], grades) for pair in pairs]
+
+
+def _pairs_of_run(topics: Path, corpus: Path, run: Path) -> list[GradedPair]:
+    """Every document of a run with its query, unlabelled; those that are not at hand are left out."""
+    queries = read_topics(topics)
+    entries = {qid: found for qid, found in read_run(run).items() if qid in queries}
+    documents = load_documents(corpus, {entry.docid for found in entries.values() for entry in found})
+    return [
+        GradedPair(queries[qid], documents[entry.docid].full_text, None, None, qid, entry.docid)
+        for qid, found in entries.items()
+        for entry in found
+        if entry.docid in documents and documents[entry.docid].full_text
+    ]
+
+
+def _grouped(source: Source, pairs: list[GradedPair]) -> list[GradedPair]:
+    """The pairs of the groups wanted, with the group that `groups_file` names."""
+    if source.groups_file is None:
+        if source.only_groups or source.skip_groups:
+            return [p for p in pairs if _wanted(source, p.group or "")]
+        return pairs
+    group_of = read_topics(source.groups_file)
+    named = [replace(pair, group=group_of[pair.qid]) for pair in pairs if pair.qid in group_of]
+    unknown = {*source.only_groups, *source.skip_groups} - set(group_of.values())
+    if unknown:
+        raise InputError(f"source {source.name}: no query has group {sorted(unknown)[0]!r}", path=source.groups_file)
+    return [pair for pair in named if _wanted(source, pair.group or "")]
+
+
+def _wanted(source: Source, group: str) -> bool:
+    return group not in source.skip_groups and (not source.only_groups or group in source.only_groups)
+
+
+def _in_part(queries: dict[str, list[GradedPair]], part: tuple[float, float]) -> dict[str, list[GradedPair]]:
+    if part == (0.0, 1.0):
+        return queries
+
+    def place(text: str) -> float:
+        return int.from_bytes(hashlib.sha256(_folded(text).encode()).digest()[:6], "big") / 2**48
+
+    low, high = part
+    return {qid: members for qid, members in queries.items() if low <= place(members[0].query) < high}
 
 
 def _by_query(pairs: Iterable[GradedPair]) -> dict[str, list[GradedPair]]:

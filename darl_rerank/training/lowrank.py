@@ -1,0 +1,187 @@
+"""A full fine-tune delivered as a small adapter: the difference of the weights, cut to low rank.
+
+By the theorem of Eckart and Young (1936) the truncated singular value decomposition is the nearest matrix of its rank,
+so this is the best adapter of that size for each weight; how much of the difference it holds is reported.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from darl_rerank.checkpoint import Checkpoint
+from darl_rerank.engines.base_weights import load_causal_lm
+from darl_rerank.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """An adapter cut from a full difference.
+
+    Attributes:
+        factors: by module name, A (rank, in) and B (out, rank); B·A is the kept difference.
+        rank: of each of them.
+        kept: share of the squared Frobenius norm of all differences that is kept, 0..1.
+        dropped: names of changed weights that no linear layer holds and that the adapter can't carry.
+    """
+
+    factors: dict[str, tuple[Tensor, Tensor]]
+    rank: int
+    kept: float
+    dropped: tuple[str, ...]
+
+
+def low_rank_difference(base: nn.Module, tuned: nn.Module, rank: int) -> LowRank:
+    """The difference of two models of the same shape, of at most `rank` in every linear layer.
+
+    Args:
+        base, tuned: transformers causal LMs; their LM heads are not looked at.
+        rank: at least 1.
+
+    Raises:
+        InputError: a rank below 1, or models of different shape.
+    """
+    if rank < 1:
+        raise InputError(f"the rank must be at least 1, got {rank}")
+    linear = {name for name, module in base.named_modules() if isinstance(module, nn.Linear)}
+    before, after = dict(base.named_parameters()), dict(tuned.named_parameters())
+    if before.keys() != after.keys() or any(before[n].shape != after[n].shape for n in before):
+        raise InputError("the two models have different weights: no difference can be taken")
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    dropped = []
+    kept = total = 0.0
+    for name, old in before.items():
+        difference = (after[name].detach().float() - old.detach().float()).cpu()
+        if not bool(difference.any()):
+            continue
+        total += float(difference.square().sum())
+        module = name.removesuffix(".weight")
+        if module not in linear or "lm_head" in module:
+            dropped.append(name)
+            continue
+        u, s, v = torch.linalg.svd(difference, full_matrices=False)
+        size = min(rank, len(s))
+        root = s[:size].sqrt()
+        b, a = u[:, :size] * root, root[:, None] * v[:size]
+        kept += float(s[:size].square().sum())
+        # PEFT wants one rank for all: a thin layer is filled up with zeros.
+        factors[module] = (_padded(a, rank, 0), _padded(b, rank, 1))
+    return LowRank(factors, rank, kept / total if total else 1.0, tuple(dropped))
+
+
+def save_as_adapter(
+    low_rank: LowRank, folder: str | Path, *, base_name: str, dtype: torch.dtype = torch.float16
+) -> int:
+    """Write a PEFT adapter (LoRA, alpha = rank) and return its weights' size in bytes.
+
+    Args:
+        low_rank: what to write.
+        folder: made if it is not there.
+        base_name: what the adapter's configuration calls its base model.
+        dtype: of the stored factors.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    for module, (a, b) in low_rank.factors.items():
+        for letter, factor in (("A", a), ("B", b)):
+            tensors[f"base_model.model.{module}.lora_{letter}.weight"] = factor.to(dtype).contiguous()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "r": low_rank.rank,
+        "lora_alpha": low_rank.rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(low_rank.factors),
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    path = folder / "adapter_model.safetensors"
+    save_file(tensors, path, metadata={"format": "pt"})
+    return path.stat().st_size
+
+
+def largest_rank(base: nn.Module, layers: int | None, max_bytes: int, *, dtype: torch.dtype = torch.float16) -> int:
+    """The largest rank at which an adapter on the linear layers of the last `layers` layers stays within `max_bytes`.
+
+    Raises:
+        InputError: not even rank 1 does.
+    """
+    blocks: Any = base.base_model.layers
+    chosen = blocks if layers is None else blocks[len(blocks) - layers :]
+    size = torch.empty((), dtype=dtype).element_size()
+    per_rank = size * sum(
+        m.in_features + m.out_features for block in chosen for m in block.modules() if isinstance(m, nn.Linear)
+    )
+    # Names and shapes take some 120 bytes a tensor.
+    overhead = 300 * sum(isinstance(m, nn.Linear) for block in chosen for m in block.modules()) + 4096
+    rank = (max_bytes - overhead) // per_rank
+    if rank < 1:
+        raise InputError(f"an adapter of rank 1 takes {per_rank + overhead} bytes, {max_bytes} are allowed")
+    return int(rank)
+
+
+def as_adapter(
+    checkpoint: Checkpoint,
+    folder: str | Path,
+    *,
+    rank: int | None = None,
+    max_mib: float = 16.0,
+    overwrite: bool = False,
+) -> tuple[Checkpoint, LowRank]:
+    """A fully fine-tuned checkpoint as one with an adapter on its base model.
+
+    Args:
+        checkpoint: with the whole model's weights.
+        folder: of the new checkpoint.
+        rank: of the adapter; the largest that `max_mib` allows if None.
+        max_mib: most MiB of the adapter.
+        overwrite: replace an existing checkpoint.
+
+    Raises:
+        InputError: `checkpoint` has no weights of its own, or changed weights that an adapter can't carry.
+    """
+    import tempfile
+
+    from darl_rerank.base_model import BaseModel
+
+    if checkpoint.model_folder is None:
+        raise InputError("expected a checkpoint with the whole model's weights", path=checkpoint.folder)
+    base = load_causal_lm(checkpoint.base, torch.float32)
+    tuned = load_causal_lm(BaseModel(str(checkpoint.model_folder)), torch.float32)
+    if rank is None:
+        rank = largest_rank(base, _changed_layers(base, tuned), int(max_mib * 2**20))
+    low_rank = low_rank_difference(base, tuned, rank)
+    if low_rank.dropped:
+        raise InputError(f"an adapter can't carry the change of {', '.join(low_rank.dropped[:3])}")
+    with tempfile.TemporaryDirectory(dir=Path(folder).resolve().parent) as temporary:
+        save_as_adapter(low_rank, Path(temporary) / "adapter", base_name=checkpoint.base.name)
+        saved = checkpoint.save(folder, overwrite=overwrite, adapter=Path(temporary) / "adapter")
+    return saved, low_rank
+
+
+def _changed_layers(base: nn.Module, tuned: nn.Module) -> int:
+    """How many of the last layers reach down to the first changed one."""
+    old: Any = base.base_model.layers
+    new: Any = tuned.base_model.layers
+    for i, (before, after) in enumerate(zip(old, new, strict=True)):
+        if any(not torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters(), strict=True)):
+            return len(old) - i
+    return len(old)
+
+
+def _padded(factor: Tensor, rank: int, dimension: int) -> Tensor:
+    missing = rank - factor.shape[dimension]
+    if not missing:
+        return factor
+    shape = list(factor.shape)
+    shape[dimension] = missing
+    return torch.cat([factor, factor.new_zeros(shape)], dim=dimension)

@@ -1,0 +1,174 @@
+"""Linear probing: the head alone is trained, on final states that are computed once.
+
+Its weight's norm is capped: under cross-entropy it grows without end, and the larger it is, the more over-confident
+the model and the less fine-tuning can still move (Tomihari and Sato, NeurIPS 2024).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from darl_rerank.checkpoint import Head
+from darl_rerank.errors import InputError
+
+from .arms import LOSSES
+from .features import PairFeatures
+from .losses import OccWeights, occ
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSettings:
+    """How the head is trained.
+
+    Attributes:
+        epochs: most passes over the training set.
+        patience: passes without a better loss on the held-out pairs after which it ends.
+        learning_rate: of Adam, relative to the root mean square of the first head's weights.
+        max_norm: cap on the Frobenius norm of the weight, as a multiple of the first one's.
+    """
+
+    epochs: int = 60
+    patience: int = 8
+    learning_rate: float = 0.02
+    max_norm: float = 2.0
+
+    def __post_init__(self) -> None:
+        bad = [n for n in ("epochs", "patience", "learning_rate", "max_norm") if not getattr(self, n) > 0]
+        if bad:
+            raise InputError("probe: expected a number above 0: " + ", ".join(f"{n} = {getattr(self, n)}" for n in bad))
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOutcome:
+    """What probing did.
+
+    Attributes:
+        head: the best one on the held-out pairs.
+        epochs: passes made.
+        loss_before, loss_after: on the held-out pairs, of the first head and of the best.
+        norm: of the weight, as a multiple of the first one's.
+    """
+
+    head: Head
+    epochs: int
+    loss_before: float
+    loss_after: float
+    norm: float
+
+
+def final_states(features: PairFeatures, head: Head) -> NDArray[np.float32]:
+    """The final hidden states behind `features`, shape (n, hidden).
+
+    Novelty features hold them scaled to unit length, u. Their length ℓ follows from the logits, z = ℓ·W u + b:
+    ℓ = ⟨z − b, W u⟩ / ‖W u‖². So one pass over the pairs serves probing and novelty.
+
+    Args:
+        features: of the model that `head` belongs to.
+        head: its head.
+    """
+    hidden = head.weight.shape[1]
+    unit = np.asarray(features.features[:, -hidden:], dtype=np.float32)
+    along = unit @ head.weight.T
+    length = ((np.asarray(features.logits) - head.bias) * along).sum(1) / np.square(along).sum(1).clip(1e-12)
+    return np.asarray(unit * length[:, None], dtype=np.float32)
+
+
+def fit_probe(
+    head: Head,
+    states: NDArray[np.float32],
+    targets: NDArray[np.float32],
+    queries: NDArray[np.integer[Any]],
+    held_out: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.integer[Any]]],
+    gains: NDArray[np.floating[Any]],
+    *,
+    loss: str = "occ",
+    terms: OccWeights | None = None,
+    settings: ProbeSettings | None = None,
+    weights: NDArray[np.float32] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> ProbeOutcome:
+    """Train the head.
+
+    Args:
+        head: to start from.
+        states: final hidden states, shape (n, hidden).
+        targets: grade probabilities, shape (n, K).
+        queries: number of each example's query, shape (n,); those of a query stand together.
+        held_out: states, targets and queries of pairs that decide when to stop.
+        gains: shape (K,).
+        loss: a name of `arms.LOSSES`.
+        terms: weights of OCC's terms.
+        settings: how.
+        weights: of the examples, shape (n,).
+        seed: of the order.
+        progress: show it on stderr.
+    """
+    settings = settings or ProbeSettings()
+    weight = torch.from_numpy(head.weight.copy()).requires_grad_(True)
+    bias = torch.from_numpy(head.bias.copy()).requires_grad_(True)
+    first_norm = float(weight.detach().norm())
+    rate = settings.learning_rate * float(weight.detach().square().mean().sqrt())
+    optimizer = torch.optim.Adam([weight, bias], lr=rate)
+    gain = torch.tensor(gains, dtype=torch.float32)
+
+    def value(x: Tensor, t: Tensor, q: Tensor, w: Tensor | None = None) -> Tensor:
+        logits = torch.nn.functional.linear(x, weight, bias)
+        if loss == "occ":
+            return occ(logits, t, queries=q, gains=gain, weights=w, terms=terms)
+        return LOSSES[loss](logits, t, queries=q, gains=gain, weights=w)
+
+    dev = [torch.from_numpy(np.ascontiguousarray(array)) for array in held_out]
+    chunks = _whole_queries(queries, 512)
+    dev_chunks = _whole_queries(held_out[2], 512)
+
+    @torch.no_grad()
+    def dev_loss() -> float:
+        sums = [float(value(*(d[rows] for d in dev))) * len(rows) for rows in dev_chunks]
+        return sum(sums) / sum(map(len, dev_chunks))
+
+    best = before = dev_loss()
+    chosen, epoch, waited = head, 0, 0
+    rng = np.random.default_rng(seed)
+    data = [torch.from_numpy(np.ascontiguousarray(array)) for array in (states, targets, queries)]
+    factors = None if weights is None else torch.from_numpy(weights)
+    with tqdm(total=settings.epochs, unit="epoch", desc="probing", disable=not progress) as bar:
+        for epoch in range(1, settings.epochs + 1):  # noqa: B007
+            for i in rng.permutation(len(chunks)):
+                rows = chunks[i]
+                optimizer.zero_grad()
+                value(*(d[rows] for d in data), None if factors is None else factors[rows]).backward()
+                optimizer.step()
+                with torch.no_grad():
+                    norm = float(weight.norm())
+                    if norm > settings.max_norm * first_norm:
+                        weight.mul_(settings.max_norm * first_norm / norm)
+            now = dev_loss()
+            bar.set_postfix(dev=f"{now:.4f}", refresh=False)
+            bar.update()
+            waited += 1
+            if now < best - 1e-5:
+                best, waited = now, 0
+                chosen = Head(weight.detach().numpy().copy(), bias.detach().numpy().copy())
+            if waited >= settings.patience:
+                break
+    return ProbeOutcome(chosen, epoch, before, best, float(np.linalg.norm(chosen.weight)) / first_norm)
+
+
+def _whole_queries(queries: NDArray[np.integer[Any]], size: int) -> list[NDArray[np.intp]]:
+    """Rows in parts of at least `size`, cut between queries only; the ranking term compares within a query."""
+    cuts = [0]
+    changes = np.flatnonzero(np.r_[True, queries[1:] != queries[:-1]]) if len(queries) else np.zeros(0, int)
+    for change in changes:
+        if change - cuts[-1] >= size:
+            cuts.append(int(change))
+    cuts.append(len(queries))
+    return [np.arange(a, b) for a, b in itertools.pairwise(cuts) if b > a]
