@@ -1,0 +1,140 @@
+"""`darl-rerank select`: from an unlabelled pool the pairs worth labelling, as a file for annotators."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import model_options
+
+if TYPE_CHECKING:
+    from ..reranker import Reranker
+    from ..trec.graded_pairs import GradedPair
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("output", type=_PATH)
+@click.option("--labelled", type=_PATH, required=True, help="JSONL of graded pairs: what there is to train on.")
+@click.option("--pool", type=_PATH, help="JSONL of unlabelled pairs: query, document.")
+@click.option("--run", "runs", type=_PATH, multiple=True, help="A TREC run to take the pool from; may be repeated.")
+@click.option("--topics", type=_PATH, help="The queries of --run.")
+@click.option("--corpus", type=_PATH, help="The documents of --run.")
+@click.option("--depth", default=100, show_default=True, help="Documents of each query of a run.")
+@click.option("--exclude", type=_PATH, multiple=True, help="JSONL with pairs of a test set; may be repeated.")
+@click.option(
+    "--overlap",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="What to do if the pool shares queries with --exclude.",
+)
+@click.option("--budget", type=int, required=True, help="Pairs that can be labelled.")
+@click.option("--strategy", default="dasa", show_default=True, help="dasa, random, uncertainty, knn, kcenter …")
+@click.option("--band", type=float, nargs=2, default=(80.0, 99.5), show_default=True, help="Novelty percentiles.")
+@click.option("--per-query", default=5, show_default=True, help="At most so many pairs of one query; 0: no limit.")
+@click.option("--held-out", default=0.2, show_default=True, help="Share of labelled queries that novelty is scaled by.")
+@click.option("--features", type=click.Choice(["base", "model"]), default="base", show_default=True)
+@click.option("--workspace", type=_PATH, help="Folder for features, kept to resume from.  [default: OUTPUT.work]")
+@click.option("--seed", default=0, show_default=True)
+@model_options
+def select(
+    output: Path,
+    labelled: Path,
+    pool: Path | None,
+    runs: tuple[Path, ...],
+    topics: Path | None,
+    corpus: Path | None,
+    depth: int,
+    exclude: tuple[Path, ...],
+    overlap: str,
+    budget: int,
+    strategy: str,
+    band: tuple[float, float],
+    per_query: int,
+    held_out: float,
+    features: str,
+    workspace: Path | None,
+    seed: int,
+    **model: Any,
+) -> None:
+    """Choose BUDGET pairs of a pool and write them to OUTPUT, a JSONL file for annotators to fill in `grade`.
+
+    The pool is --pool, or --run with --topics and --corpus. OUTPUT.summary.json says how much of it is novel, what was
+    cut and why. An interrupted job goes on when the same command is given again.
+    """
+    from ..errors import InputError
+    from ..files import atomic_write
+    from ..training.annotation import Annotation, write_annotations
+    from ..training.pool import labelled_split, pool_pairs, without_overlap
+    from ..training.select_pairs import select_pairs
+    from ..training.strategies import STRATEGIES, SelectionSettings
+    from ..trec.graded_pairs import read_graded_pairs
+    from .options import load_reranker
+
+    if (pool is None) == (not runs) or (runs and (topics is None or corpus is None)):
+        raise click.UsageError("give either --pool, or --run with --topics and --corpus")
+    if strategy not in STRATEGIES:
+        raise InputError(f"unknown selection strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
+    if budget < 1:
+        raise InputError(f"--budget must be at least 1, got {budget}")
+    settings = SelectionSettings(band=band, per_query=per_query or None, seed=seed)
+    reranker = load_reranker(**model)
+    names = tuple(grade.name for grade in reranker.scale.grades)
+    graded = read_graded_pairs(labelled, grades=len(reranker.scale), names=names)
+    training, home = labelled_split(graded, held_out, seed=seed)
+    tested = [pair for path in exclude for pair in read_graded_pairs(path, labels="ignored")]
+    found = read_graded_pairs(pool, labels="ignored") if pool else pool_pairs(runs, topics, corpus, depth)  # type: ignore[arg-type]
+    kept, cut = without_overlap(found, graded, tested, refuse=overlap == "error")
+    folder = workspace or output.with_name(output.name + ".work")
+    chosen = select_pairs(
+        kept, training, home, reranker, _feature_model(reranker, features, model), folder,
+        strategy=strategy, budget=budget, settings=settings,
+    )  # fmt: skip
+    summary = chosen.summary
+    summary["pool"] |= {"read": len(found), **cut}
+    summary["cut"]["strangest"] = [_shown(kept[row]) for row in chosen.above_band]
+    rows = zip(chosen.rows, chosen.novelty, chosen.predicted, strict=True)
+    write_annotations(output, (Annotation(kept[row], new, p.tolist()) for row, new, p in rows))
+    with atomic_write(output.with_name(output.name + ".summary.json")) as stream:
+        json.dump(summary, stream, indent=1, ensure_ascii=False)
+    _report(output, summary, names)
+
+
+def _feature_model(reranker: Reranker, features: str, model: dict[str, Any]) -> Reranker:
+    """What computes the features: the base model without adapter, or the model itself where the two are the same."""
+    from ..engines.loading import load_engine
+    from ..reranker import Reranker
+
+    checkpoint = reranker.checkpoint
+    if features == "model" or not checkpoint.trained:
+        return reranker
+    base = checkpoint.replace(folder=None, sha256={}, novelty=None, trained=False)
+    engine = load_engine(base, "torch", device=model.get("device"), precision=model.get("precision"))
+    return Reranker(base, engine, batch_tokens=model.get("batch_tokens"))
+
+
+def _shown(pair: GradedPair) -> dict[str, str]:
+    return {"query": pair.query[:80], "document": pair.document[:120]}
+
+
+def _report(output: Path, summary: dict[str, Any], names: Iterable[str]) -> None:
+    pool, cut, chosen = summary["pool"], summary["cut"], summary["chosen"]
+    novel = pool["share_above_percentile"]
+    lines = [
+        f"pool: {pool['pairs']} pairs of {pool['queries']} queries ({pool['duplicates']} duplicates, "
+        f"{pool['already_labelled']} already labelled and {pool['in_test_set']} of the test set's queries left out)",
+        f"novel: {novel['80']:.1%} above the 80th percentile of the labelled set (20 % if alike), {novel['99']:.1%} "
+        "above the 99th",
+        f"cut: {cut['below_band']} below the band, {cut['above_band']} above it, {cut['beyond_cap']} beyond the cap "
+        "per query",
+        f"{output}: {chosen['pairs']} pairs of {chosen['queries']} queries to grade ({', '.join(names)})",
+    ]
+    if summary["short"]:
+        lines.append(f"Warning: {summary['short']}")
+    click.echo("\n".join(lines), err=True)

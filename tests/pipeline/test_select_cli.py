@@ -1,0 +1,71 @@
+"""`darl-rerank select` from files to an annotation file, with the tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from darl_rerank.cli import cli
+from darl_rerank.scale import RelevanceScale
+from darl_rerank.training.annotation import read_annotations
+from darl_rerank.trec.corpora import Document
+
+
+@pytest.fixture
+def files(products: list[Document], tmp_path: Path) -> Path:
+    def write(name: str, rows: list[dict[str, Any]]) -> None:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+    pairs = [
+        {"query": f"{products[q].title.split()[0]} {q}", "document": products[(q + 7 * d) % 150].full_text}
+        for q in range(40)
+        for d in range(4)
+    ]
+    write("labelled.jsonl", [{**pair, "grade": i % 3} for i, pair in enumerate(pairs[:80])])
+    write("pool.jsonl", [*pairs[76:], *pairs[100:104]])
+    write("test.jsonl", pairs[156:])
+    return tmp_path
+
+
+def run(files: Path, model: Path, *options: str) -> Result:
+    return CliRunner().invoke(
+        cli,
+        ["select", str(files / "out.jsonl"), "--labelled", str(files / "labelled.jsonl"), "--model", str(model),
+         "--pool", str(files / "pool.jsonl"), "--budget", "10", "--precision", "float32", "--features", "model",
+         *options],
+    )  # fmt: skip
+
+
+def test_pool_to_annotation_file(files: Path, tiny_model: Path) -> None:
+    result = run(files, tiny_model, "--band", "0", "100", "--per-query", "2", "--exclude", str(files / "test.jsonl"),
+                 "--overlap", "skip")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in (files / "out.jsonl").read_text("utf-8").splitlines()]
+    assert len(rows) == len({(row["query"], row["document"]) for row in rows}) == 10
+    assert all(row["grade"] is None and 0 < row["novelty"] < 100 for row in rows)
+    summary = json.loads((files / "out.jsonl.summary.json").read_text("utf-8"))
+    pool = summary["pool"]
+    assert (pool["read"], pool["pairs"]) == (88, 76)
+    assert (pool["already_labelled"], pool["duplicates"], pool["in_test_set"]) == (4, 4, 4)
+
+    filled = "".join(json.dumps({**row, "grade": 1}) + "\n" for row in rows)
+    (files / "filled.jsonl").write_text(filled, "utf-8")
+    assert len(read_annotations(files / "filled.jsonl", RelevanceScale.named("ternary"))) == 10
+
+
+def test_an_overlap_with_the_test_set_is_refused(files: Path, tiny_model: Path) -> None:
+    result = run(files, tiny_model, "--exclude", str(files / "test.jsonl"))
+    assert result.exit_code == 3
+    assert "the pool overlaps the test set: 4 pairs of 1 of its queries" in result.output
+    assert not (files / "out.jsonl").exists()
+
+
+def test_bad_arguments(files: Path, tiny_model: Path) -> None:
+    assert run(files, tiny_model, "--run", "x").exit_code == 2
+    result = run(files, tiny_model, "--strategy", "best")
+    assert result.exit_code == 3
+    assert "known: dasa" in result.output
