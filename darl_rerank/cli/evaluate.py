@@ -1,4 +1,4 @@
-"""`darl-rerank evaluate`: ranking measures of one run or several, side by side."""
+"""`darl-rerank evaluate`: ranking measures of runs side by side, or a model on graded pairs."""
 
 from __future__ import annotations
 
@@ -8,25 +8,54 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import model_options
+
 if TYPE_CHECKING:
     from ..evaluation.ranking import RankingScores
 
 
 @click.command()
-@click.argument("qrels", type=click.Path(path_type=Path))
+@click.argument("qrels", type=click.Path(path_type=Path), required=False)
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @click.option("-m", "--measure", "measures", multiple=True, help="As ir-measures names it; may be given several times.")
 @click.option("--per-query", is_flag=True, help="Also the value of every query.")
-@click.option("--seed", default=0, show_default=True, help="For the paired tests against the first run.")
+@click.option("--seed", default=0, show_default=True, help="Of paired tests and bootstrap.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("--pairs", type=click.Path(path_type=Path), help="JSONL of graded pairs to judge with --model.")
+@click.option("--reference", help="With --pairs: the group others are compared with.  [default: the first]")
+@click.option("--report", type=click.Path(path_type=Path), help="With --pairs: an HTML report to write.")
+@model_options
 def evaluate(
-    qrels: Path, runs: tuple[Path, ...], measures: tuple[str, ...], per_query: bool, seed: int, form: str
+    qrels: Path | None,
+    runs: tuple[Path, ...],
+    measures: tuple[str, ...],
+    per_query: bool,
+    seed: int,
+    form: str,
+    pairs: Path | None,
+    reference: str | None,
+    report: Path | None,
+    **model: Any,
 ) -> None:
-    """Evaluate RUNS against QRELS, as trec_eval would.
+    """Evaluate RUNS against QRELS, as trec_eval would; or, with --pairs, a model on graded pairs.
 
     With several runs, each is compared with the first: mean difference with its 95 % bootstrap interval, and the
     p-value of a paired randomisation test, corrected by Holm over all runs and measures.
+
+    --pairs takes JSONL of query, document, grade and (if you like) group, and measures ranking, grades, calibration
+    and novelty in each group with 95 % intervals, and the gaps between groups.
     """
+    if pairs is not None:
+        from .pairs_evaluation import evaluate_model_on_pairs
+
+        if qrels is not None or measures or per_query:
+            raise click.UsageError("--pairs stands alone: give no QRELS, RUNS, --measure or --per-query beside it")
+        evaluate_model_on_pairs(pairs, reference=reference, report=report, form=form, seed=seed, model=model)
+        return
+    if report is not None or reference is not None:
+        raise click.UsageError("--report and --reference need --pairs")
+    if qrels is None:
+        raise click.UsageError("give QRELS and RUNS, or --pairs")
     from ..evaluation.ranking import DEFAULT_MEASURES, evaluate_run
     from ..trec.qrels import read_qrels
     from ..trec.runs import read_run

@@ -33,7 +33,8 @@ def confusion(labels: Labels, predicted: Labels, grades: int, weights: NDArray[A
     w = example_weights(len(labels), weights)
     cells = np.zeros((len(labels), grades * grades))
     cells[np.arange(len(labels)), np.asarray(labels) * grades + np.asarray(predicted)] = 1.0
-    return np.asarray(w @ cells).reshape(*w.shape[:-1], grades, grades)
+    counts: Floats = w @ cells
+    return counts.reshape((*w.shape[:-1], grades, grades))
 
 
 def accuracy(counts: Floats) -> Floats:

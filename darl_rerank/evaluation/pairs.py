@@ -37,7 +37,7 @@ def _dcg(query_of: NDArray[np.intp], gain: Floats, key: Floats, cutoff: int) -> 
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
     discounted = np.where(rank < cutoff, gain[order] / np.log2(rank + 2), 0.0)
-    return np.bincount(ordered, discounted)
+    return np.asarray(np.bincount(ordered, discounted), dtype=np.float64)
 
 
 def measures_of(

@@ -144,7 +144,10 @@ def label_with_teachers(
     agreed = grades.max(axis=0) - grades.min(axis=0) <= tolerance
     labels = opinions.mean(axis=0)
     return TeacherLabels(
-        [replace(pairs[i], grade=None, probabilities=tuple(labels[i].tolist())) for i in np.flatnonzero(agreed)],
+        [
+            replace(pairs[i], grade=None, probabilities=tuple(labels[i].tolist()))
+            for i in np.flatnonzero(agreed).tolist()
+        ],
         np.flatnonzero(~agreed).tolist(),
     )
 

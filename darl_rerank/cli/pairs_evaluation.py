@@ -1,0 +1,90 @@
+"""`darl-rerank evaluate --pairs`: a model on graded pairs, as table, JSON and HTML report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+_BLOCK = 512
+
+
+def evaluate_model_on_pairs(
+    path: Path, *, reference: str | None, report: Path | None, form: str, seed: int, model: dict[str, Any]
+) -> None:
+    """Judge the pairs of a file and print (and with `report` draw) all measures.
+
+    Raises:
+        InputError: see `read_graded_pairs` and `evaluate_pairs`.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from ..evaluation.pairs import ALL, evaluate_pairs
+    from ..evaluation.report import write_report
+    from ..trec.graded_pairs import read_graded_pairs
+    from .options import load_reranker
+
+    reranker = load_reranker(**model)
+    names = tuple(grade.name for grade in reranker.scale.grades)
+    pairs = read_graded_pairs(path, grades=len(names), names=names)
+    soft = sum(pair.probabilities is not None for pair in pairs)
+    if soft:
+        click.echo(f"Note: {soft} soft labels count as their most probable grade", err=True)
+    probabilities, novelty = [], []
+    with tqdm(total=len(pairs), unit="pair", desc="judging") as bar:
+        for start in range(0, len(pairs), _BLOCK):
+            block = pairs[start : start + _BLOCK]
+            scores = reranker.score_pairs([(pair.query, pair.document) for pair in block])
+            probabilities.append(scores.probabilities)
+            if scores.novelty is not None:
+                novelty.append(scores.novelty)
+            bar.update(len(block))
+    strange = np.concatenate(novelty) if novelty else None
+    groups = np.array([pair.group or ALL for pair in pairs])
+    result = evaluate_pairs(
+        np.array([pair.hard_grade for pair in pairs]),
+        np.concatenate(probabilities),
+        reranker.scale.gains,
+        np.array([pair.qid for pair in pairs]),
+        groups=groups,
+        novelty_scores=strange,
+        reference=reference,
+        names=names,
+        seed=seed,
+    )
+    if report is not None:
+        facts = {
+            "model": str(model.get("model") or "the bundled checkpoint") + f" ({reranker.checkpoint.base.name})",
+            "engine": f"{reranker.engine.name}, {reranker.engine.precision}",
+            "data": path.name,
+            "novelty": "measured" if strange is not None else "not measured: the checkpoint has no statistics for it",
+        }
+        write_report(report, result, names, facts=facts, novelty=strange, groups=groups)
+        click.echo(f"{report}: report written", err=True)
+    click.echo(json.dumps(result, indent=1) if form == "json" else _as_table(result))
+
+
+def _as_table(result: dict[str, Any]) -> str:
+    from .evaluate import _aligned
+
+    groups, reference = result["groups"], result["reference"]
+    header = ["measure", *groups, *(f"{group} - {reference}" for group in result["gaps"])]
+    rows = [header, ["pairs", *(str(v["pairs"]) for v in groups.values()), *("" for _ in result["gaps"])]]
+    for name in groups[reference]["measures"]:
+        cells = [_interval(v["measures"][name], "") for v in groups.values()]
+        rows.append([name, *cells, *(_interval(v[name], "+") for v in result["gaps"].values())])
+    for group, values in result["novelty"].items():
+        for name, value in values.items():
+            cells = [_interval(value, "") if other == group else "" for other in groups]
+            rows.append([f"novelty {name}", *cells, *("" for _ in result["gaps"])])
+    return _aligned(rows)
+
+
+def _interval(value: dict[str, float | None], sign: str) -> str:
+    if value["value"] is None:
+        return "-"
+    ends = "" if value["low"] is None else f" [{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]"
+    return f"{value['value']:{sign}.4f}{ends}"
