@@ -33,8 +33,8 @@ def confusion(labels: Labels, predicted: Labels, grades: int, weights: NDArray[A
     w = example_weights(len(labels), weights)
     cells = np.zeros((len(labels), grades * grades))
     cells[np.arange(len(labels)), np.asarray(labels) * grades + np.asarray(predicted)] = 1.0
-    counts: Floats = np.reshape(w @ cells, (*w.shape[:-1], grades, grades))
-    return counts
+    counts = np.asarray(w @ cells, dtype=np.float64)
+    return np.asarray(counts.reshape(*w.shape[:-1], grades, grades), dtype=np.float64)
 
 
 def accuracy(counts: Floats) -> Floats:
