@@ -47,7 +47,7 @@ def f1_per_grade(counts: Floats) -> Floats:
     """F1 of every grade, shape (…, K), from `confusion`; 0 for a grade that is neither true nor predicted anywhere."""
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
     total = counts.sum(axis=-1) + counts.sum(axis=-2)
-    return np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0)
+    return np.asarray(np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0))
 
 
 def macro_f1(counts: Floats) -> Floats:
