@@ -1,0 +1,232 @@
+"""The ONNX graphs of a checkpoint: last token's state, K head rows in float32, novelty features.
+
+Two graphs come from one module, so that they can share one file of weights:
+
+    plain         input_ids (n, t), attention_mask (n, t) -> logits (n, K), features (n, 3·hidden)
+    with prefix   input_ids, attention_mask of what follows the prefix, prefix_keys_values (layers, 2, heads, p, size),
+                  prefix_own_sum (hidden) -> the same, and keys_values (layers, 2, heads, t, size) and own_sum (hidden)
+                  of the first row; with p = 0 and one row it is what runs the prefix itself
+
+Real tokens are first moved to the front of their row. Then padding, wherever it stood, comes last, causal attention
+never sees it, and positions count from 0: no mask over keys is needed for left, right or no padding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..checkpoint import Checkpoint
+from ..engines.base_weights import load_body
+from ..errors import InputError
+
+Attention = Literal["fused", "plain"]
+OPSET = 23
+# The first opset with the Attention operator.
+FUSED_OPSET = 23
+OLDEST_OPSET = 18
+_IMPLEMENTATION = "darl_rerank_export"
+
+
+class _Prefix:
+    """What the decoder takes for a cache: puts a prefix's keys and values before a layer's own, and keeps the own."""
+
+    def __init__(self, keys_values: torch.Tensor | None) -> None:
+        self._prefix = keys_values
+        self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.own[layer_idx] = keys, values
+        if self._prefix is None:
+            return keys, values
+        rows = keys.shape[0]
+        before = self._prefix[layer_idx].unsqueeze(1).expand(-1, rows, -1, -1, -1)
+        return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        return 0 if self._prefix is None else self._prefix.shape[3]
+
+
+class GradeGraph(torch.nn.Module):
+    """The module that is traced.
+
+    Args:
+        checkpoint: what to export; its adapter is merged.
+        attention: "fused" for the ONNX operator Attention, "plain" for products and a softmax.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, attention: Attention = "fused") -> None:
+        super().__init__()
+        self.body = load_body(checkpoint, torch.float32)
+        self.body.requires_grad_(False)
+        self.config = self.body.config.get_text_config()
+        layers = getattr(self.body, "layers", None)
+        if layers is None or not all(hasattr(getattr(layer, "mlp", None), "down_proj") for layer in layers):
+            raise InputError(
+                f"{self.config.model_type} can't be exported: expected a decoder of the Llama kind (layers with "
+                "attention and one dense gated MLP)"
+            )
+        if checkpoint.head.weight.shape[1] != self.config.hidden_size:
+            raise InputError(
+                f"the head expects hidden size {checkpoint.head.weight.shape[1]}, {checkpoint.base.name} has another"
+            )
+        self.head = torch.nn.Linear(*checkpoint.head.weight.T.shape)
+        self.head.weight.data = torch.from_numpy(checkpoint.head.weight)
+        self.head.bias.data = torch.from_numpy(checkpoint.head.bias)
+        self.requires_grad_(False)
+        self.instruction_length = checkpoint.encoder().instruction_length
+        self.attention = attention
+        self._masks: dict[int | None, torch.Tensor] = {}
+        self._middle: torch.Tensor | None = None
+        layers[checkpoint.feature_layer - 1].register_forward_hook(self._keep_middle)
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        ALL_ATTENTION_FUNCTIONS.register(_IMPLEMENTATION, _attend)
+        for part in self.body.modules():
+            if hasattr(part, "config"):
+                part.config._attn_implementation = _IMPLEMENTATION
+        for layer in layers:
+            # Not as a submodule: it would be traced as the layer's own.
+            layer.self_attn.__dict__["export_graph"] = self
+
+    def _keep_middle(self, module: Any, arguments: Any, output: Any) -> None:
+        self._middle = output[0] if isinstance(output, tuple) else output
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        prefix_keys_values: torch.Tensor | None = None,
+        prefix_own_sum: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        length = input_ids.shape[1]
+        places = torch.arange(length, device=input_ids.device)
+        mask = attention_mask.to(torch.int64)
+        # Distinct keys: real tokens first, in order, then padding in order.
+        order = torch.topk(mask * length * 2 - places, length, dim=1).indices
+        ids = torch.gather(input_ids, 1, order)
+        lengths = mask.sum(1)
+        before = 0 if prefix_keys_values is None else prefix_keys_values.shape[3]
+        self._masks = {}
+        prefix = _Prefix(prefix_keys_values)
+        # One row of positions would do, but ONNX Runtime's RotaryEmbedding does not spread it over the rows.
+        positions = (places + before)[None].expand(ids.shape[0], -1)
+        states = self.body(
+            input_ids=ids, position_ids=positions, past_key_values=prefix, use_cache=True
+        ).last_hidden_state
+        middle = self._middle
+        assert middle is not None
+        # A row without any real token reads its first place rather than failing.
+        last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[2])
+        final = torch.gather(states, 1, last)[:, 0].float()
+        logits = self.head(final)
+        own = (places + before >= self.instruction_length)[None] & (places[None] < lengths[:, None])
+        total = (middle * own[..., None].to(middle.dtype)).sum(1)
+        if prefix_own_sum is not None:
+            total = total + prefix_own_sum
+        count = (lengths + before - self.instruction_length).clamp(min=1)
+        parts = (total / count[:, None], torch.gather(middle, 1, last)[:, 0], final)
+        features = torch.cat([part / part.norm(dim=-1, keepdim=True).clamp(min=1e-12) for part in parts], dim=-1)
+        if prefix_keys_values is None:
+            return logits, features
+        pairs = [torch.stack([keys[0], values[0]]) for _, (keys, values) in sorted(prefix.own.items())]
+        return logits, features, torch.stack(pairs), total[0]
+
+    def mask(self, queries: int, keys: int, window: int | None) -> torch.Tensor:
+        """True where query i may see key j, shape (1, 1, queries, keys); made once for all layers of a kind."""
+        if window not in self._masks:
+            row = (torch.arange(queries) + (keys - queries))[:, None]
+            column = torch.arange(keys)[None]
+            seen = column <= row
+            if window is not None:
+                seen = seen & (column > row - window)
+            self._masks[window] = seen[None, None]
+        return self._masks[window]
+
+
+def _attend(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    graph: GradeGraph = module.export_graph
+    if options.get("softcap") is not None or options.get("s_aux") is not None:
+        raise InputError(f"{graph.config.model_type} can't be exported: capped logits and attention sinks are not")
+    window = options.get("sliding_window", getattr(module, "sliding_window", None))
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    mask = graph.mask(query.shape[2], key.shape[2], window)
+    if graph.attention == "fused":
+        output = torch.onnx.ops.attention(query, key, value, mask, scale=scale)[0]
+    else:
+        repeat = query.shape[1] // key.shape[1]
+        rows, heads, keys, size = key.shape
+        shape = (rows, heads, repeat, keys, size)
+        key, value = (t[:, :, None].expand(shape).reshape(rows, heads * repeat, keys, size) for t in (key, value))
+        additive = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+        weights = torch.softmax((query * scale) @ key.transpose(2, 3) + additive, dim=-1)
+        output = weights @ value
+    return output.transpose(1, 2), None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints and warns about its own internals; errors still come through as exceptions."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def trace(graph: GradeGraph, path: Path, *, prefix: bool, opset: int = OPSET) -> None:
+    """Write one graph, with its weights beside it in external data.
+
+    Args:
+        graph: the module.
+        path: the .onnx file to write; weights go to the same name with ".data" added.
+        prefix: the graph that takes a prefix's keys and values.
+        opset: version of the ONNX operators.
+
+    Raises:
+        InputError: the decoder can't be traced.
+    """
+    rows, length, before = torch.export.Dim("rows"), torch.export.Dim("length"), torch.export.Dim("prefix")
+    ids = torch.arange(2 * 7).reshape(2, 7) + 3
+    inputs: tuple[torch.Tensor, ...] = (ids, torch.ones_like(ids))
+    # AUTO lets the tracer find what dimensions share; the names are given by the graph's inputs below.
+    shapes: tuple[Any, ...] = ({0: rows, 1: length}, {0: rows, 1: length})
+    names = ["logits", "features"]
+    input_names = ["input_ids", "attention_mask"]
+    if prefix:
+        config = graph.config
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        state = torch.randn(config.num_hidden_layers, 2, config.num_key_value_heads, 5, size)
+        inputs = (*inputs, state, torch.randn(config.hidden_size))
+        shapes = (*shapes, {3: before}, {})
+        input_names += ["prefix_keys_values", "prefix_own_sum"]
+        names += ["keys_values", "own_sum"]
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                graph, inputs, dynamo=True, dynamic_shapes=shapes, opset_version=opset, input_names=input_names,
+                output_names=names, external_data=True, verbose=False,
+            )  # fmt: skip
+            assert program is not None
+            program.save(str(path), external_data=True)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{graph.config.model_type} can't be exported to ONNX: {reason}") from error
