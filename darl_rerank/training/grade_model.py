@@ -83,8 +83,10 @@ class GradeModel(nn.Module):
         return Head(*(p.detach().float().cpu().numpy().astype(np.float32) for p in (self.head.weight, self.head.bias)))
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """The weights that training changes, by name, on the CPU."""
-        return {name: p.detach().cpu().contiguous() for name, p in self.named_parameters() if p.requires_grad}
+        """A copy of the weights that training changes, by name, on the CPU."""
+        return {
+            name: p.detach().to("cpu", copy=True).contiguous() for name, p in self.named_parameters() if p.requires_grad
+        }
 
     def load_trainable(self, state: dict[str, Tensor]) -> None:
         """Put back what `trainable_state` gave.
@@ -171,7 +173,8 @@ def save_trained(
         weights = Path(temporary) / "weights"
         if model.adapted:
             save_adapter(model, weights, base_name=checkpoint.base.name)
-            return trained.save(folder, overwrite=overwrite, adapter=weights, card=card)
+            # An adapter on a checkpoint with weights of its own stands on those.
+            return trained.save(folder, overwrite=overwrite, adapter=weights, model=checkpoint.model_folder, card=card)
         lm: Any = model.lm
         attention, lm.config._attn_implementation = lm.config._attn_implementation, "sdpa"
         lm.save_pretrained(weights)

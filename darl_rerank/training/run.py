@@ -1,49 +1,61 @@
-"""Trains by a recipe, stage after stage."""
+"""Trains by a recipe: probe, select, fine-tune, interpolate, calibrate, evaluate; each stage kept and resumable."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from darl_rerank.checkpoint import Checkpoint
+from darl_rerank.errors import InputError
+from darl_rerank.novelty import fit_novelty
 from darl_rerank.prompt import Prompt
-from darl_rerank.trec.graded_pairs import GradedPair
+from darl_rerank.reranker import Reranker
+from darl_rerank.trec.graded_pairs import GradedPair, read_graded_pairs
 
-from .finetune import FinetuneOutcome, finetune
-from .grade_model import load_grade_model, save_trained
-from .recipe import Recipe
-from .sources import Exclusions, SourcePairs, load_source
-from .steps import query_examples
+from .annotation import Annotation, label_with_teachers, read_annotations, write_annotations
+from .calibrate import fit_calibration
+from .card import model_card
+from .features import extract_features
+from .finetune import check_variety, finetune
+from .grade_model import GradeModel, Trainable, load_grade_model, save_trained, save_weights
+from .interpolate import GradedSet, alpha_curve, average, interpolated
+from .labels import hard_grades, label_matrix, numbered, sampled_queries
+from .predict import predict_logits
+from .probe import final_states, fit_probe
+from .recipe import Recipe, SelectStage
+from .select_pairs import select_pairs
+from .stages import Stages, is_first_process
+from .steps import QueryExamples, query_examples
+from .training_set import TrainingSet
+
+ID_DEV, OOD_DEV = "ID dev", "OOD dev"
+_STATE = "trainable.safetensors"
+# Novelty statistics of a training set are a mean, covariances and a sample: more pairs than this change little.
+_NOVELTY_PAIRS = 10_000
+
+
+class AnnotationsWantedError(InputError):
+    """Training can go on once the file named in the message has been filled in."""
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingSet:
-    """The pairs of all sources."""
+class Trained:
+    """What a training made.
 
-    sources: tuple[SourcePairs, ...]
+    Attributes:
+        checkpoint: as saved.
+        stages: what each stage returned, by name.
+    """
 
-    @property
-    def train(self) -> list[GradedPair]:
-        return [pair for source in self.sources for pair in source.train]
-
-    @property
-    def dev(self) -> list[GradedPair]:
-        return [pair for source in self.sources for pair in source.dev]
-
-    def table(self) -> str:
-        """Counts of every source, a line each."""
-        return "\n".join(
-            f"{source.source.name}: " + ", ".join(f"{count} {name}" for name, count in source.counts.items())
-            for source in self.sources
-        )
-
-
-def load_training_set(recipe: Recipe) -> TrainingSet:
-    """Read all sources of a recipe."""
-    excluded = Exclusions(recipe.exclude_topics, recipe.exclude_corpora)
-    return TrainingSet(
-        tuple(load_source(source, recipe.grades, seed=recipe.seed, excluded=excluded) for source in recipe.sources)
-    )
+    checkpoint: Checkpoint
+    stages: dict[str, Any]
 
 
 def start(recipe: Recipe) -> Checkpoint:
@@ -56,17 +68,304 @@ def start(recipe: Recipe) -> Checkpoint:
     if choice.max_length is not None:
         prompt = Prompt.from_dict({**checkpoint.prompt.to_dict(), "max_length": choice.max_length})
         checkpoint = checkpoint.replace(prompt=prompt)
+        checkpoint.encoder()
     return checkpoint
 
 
 def train_by(
-    recipe: Recipe, data: TrainingSet, output: Path, work: Path, *, device: str | None = None, overwrite: bool = False
-) -> FinetuneOutcome:
-    """Fine-tune and write the checkpoint."""
-    checkpoint = start(recipe)
-    model = load_grade_model(checkpoint, recipe.trainable, seed=recipe.seed)
-    weights = {source.group or source.name: source.weight for source in recipe.sources}
-    examples = query_examples(data.train, len(checkpoint.scale), weights=weights)
-    outcome = finetune(model, checkpoint, examples, recipe.finetune, work / "finetune", device=device)
-    save_trained(model, checkpoint, output, overwrite=overwrite)
-    return outcome
+    recipe: Recipe,
+    data: TrainingSet,
+    output: Path,
+    work: Path,
+    *,
+    device: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Trained | None:
+    """Run all stages and write the checkpoint; what is finished in `work` is not run again.
+
+    Args:
+        recipe: what to do.
+        data: its pairs.
+        output: the checkpoint folder.
+        work: for the stages.
+        device: "cpu" to stay off a GPU.
+        overwrite: replace an existing checkpoint.
+        progress: show rates and times left on stderr.
+
+    Returns:
+        None in all but the first of several processes.
+
+    Raises:
+        AnnotationsWantedError: the chosen pairs wait for their grades.
+        InputError: `work` is another training's, or a stage can't work with its data.
+    """
+    check_variety(data.examples(recipe.grades))
+    return _Training(recipe, data, work, device, progress).run(output, overwrite)
+
+
+class _Training:
+    """The stages in order. Each is a method that takes what it needs from the folders of those before it."""
+
+    def __init__(self, recipe: Recipe, data: TrainingSet, work: Path, device: str | None, progress: bool) -> None:
+        self.recipe, self.data = recipe, data
+        self.device, self.progress = device, progress
+        self.stages = Stages(work, {"recipe": _portable(asdict(recipe)), "data": data.digest()})
+        self.results: dict[str, Any] = {}
+
+    def run(self, output: Path, overwrite: bool) -> Trained | None:
+        self._stage("start", self._start)
+        if self.recipe.probe is not None:
+            self._stage("probe", self._probe)
+        if self.recipe.select is not None:
+            self._stage("select", self._select)
+            self._stage("labels", self._labels)
+        for seed in self.recipe.seeds:
+            self._stage(f"finetune-{seed}", lambda folder, seed=seed: self._finetune(folder, seed), shared=True)
+        if not is_first_process():
+            return None
+        self._stage("merge", self._merge)
+        if self.recipe.calibrate and self.data.dev:
+            self._stage("calibrate", self._calibrate)
+        final = Checkpoint.load(
+            self.stages.path("calibrate" if "calibrate" in self.results else "merge") / "checkpoint"
+        )
+        if self.recipe.used_for("test", "ood_test"):
+            self._stage("evaluate", self._evaluate)
+        facts = {"recipe": _portable(asdict(self.recipe)), "stages": self.results, "data": self.data.table()}
+        card = model_card(final, self.recipe, self.data, self.results)
+        saved = final.replace(provenance=facts).save(output, overwrite=overwrite, card=card)
+        return Trained(saved, self.results)
+
+    def _stage(self, name: str, work: Any, *, shared: bool = False) -> None:
+        self.results[name] = self.stages.run(name, work, shared=shared)
+
+    def _checkpoint(self, stage: str) -> Path:
+        return self.stages.path(stage) / "checkpoint"
+
+    @property
+    def _begun(self) -> Path:
+        """What fine-tuning starts from."""
+        return self._checkpoint("start" if self.recipe.probe is None else "probe")
+
+    def _reranker(self, checkpoint: Path) -> Reranker:
+        return Reranker.from_pretrained(checkpoint, engine="torch", device=self.device)
+
+    def _start(self, folder: Path) -> dict[str, Any]:
+        checkpoint = start(self.recipe).save(folder / "checkpoint", overwrite=True)
+        return {"base": checkpoint.base.name, "fingerprint": checkpoint.fingerprint}
+
+    def _probe(self, folder: Path) -> dict[str, Any]:
+        reranker = self._reranker(self._checkpoint("start"))
+        checkpoint, grades = reranker.checkpoint, self.recipe.grades
+        sets = {}
+        for name, pairs in (("training", self.data.train), ("held-out", self.data.dev)):
+            found = extract_features(
+                reranker, pairs, folder / name, progress=self.progress, description=f"features, {name}"
+            )
+            sets[name] = (
+                final_states(found, checkpoint.head), label_matrix(pairs, grades), numbered(p.qid for p in pairs)
+            )  # fmt: skip
+        weights = np.concatenate([
+            np.full(len(s.train), s.source.weight, np.float32) for s in self.data.sources if s.source.use == "train"
+        ])  # fmt: skip
+        outcome = fit_probe(
+            checkpoint.head, *sets["training"], sets["held-out"], checkpoint.scale.gains,
+            loss=self.recipe.finetune.loss, terms=self.recipe.finetune.occ, settings=self.recipe.probe,
+            weights=weights, seed=self.recipe.seed, progress=self.progress,
+        )  # fmt: skip
+        checkpoint.replace(head=outcome.head, trained=True).save(folder / "checkpoint", overwrite=True)
+        return {key: value for key, value in asdict(outcome).items() if key != "head"}
+
+    def _select(self, folder: Path) -> dict[str, Any]:
+        stage = self._selection
+        reranker = self._reranker(self._begun)
+        pool = self._pool()
+        chosen = select_pairs(
+            pool, self.data.train, self.data.dev, reranker, reranker, folder,
+            strategy=stage.strategy, budget=stage.budget, settings=stage.settings, progress=self.progress,
+        )  # fmt: skip
+        rows = [int(row) for row in chosen.rows]
+        blank = [replace(pool[row], grade=None, probabilities=None) for row in rows]
+        write_annotations(
+            folder / "annotations.jsonl",
+            (Annotation(*item) for item in zip(blank, chosen.novelty, chosen.predicted, strict=True)),
+        )
+        return {"rows": rows, **chosen.summary}
+
+    @property
+    def _selection(self) -> SelectStage:
+        assert self.recipe.select is not None
+        return self.recipe.select
+
+    def _pool(self) -> list[GradedPair]:
+        known = {pair.key for pair in (*self.data.train, *self.data.dev)}
+        return [pair for pair in self.data.of("pool") if pair.key not in known]
+
+    def _labels(self, folder: Path) -> dict[str, Any]:
+        """Give the chosen pairs their labels, in labelled.jsonl."""
+        stage = self._selection
+        blank = self.stages.path("select") / "annotations.jsonl"
+        scale = Checkpoint.load(self._begun).scale
+        left_out = 0
+        if stage.labels == "pool":
+            pool = self._pool()
+            pairs = [pool[row] for row in self.results["select"]["rows"]]
+            if not all(pair.labelled for pair in pairs):
+                raise InputError('select.labels = "pool", but the pool has pairs without a label')
+        elif stage.labels == "teacher":
+            assert stage.teacher is not None
+            asked = read_graded_pairs(blank, labels="ignored")
+            answers = label_with_teachers(asked, [self._reranker(stage.teacher)], scale)
+            pairs, left_out = answers.pairs, len(answers.disagreed)
+        else:
+            if stage.annotations is None or not stage.annotations.is_file():
+                wanted = stage.annotations or "a copy of it, named in the recipe as select.annotations"
+                raise AnnotationsWantedError(
+                    f"{len(self.results['select']['rows'])} pairs wait for their grades in {blank}: put a grade in the "
+                    f"place of null, save it as {wanted}, and give the same command again"
+                )
+            pairs = read_annotations(stage.annotations, scale)
+        count = write_annotations(
+            folder / "labelled.jsonl", (Annotation(pair, 0.0, ()) for pair in pairs if pair.labelled)
+        )
+        return {"labels": stage.labels, "pairs": count, "left_out": left_out}
+
+    def _examples(self) -> list[QueryExamples]:
+        """The training set as fine-tuning sees it: the original examples, and the selected ones."""
+        grades = self.recipe.grades
+        original = self.data.examples(grades)
+        if self.recipe.select is None:
+            return original
+        path = self.stages.path("labels") / "labelled.jsonl"
+        selected = query_examples(read_graded_pairs(path, grades=grades), grades)
+        if self.recipe.replay is not None:
+            # ID replay: enough of the original set to not forget it, not so much as to drown what was selected.
+            random.Random(self.recipe.seed).shuffle(original)
+            wanted = self.recipe.replay * sum(map(len, selected))
+            kept, size = [], 0
+            for example in original:
+                if size >= wanted:
+                    break
+                kept.append(example)
+                size += len(example)
+            original = kept
+        return [*original, *selected]
+
+    def _finetune(self, folder: Path, seed: int) -> dict[str, Any]:
+        checkpoint = Checkpoint.load(self._begun)
+        model = load_grade_model(checkpoint, self.recipe.trainable, seed=seed)
+        settings = replace(self.recipe.finetune, seed=seed)
+        examples = self._examples()
+        outcome = finetune(model, checkpoint, examples, settings, folder, device=self.device, progress=self.progress)
+        if is_first_process():
+            save_weights(folder / _STATE, model.trainable_state())
+        return {**asdict(outcome), "training_examples": sum(map(len, examples)), "queries": len(examples)}
+
+    def _merge(self, folder: Path) -> dict[str, Any]:
+        """Average the seeds, choose α, and write the model as a checkpoint."""
+        checkpoint = Checkpoint.load(self._begun)
+        states = [load_file(self.stages.path(f"finetune-{seed}") / _STATE) for seed in self.recipe.seeds]
+        model = load_grade_model(checkpoint, _soup(self.recipe.trainable, len(states)), seed=self.recipe.seeds[0])
+        first, last = model.trainable_state(), states[0] if len(states) == 1 else average(states)
+        curve: dict[str, Any] | None = None
+        if self.recipe.interpolate is not None:
+            curve = self._alpha_curve(folder, model, checkpoint, first, last)
+            last = interpolated(first, last, curve["chosen"])
+        model.load_trainable(dict(last))
+        save_trained(model, checkpoint, folder / "checkpoint", overwrite=True)
+        return {"seeds": list(self.recipe.seeds), "curve": curve}
+
+    def _alpha_curve(
+        self, folder: Path, model: GradeModel, checkpoint: Checkpoint, first: Any, last: Any
+    ) -> dict[str, Any]:
+        assert self.recipe.interpolate is not None
+        encoder = checkpoint.encoder()
+        sets = {name: pairs for name, pairs in self._dev_sets().items() if pairs}
+
+        def logits_at(alpha: float) -> Mapping[str, NDArray[np.float32]]:
+            # Each α is kept: a kill costs one of them, not all.
+            path = folder / f"logits-{alpha:g}.npz"
+            if path.is_file():
+                with np.load(path, allow_pickle=False) as kept:
+                    return {name: kept[name] for name in sets}
+            model.load_trainable(interpolated(first, last, alpha))
+            found = {
+                name: predict_logits(
+                    model, encoder, pairs, progress=self.progress, description=f"α = {alpha:g}, {name}"
+                )
+                for name, pairs in sets.items()
+            }
+            temporary = path.with_name(f".{path.name}")
+            with temporary.open("wb") as stream:
+                np.savez(stream, **found)  # type: ignore[arg-type]
+            temporary.replace(path)
+            return found
+
+        stage = self.recipe.interpolate
+        graded = {name: GradedSet(hard_grades(p), numbered(x.qid for x in p)) for name, p in sets.items()}
+        curve = alpha_curve(logits_at, graded, checkpoint.scale.gains, alphas=stage.alphas, choose_by=stage.choose_by)
+        return curve.to_dict()
+
+    def _dev_sets(self) -> dict[str, list[GradedPair]]:
+        return {ID_DEV: self.data.dev, OOD_DEV: self.data.of("ood_dev")}
+
+    def _calibrate(self, folder: Path) -> dict[str, Any]:
+        """Fit novelty on the final model's own features, then the temperature."""
+        reranker = self._reranker(self._checkpoint("merge"))
+        grades = self.recipe.grades
+        pairs = sampled_queries(self.data.train, _NOVELTY_PAIRS, self.recipe.seed)
+        known = extract_features(reranker, pairs, folder / "training", progress=self.progress, description="novelty")
+        sets = {name: members for name, members in self._dev_sets().items() if members}
+        seen = {
+            name: extract_features(reranker, members, folder / name.replace(" ", "-"), progress=self.progress,
+                                   description=name)
+            for name, members in sets.items()
+        }  # fmt: skip
+        model = fit_novelty(
+            known.features, hard_grades(pairs), seen[ID_DEV].features, k=min(10, len(pairs) - 1), seed=self.recipe.seed
+        )
+        novelty = np.concatenate([model.score(seen[name].features) for name in sets])
+        weights = np.concatenate([np.full(len(members), 1 / len(members)) for members in sets.values()])
+        labels = np.concatenate([label_matrix(members, grades) for members in sets.values()])
+        logits = np.concatenate([np.asarray(seen[name].logits) for name in sets])
+        fit = fit_calibration(
+            logits, labels, novelty=novelty, with_novelty=self.recipe.calibrate_novelty, weights=weights
+        )
+        reranker.checkpoint.replace(novelty=model, calibration=fit.calibration).save(
+            folder / "checkpoint", overwrite=True
+        )
+        medians = {name: float(np.median(model.score(seen[name].features))) for name in sets}
+        return {**asdict(fit), "calibration": fit.calibration.to_dict(), "median_novelty": medians}
+
+    def _evaluate(self, folder: Path) -> dict[str, Any]:
+        from .test_sets import evaluate_test_sets
+
+        stage = "calibrate" if "calibrate" in self.results else "merge"
+        sources = [source for source in self.data.sources if source.source.use in ("test", "ood_test")]
+        return evaluate_test_sets(
+            self._reranker(self._checkpoint(stage)),
+            {source.source.group or source.source.name: source.train for source in sources},
+            folder,
+            curve=self.results["merge"]["curve"],
+            seed=self.recipe.seed,
+            progress=self.progress,
+        )
+
+
+def _soup(trainable: Trainable, count: int) -> Trainable:
+    """What holds the mean of `count` fine-tuned models; see `interpolate.average`."""
+    if trainable.weights != "lora" or count == 1:
+        return trainable
+    return replace(trainable, rank=trainable.rank * count, alpha=trainable.alpha * count)
+
+
+def _portable(values: Any) -> Any:
+    """JSON types, with paths cut to their names: where a file is decides no result, and its folder is private."""
+    if isinstance(values, Mapping):
+        return {str(key): _portable(value) for key, value in values.items() if key != "path"}
+    if isinstance(values, Path):
+        return values.name
+    if isinstance(values, list | tuple):
+        return [_portable(value) for value in values]
+    return values

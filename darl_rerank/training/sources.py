@@ -72,6 +72,7 @@ class Source:
         max_documents: at most so many documents a query, its labels as even as they can be; all if None.
         dev_queries: of a training source, how many queries are held out for development.
         weight: what an example counts in the loss.
+        licence: of the data, for the model card.
         group: the group (domain) of its pairs where neither they nor `groups_file` name it; `name` if None.
     """
 
@@ -93,6 +94,7 @@ class Source:
     max_documents: int | None = None
     dev_queries: int = 0
     weight: float = 1.0
+    licence: str | None = None
     group: str | None = None
 
 

@@ -7,7 +7,7 @@ make the steps that one makes alone.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,15 +44,13 @@ class QueryExamples:
         return len(self.documents)
 
 
-def query_examples(
-    pairs: Sequence[GradedPair], grades: int, *, weights: Mapping[str, float] | None = None
-) -> list[QueryExamples]:
+def query_examples(pairs: Sequence[GradedPair], grades: int, *, weight: float = 1.0) -> list[QueryExamples]:
     """Graded pairs by query (and group), in the order in which the queries first occur.
 
     Args:
         pairs: all labelled.
         grades: number of grades K.
-        weights: what an example of a group counts; 1 for groups that are not named.
+        weight: what each of them counts.
 
     Raises:
         InputError: a pair without a label, or a label that is off the scale.
@@ -70,7 +68,6 @@ def query_examples(
                 targets[row, pair.grade] = 1
             else:
                 raise InputError(f"a pair of query {pair.query[:60]!r} has no label on the scale 0..{grades - 1}")
-        weight = (weights or {}).get(group, 1.0)
         documents = tuple(pair.document for pair in members)
         result.append(
             QueryExamples(members[0].query, documents, targets, np.full(len(members), weight, np.float32), group)

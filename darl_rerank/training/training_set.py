@@ -1,0 +1,99 @@
+"""All pairs of a recipe by use, checked for overlap."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from darl_rerank.errors import InputError
+from darl_rerank.trec.graded_pairs import GradedPair
+
+from .leaks import find_leaks, refuse_shared_queries
+from .recipe import Recipe
+from .sources import Exclusions, SourcePairs, load_source
+from .steps import QueryExamples, query_examples
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """The pairs of all sources.
+
+    Attributes:
+        sources: what each gave.
+        overlaps: lines that say what training and test pairs share beside queries.
+    """
+
+    sources: tuple[SourcePairs, ...]
+    overlaps: tuple[str, ...] = field(default=())
+
+    def of(self, *uses: str) -> list[GradedPair]:
+        """The pairs of sources with these uses, in the sources' order, without those held out for development."""
+        return [pair for source in self.sources if source.source.use in uses for pair in source.train]
+
+    @property
+    def train(self) -> list[GradedPair]:
+        return self.of("train")
+
+    @property
+    def dev(self) -> list[GradedPair]:
+        """In-distribution pairs held out of the training sources."""
+        return [pair for source in self.sources for pair in source.dev]
+
+    def examples(self, grades: int) -> list[QueryExamples]:
+        """The training examples, each with its source's weight."""
+        return [
+            example
+            for source in self.sources
+            if source.source.use == "train"
+            for example in query_examples(source.train, grades, weight=source.source.weight)
+        ]
+
+    def table(self) -> str:
+        """Counts of every source, a line each."""
+        lines = [
+            f"{source.source.name} ({source.source.use}): "
+            + ", ".join(f"{count:,} {name}" for name, count in source.counts.items() if count or name != "excluded")
+            for source in self.sources
+        ]
+        return "\n".join([*lines, *self.overlaps])
+
+    def digest(self) -> str:
+        """Changes whenever a text or a label does."""
+        digest = hashlib.sha256()
+        for source in self.sources:
+            for pair in (*source.train, *source.dev):
+                digest.update(repr((pair.query, pair.document, pair.grade, pair.probabilities, pair.group)).encode())
+            digest.update(b"|")
+        return digest.hexdigest()
+
+
+def load_training_set(recipe: Recipe) -> TrainingSet:
+    """Read all sources of a recipe and check that none of what is tested on is trained on.
+
+    Raises:
+        InputError: a source can't be read, or training pairs (or the pool) share queries with test pairs, or with
+            the out-of-distribution development pairs.
+    """
+    excluded = Exclusions(recipe.exclude_topics, recipe.exclude_corpora)
+    sources = tuple(
+        load_source(source, recipe.grades, seed=recipe.seed, excluded=excluded) for source in recipe.sources
+    )
+    overlaps = []
+    for tested in (source for source in sources if source.source.use in ("test", "ood_test", "ood_dev")):
+        for trained in (source for source in sources if source.source.use in ("train", "pool")):
+            names = (
+                f"{trained.source.use} source {trained.source.name!r} and {tested.source.use} {tested.source.name!r}"
+            )
+            leaks = find_leaks([*trained.train, *trained.dev], tested.train)
+            if trained.source.use == "pool" and tested.source.use == "ood_dev":
+                # Development pairs may come from the pool's queries: nothing is claimed about them.
+                pass
+            else:
+                refuse_shared_queries(names, leaks)
+            overlaps.append(
+                f"{names}: {len(leaks.queries)} queries, {leaks.documents} documents in common, "
+                f"{leaks.near_duplicates} more nearly the same"
+            )
+    if not any(source.train for source in sources if source.source.use == "train"):
+        raise InputError("there is nothing to train on", path=recipe.path)
+    return TrainingSet(sources, tuple(overlaps))
