@@ -90,7 +90,7 @@ def test_an_index_made_on_the_command_line_serves_rerank(
     for name, source in (("index", tmp_path / "index"), ("corpus", corpus)):
         result = call(
             "rerank", tmp_path / "run", tmp_path / "topics", tmp_path / name / "out.trec", f"--{name}", source,
-            "--model", tiny_model,
+            "--model", tiny_model, "--precision", "float32",
         )  # fmt: skip
         assert result.exit_code == 0, result.output
     outputs = [(tmp_path / name / "out.trec").read_bytes() for name in ("index", "corpus")]
