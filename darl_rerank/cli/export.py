@@ -1,0 +1,55 @@
+"""`darl-rerank export`: a checkpoint to ONNX, with proof that it grades the same."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8", "int4"]), default="fp32", show_default=True)
+@click.option(
+    "--verify",
+    type=click.Path(path_type=Path),
+    help="Pairs to compare with torch on, as JSON lines.  [default: 64 pairs of the bundled catalogue]",
+)
+@click.option("--opset", type=click.IntRange(min=18), default=23, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace an existing folder.")
+def export(model: Path, out: Path, precision: str, verify: Path | None, opset: int, overwrite: bool) -> None:
+    """Export the checkpoint MODEL to the folder OUT.
+
+    OUT is written only if its results lie within the precision's bounds of torch's; otherwise the command ends with
+    exit code 5 and names the layers that differ most.
+    """
+    from importlib.util import find_spec
+
+    from ..checkpoint import Checkpoint
+    from ..engines.base_weights import require_torch
+    from ..errors import DarlRerankError, MissingDependencyError
+    from ..trec.graded_pairs import read_graded_pairs
+
+    require_torch()
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        if find_spec(module) is None:
+            raise MissingDependencyError(module, "export")
+    if out.exists() and not overwrite:
+        raise DarlRerankError(f"{out}: already exists; choose another folder or ask to overwrite it")
+    checkpoint = Checkpoint.load(model)
+    sample = None
+    if verify is not None:
+        sample = list(read_graded_pairs(verify, grades=len(checkpoint.scale), labels="optional"))
+    if not checkpoint.trained:
+        click.echo("Note: this checkpoint is untrained; the export grades zero-shot, as it does.", err=True)
+    from ..export.folder import export as export_folder
+
+    parity = export_folder(
+        checkpoint, out, precision=precision, sample=sample, opset=opset, overwrite=overwrite,
+        progress=lambda step: click.echo(f"{step} …", err=True),
+    )  # fmt: skip
+    for name, value in asdict(parity).items():
+        shown = "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+        click.echo(f"{name.replace('_', ' '):<20} {shown}")

@@ -1,0 +1,156 @@
+"""From a checkpoint to an exported folder: trace, convert, share weights, prove parity, put in place."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import GRAPH, PREFIX_GRAPH, Checkpoint
+from ..engines.onnx_engine import OnnxEngine
+from ..engines.torch_engine import TorchEngine
+from ..errors import CheckFailedError, InputError
+from ..files import atomic_folder
+from ..reranker import Reranker
+from ..trec.graded_pairs import GradedPair
+from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, GradeGraph, trace
+from .parity import BOUNDS, Parity, bundled_sample, compare, layer_differences, name_products, violations
+from .precision import PRECISIONS, convert, sensitive
+from .weights import share_weights
+
+_CALIBRATION_PAIRS = 16
+_SHOWN_LAYERS = 5
+
+
+def export(
+    checkpoint: Checkpoint,
+    folder: str | Path,
+    *,
+    precision: str = "fp32",
+    sample: Sequence[GradedPair] | None = None,
+    opset: int = OPSET,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Parity:
+    """Write an exported folder, if it grades as torch does; otherwise nothing is written.
+
+    Args:
+        checkpoint: what to export, loaded from or saved in a folder, or made by `from_base`.
+        folder: where to.
+        precision: "fp32", "fp16", "int8" or "int4".
+        sample: pairs that parity is measured on; `bundled_sample` if None.
+        opset: version of the ONNX operators; below 23 attention is written as products and a softmax.
+        overwrite: replace an existing folder.
+        progress: told the name of each step as it begins.
+
+    Raises:
+        InputError: unknown precision or opset, an empty sample, or a model that can't be exported.
+        CheckFailedError: the results lie beyond the precision's bounds; the message names the layers that differ most.
+        DarlRerankError: `folder` exists, or can't be written.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    if opset < OLDEST_OPSET:
+        raise InputError(f"opset must be at least {OLDEST_OPSET}, got {opset}")
+    if checkpoint.exported:
+        raise InputError("is exported already; export the checkpoint it was made from", path=checkpoint.folder)
+    pairs = bundled_sample() if sample is None else list(sample)
+    if not pairs:
+        raise InputError("the sample for parity is empty")
+    with atomic_folder(folder, overwrite=overwrite) as temporary:
+        progress("load")
+        graph = GradeGraph(checkpoint, "fused" if opset >= FUSED_OPSET else "plain").eval()
+        calibration = _calibration(checkpoint, pairs)
+        with tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".export.") as scratch:
+            kept = _graphs(graph, Path(scratch), temporary, precision, opset, calibration, progress)
+        _write_config(graph, checkpoint, temporary)
+        exported = checkpoint.replace(
+            provenance={
+                **checkpoint.provenance, "export": {"precision": precision, "opset": opset, "kept in float32": kept},
+            },
+        )  # fmt: skip
+        exported.write_into(temporary)
+        progress("compare with torch")
+        texts = [(pair.query, pair.document) for pair in pairs]
+        reference = Reranker(checkpoint, TorchEngine(checkpoint, device="cpu", precision="float32"))
+        candidate = Checkpoint.load(temporary)
+        scores = Reranker(candidate, OnnxEngine(candidate, device="cpu")).score_pairs(texts)
+        parity = compare(pairs, reference.score_pairs(texts), scores)
+        faults = violations(parity, BOUNDS[precision])
+        if faults:
+            differences = layer_differences(graph, temporary / GRAPH, calibration[0])
+            worst = sorted(enumerate(differences), key=lambda item: -item[1])[:_SHOWN_LAYERS]
+            layers = ", ".join(f"{layer} ({share:.2g})" for layer, share in worst)
+            raise CheckFailedError(
+                f"the {precision} export does not grade as torch does: {'; '.join(faults)}. Layers that differ most "
+                f"(relative error of their MLP's output): {layers}. Nothing was written"
+            )
+        report = {"precision": precision, "bounds": BOUNDS[precision], "measures": asdict(parity)}
+        (temporary / "parity.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        exported.write_into(temporary, card=_card(checkpoint, precision, parity))
+    return parity
+
+
+def _graphs(
+    graph: GradeGraph, scratch: Path, target: Path, precision: str, opset: int, calibration: Any, progress: Any
+) -> list[str]:
+    """Trace both graphs, convert them and write them with one file of weights; names of the products kept in float32."""
+    kept: list[str] = []
+    sources = {}
+    for name, prefix in ((GRAPH, False), (PREFIX_GRAPH, True)):
+        progress(f"trace {name}")
+        path = scratch / name
+        trace(graph, path, prefix=prefix, opset=opset)
+        outputs = name_products(path, graph.config.num_hidden_layers)
+        if not prefix:
+            graph.layer_outputs = tuple(outputs)
+            if precision == "int8":
+                progress("find sensitive layers")
+                kept = list(sensitive(path, calibration))
+        if precision != "fp32":
+            progress(f"convert {name} to {precision}")
+            converted = scratch / f"{precision}_{name}"
+            convert(path, converted, precision, kept)
+            path = converted
+        sources[path] = target / name
+    progress("write")
+    share_weights(sources, target / f"{GRAPH}_data")
+    return kept
+
+
+def _calibration(checkpoint: Checkpoint, pairs: Sequence[GradedPair]) -> list[dict[str, Any]]:
+    encoder = checkpoint.encoder()
+    batches = []
+    for pair in pairs[:: max(1, len(pairs) // _CALIBRATION_PAIRS)][:_CALIBRATION_PAIRS]:
+        group = encoder.encode(pair.query, [pair.document])
+        ids = np.array([group.prefix + group.suffixes[0]], dtype=np.int64)
+        batches.append({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    return batches
+
+
+def _write_config(graph: GradeGraph, checkpoint: Checkpoint, folder: Path) -> None:
+    """What Optimum reads beside the graph: the decoder's configuration, with the grades as labels."""
+    values = graph.config.to_dict()
+    names = [grade.name for grade in checkpoint.scale.grades]
+    values |= {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+        "num_labels": len(names),
+    }
+    (folder / "config.json").write_text(json.dumps(values, indent=2, default=str) + "\n", "utf-8")
+
+
+def _card(checkpoint: Checkpoint, precision: str, parity: Parity) -> str:
+    rows = [
+        f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in asdict(parity).items() if value is not None
+    ]
+    state = "" if checkpoint.trained else "\nUntrained: it grades zero-shot, from the grade words alone.\n"
+    return "\n".join([
+        f"# A darl-rerank checkpoint exported to ONNX ({precision})", state, f"Base model: {checkpoint.base.name}.", "",
+        "Compared with torch in float32:", "", "| measure | value |", "|---|---|", *rows, "",
+    ])  # fmt: skip

@@ -1,0 +1,176 @@
+"""Whether an exported graph grades as torch does: measures on a sample, bounds a precision, layers that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from .. import icecat
+from ..results import PairScores
+from ..trec.graded_pairs import GradedPair
+from .graph import GradeGraph
+from .precision import products
+
+_QUERIES = 8
+_DOCUMENTS = 8
+_DEPTH = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far an export's results lie from torch's in float32.
+
+    Attributes:
+        pairs: number of pairs compared.
+        largest_difference, mean_difference: of probabilities.
+        grade_agreement: share of pairs with the same grade, 0 to 1.
+        kendall_tau: tau-b of the scores, mean over queries with at least two documents; None if there is none.
+        ndcg_difference: absolute difference of mean nDCG@10; None if the sample has no grades.
+        novelty_difference: largest, in percentile points; None if the checkpoint has no novelty model.
+    """
+
+    pairs: int
+    largest_difference: float
+    mean_difference: float
+    grade_agreement: float
+    kendall_tau: float | None
+    ndcg_difference: float | None
+    novelty_difference: float | None
+
+
+# Measure: the worst value that passes; agreement is bounded from below, differences from above.
+BOUNDS: dict[str, dict[str, float]] = {
+    "fp32": {"largest_difference": 1e-4, "grade_agreement": 0.99},
+    "fp16": {"largest_difference": 5e-3, "grade_agreement": 0.98},
+    "int8": {"grade_agreement": 0.97, "ndcg_difference": 0.005},
+    "int4": {"grade_agreement": 0.85, "ndcg_difference": 0.03},
+}
+
+
+def bundled_sample() -> list[GradedPair]:
+    """64 pairs of the product catalogue: the first queries, the first judged products of each."""
+    texts, judged = icecat.queries(), icecat.judgements()
+    chosen = {qid: list(islice(sorted(judged[qid]), _DOCUMENTS)) for qid in islice(sorted(judged), _QUERIES)}
+    wanted = {docid for docids in chosen.values() for docid in docids}
+    products_by_id = {p.docid: f"{p.title}\n{p.text}" for p in icecat.read_products() if p.docid in wanted}
+    return [
+        GradedPair(texts[qid], products_by_id[docid], judged[qid][docid], None, qid, docid)
+        for qid, docids in chosen.items()
+        for docid in docids
+        if docid in products_by_id
+    ]
+
+
+def compare(pairs: Sequence[GradedPair], torch_scores: PairScores, exported: PairScores) -> Parity:
+    """The measures; all three arguments in the same order."""
+    difference = np.abs(torch_scores.probabilities - exported.probabilities)
+    groups: dict[str, list[int]] = {}
+    for i, pair in enumerate(pairs):
+        groups.setdefault(pair.qid, []).append(i)
+    taus = [kendall_tau(torch_scores.score[g], exported.score[g]) for g in groups.values() if len(g) > 1]
+    ndcg = None
+    if all(pair.labelled for pair in pairs):
+        gains = np.array([pair.hard_grade for pair in pairs], dtype=float)
+        found = [
+            [_ndcg(gains[g], scores.score[g]) for g in groups.values() if gains[g].max() > 0]
+            for scores in (torch_scores, exported)
+        ]
+        ndcg = float(abs(np.mean(found[0]) - np.mean(found[1]))) if found[0] else None
+    novelty = None
+    if torch_scores.novelty is not None and exported.novelty is not None:
+        novelty = float(np.abs(torch_scores.novelty - exported.novelty).max())
+    return Parity(
+        len(pairs), float(difference.max()), float(difference.mean()),
+        float((torch_scores.grade == exported.grade).mean()), float(np.mean(taus)) if taus else None, ndcg, novelty,
+    )  # fmt: skip
+
+
+def violations(parity: Parity, bounds: dict[str, float]) -> list[str]:
+    """What lies beyond the bounds, one sentence each; a measure that is None is not judged, NaN never passes."""
+    faults = []
+    for name, bound in bounds.items():
+        value = asdict(parity)[name]
+        if value is None:
+            continue
+        good = value >= bound if name == "grade_agreement" else value <= bound
+        if not good:
+            sign = "at least" if name == "grade_agreement" else "at most"
+            faults.append(f"{name.replace('_', ' ')} is {value:.3g}, expected {sign} {bound:g}")
+    return faults
+
+
+def kendall_tau(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """Tau-b (Kendall 1945) of two score vectors, shape (n,); 1 if either has ties only."""
+    upper = np.triu_indices(len(first), 1)
+    a, b = (np.sign(np.subtract.outer(x, x))[upper] for x in (first, second))
+    norm = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / norm) if norm else 1.0
+
+
+def _ndcg(gains: NDArray[Any], scores: NDArray[Any]) -> float:
+    discount = 1 / np.log2(np.arange(2, _DEPTH + 2))
+    found, best = (gains[np.argsort(-by, kind="stable")][:_DEPTH] for by in (scores, gains))
+    return float((found * discount[: len(found)]).sum() / (best * discount[: len(best)]).sum())
+
+
+def layer_differences(graph: GradeGraph, path: Path, inputs: dict[str, NDArray[Any]]) -> list[float]:
+    """For each decoder layer how far its MLP's output in the exported graph lies from torch's: relative error in L2.
+
+    Args:
+        graph: the module that was traced.
+        path: the plain float32, float16 or quantised graph.
+        inputs: of the graph, without padding.
+    """
+    layers = graph.body.layers
+    names = graph.layer_outputs
+    seen: list[torch.Tensor] = []
+    hooks = [layer.mlp.down_proj.register_forward_hook(lambda _, __, out: seen.append(out)) for layer in layers]
+    try:
+        with torch.no_grad():
+            graph(torch.from_numpy(inputs["input_ids"]), torch.from_numpy(inputs["attention_mask"]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    model = onnx.load(str(path), load_external_data=False)
+    for name in names:
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    watched = path.with_name("watched.onnx")
+    watched.write_bytes(model.SerializeToString())
+    try:
+        session = onnxruntime.InferenceSession(str(watched), providers=["CPUExecutionProvider"])
+        found = session.run(list(names), inputs)
+    finally:
+        watched.unlink()
+    exact = [states.numpy() for states in seen]
+    return [
+        float(np.linalg.norm(f - e) / max(float(np.linalg.norm(e)), 1e-12)) for f, e in zip(found, exact, strict=True)
+    ]
+
+
+def name_products(path: Path, layers: int) -> list[str]:
+    """Rename each product's weight to layers.LAYER.PLACE, the same in every graph; the layers' last products' outputs."""
+    model = onnx.load(str(path))
+    found = list(products(model).values())
+    each = len(found) // layers
+    names = {node.input[1]: f"layers.{i // each}.{i % each}" for i, node in enumerate(found)}
+    for tensor in model.graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for node in found:
+        node.input[1] = names[node.input[1]]
+    stale = [value for value in model.graph.value_info if value.name in names]
+    for value in stale:
+        model.graph.value_info.remove(value)
+    data = path.with_name(path.name + ".data")
+    data.unlink(missing_ok=True)
+    onnx.save(model, str(path), save_as_external_data=True, location=data.name)
+    return [found[(i + 1) * each - 1].output[0] for i in range(layers)]
