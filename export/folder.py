@@ -99,7 +99,7 @@ def export(
 def _graphs(
     graph: GradeGraph, scratch: Path, target: Path, precision: str, opset: int, calibration: Any, progress: Any
 ) -> list[str]:
-    """Trace both graphs, convert them and write them with one file of weights; names of the products kept in float32."""
+    """Trace, convert and write both graphs with one file of weights; the names of the products kept in float32."""
     kept: list[str] = []
     sources = {}
     for name, prefix in ((GRAPH, False), (PREFIX_GRAPH, True)):

@@ -158,7 +158,11 @@ def layer_differences(graph: GradeGraph, path: Path, inputs: dict[str, NDArray[A
 
 
 def name_products(path: Path, layers: int) -> list[str]:
-    """Rename each product's weight to layers.LAYER.PLACE, the same in every graph; the layers' last products' outputs."""
+    """Rename each product's weight to layers.LAYER.PLACE, the same in every graph.
+
+    Returns:
+        for each layer the name of its last product's output.
+    """
     model = onnx.load(str(path))
     found = list(products(model).values())
     each = len(found) // layers

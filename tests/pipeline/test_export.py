@@ -1,0 +1,169 @@
+"""Export of the tiny checkpoint and of random decoders of each family: the graphs grade as torch does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from darl_rerank.export import folder as export_folder
+from darl_rerank.export.graph import GradeGraph, trace
+
+from darl_rerank import Checkpoint, Reranker
+from darl_rerank.checkpoint import GRAPH, PREFIX_GRAPH, Head
+from darl_rerank.cli import cli
+from darl_rerank.engines.base_weights import load_body
+from darl_rerank.errors import CheckFailedError, DarlRerankError, InputError
+
+GRAPHS = (GRAPH, PREFIX_GRAPH)
+QUERY = "laptop"
+DOCUMENTS = [
+    "Dell XPS 13 notebook",
+    "Laptop sleeve 13 inch",
+    "Garden hose",
+    "Mouse",
+    "A notebook with a long text " * 9,
+]
+TEXTS = [(QUERY, document) for document in DOCUMENTS]
+# A run whose imports of torch and transformers fail, as where they are not installed.
+WITHOUT_TORCH = """
+import sys
+for name in ("torch", "transformers", "onnx", "onnxscript", "peft"):
+    sys.modules[name] = None
+from darl_rerank import Reranker
+print(Reranker.from_pretrained(sys.argv[1]).rerank("laptop", ["a notebook", "a hose"])[0].score)
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "fp32"
+    export_folder.export(Checkpoint.load(tiny_model), out)
+    return out
+
+
+def test_engine_is_chosen_and_grades_as_torch(exported: Path, tiny_reranker: Reranker) -> None:
+    reranker = Reranker.from_pretrained(exported)
+    assert reranker.engine.name == "onnx"
+    expected = tiny_reranker.score_pairs(TEXTS, features=True)
+    found = reranker.score_pairs(TEXTS, features=True)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+    np.testing.assert_allclose(found.features, expected.features, atol=1e-5)
+    assert expected.probabilities.std(axis=0).max() > 1e-3
+
+
+def test_prefix_reuse_changes_nothing(exported: Path) -> None:
+    reranker = Reranker.from_pretrained(exported)
+    alone = Reranker(reranker.checkpoint, reranker.engine, share_prefix=False)
+    shared, whole = (r.score_pairs(TEXTS, features=True) for r in (reranker, alone))
+    np.testing.assert_allclose(shared.logits, whole.logits, atol=1e-5)
+    np.testing.assert_allclose(shared.features, whole.features, atol=1e-5)
+
+
+def test_padding_on_either_side_changes_nothing(exported: Path) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(exported / GRAPH))
+    ids = np.arange(5, 25, dtype=np.int64)
+    alone = session.run(None, {"input_ids": ids[None], "attention_mask": np.ones((1, 20), np.int64)})
+    padded, mask = np.full((3, 32), 7, np.int64), np.zeros((3, 32), np.int64)
+    for row, start in enumerate((0, 12, 5)):
+        padded[row, start : start + 20], mask[row, start : start + 20] = ids, 1
+    found = session.run(None, {"input_ids": padded, "attention_mask": mask})
+    for a, b in zip(alone, found, strict=True):
+        np.testing.assert_allclose(b, np.repeat(a, 3, axis=0), atol=1e-5)
+
+
+def test_serves_without_torch(exported: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(exported)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    expected = Reranker.from_pretrained(exported).rerank("laptop", ["a notebook", "a hose"])[0].score
+    assert float(result.stdout) == pytest.approx(expected, abs=1e-6)
+
+
+def test_weights_are_written_once(exported: Path) -> None:
+    names = [
+        tensor
+        for name in GRAPHS
+        for tensor in onnx.load(str(exported / name), load_external_data=False).graph.initializer
+    ]
+    outside = [{e.key: e.value for e in tensor.external_data} for tensor in names if tensor.external_data]
+    places = [(entry["location"], entry["offset"]) for entry in outside]
+    assert {location for location, _ in places} == {"model.onnx_data"}
+    assert len(places) == 2 * len(set(places)) > 0
+    assert json.loads((exported / "parity.json").read_text())["measures"]["largest_difference"] < 1e-4
+
+
+def test_half_precision(tiny_model: Path, tmp_path: Path) -> None:
+    parity = export_folder.export(Checkpoint.load(tiny_model), tmp_path / "fp16", precision="fp16")
+    assert 0 < parity.largest_difference < 5e-3
+    assert Reranker.from_pretrained(tmp_path / "fp16").engine.precision == "fp16"
+
+
+def test_beyond_the_bounds_names_layers_and_writes_nothing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(export_folder.BOUNDS, "int8", {"largest_difference": 1e-7})
+    with pytest.raises(CheckFailedError, match=r"expected at most 1e-07.*Layers that differ most"):
+        export_folder.export(Checkpoint.load(tiny_model), tmp_path / "int8", precision="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input(exported: Path, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="exported already"):
+        export_folder.export(Checkpoint.load(exported), tmp_path / "again")
+    with pytest.raises(DarlRerankError, match="already exists"):
+        export_folder.export(Checkpoint.load(tiny_model), exported)
+    with pytest.raises(InputError, match="'tensorrt' is not there"):
+        Reranker.from_pretrained(exported, device="tensorrt")
+    with pytest.raises(InputError, match="expected an exported checkpoint"):
+        Reranker.from_pretrained(tiny_model, engine="onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_cut_short(exported: Path, tmp_path: Path) -> None:
+    for file in exported.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    data = tmp_path / "model.onnx_data"
+    data.write_bytes(data.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"model\.onnx_data is not the file that was saved"):
+        Reranker.from_pretrained(tmp_path)
+
+
+def test_command_refuses_an_existing_folder(tiny_model: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["export", str(tiny_model), str(tmp_path)])
+    assert result.exit_code == 1
+    assert "already exists" in result.output
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text", "mistral"])
+def test_families(family: str, tiny_model: Path, tmp_path: Path) -> None:
+    import onnxruntime
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {
+        "vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+    }  # fmt: skip
+    if family in ("gemma3_text", "mistral"):
+        settings["sliding_window"] = 8  # shorter than the sequence, so that the window counts
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **settings)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    tiny = Checkpoint.load(tiny_model)
+    head = Head(np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32), np.zeros(4, np.float32))
+    checkpoint = tiny.replace(head=head).save(tmp_path / "checkpoint", model=tmp_path / "base")
+    trace(GradeGraph(checkpoint).eval(), tmp_path / GRAPH, prefix=False)
+    ids = np.random.default_rng(1).integers(3, 384, (2, 24))
+    session = onnxruntime.InferenceSession(str(tmp_path / GRAPH))
+    found = session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
+    with torch.no_grad():
+        states = load_body(checkpoint, torch.float32)(input_ids=torch.from_numpy(ids)).last_hidden_state[:, -1]
+    np.testing.assert_allclose(found, states.numpy() @ head.weight.T, atol=1e-4)
