@@ -150,7 +150,7 @@ def alpha_curve(
         logits = logits_at(alpha)
         scaled = _temperature(logits, sets)
         for name, members in sets.items():
-            found = judged(scaled.probabilities(logits[name]), members, gains)
+            found = judged(scaled.probabilities(logits[name]), members, np.asarray(gains, dtype=np.float64))
             for measure, value in found.items():
                 values[name][measure].append(value)
     sign = _SIGN[choose_by]
@@ -158,9 +158,7 @@ def alpha_curve(
     return AlphaCurve(ordered, values, ordered[int(np.nanargmax(means))], choose_by)
 
 
-def judged(
-    probabilities: NDArray[np.floating[Any]], members: GradedSet, gains: NDArray[np.floating[Any]]
-) -> dict[str, float]:
+def judged(probabilities: NDArray[np.float64], members: GradedSet, gains: NDArray[np.float64]) -> dict[str, float]:
     """The `MEASURES` of grade probabilities, shape (n, K)."""
     labels = members.labels
     ndcg = ndcg_per_query(labels, probabilities @ gains, gains, members.queries)

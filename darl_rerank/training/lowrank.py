@@ -115,7 +115,7 @@ def largest_rank(base: nn.Module, layers: int | None, max_bytes: int, *, dtype: 
     Raises:
         InputError: not even rank 1 does.
     """
-    blocks: Any = base.base_model.layers
+    blocks = _blocks(base)
     chosen = blocks if layers is None else blocks[len(blocks) - layers :]
     size = torch.empty((), dtype=dtype).element_size()
     per_rank = size * sum(
@@ -168,10 +168,14 @@ def as_adapter(
     return saved, low_rank
 
 
+def _blocks(model: Any) -> Any:
+    """The decoder layers of a causal LM of transformers."""
+    return model.base_model.layers
+
+
 def _changed_layers(base: nn.Module, tuned: nn.Module) -> int:
     """How many of the last layers reach down to the first changed one."""
-    old: Any = base.base_model.layers
-    new: Any = tuned.base_model.layers
+    old, new = _blocks(base), _blocks(tuned)
     for i, (before, after) in enumerate(zip(old, new, strict=True)):
         if any(not torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters(), strict=True)):
             return len(old) - i

@@ -145,7 +145,9 @@ def fit_probe(
             for i in rng.permutation(len(chunks)):
                 rows = chunks[i]
                 optimizer.zero_grad()
-                value(*(d[rows] for d in data), None if factors is None else factors[rows]).backward()
+                batch_states, batch_targets, batch_queries = (d[rows] for d in data)
+                batch_weights = None if factors is None else factors[rows]
+                torch.autograd.backward(value(batch_states, batch_targets, batch_queries, batch_weights))
                 optimizer.step()
                 with torch.no_grad():
                     norm = float(weight.norm())

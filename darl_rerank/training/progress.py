@@ -97,7 +97,13 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
         loss = sum(terms.values())
         self._losses.append(loss)
         if self._show:
-            line = {"step": self.step, "examples": self.examples, "loss": loss, **terms, "learning_rate": learning_rate}
+            line: dict[str, Any] = {
+                "step": self.step,
+                "examples": self.examples,
+                "loss": loss,
+                **terms,
+                "learning_rate": learning_rate,
+            }
             line |= {"examples_per_second": size / (now - self._last), "seconds": self.elapsed, "mib": resident_mib()}
             if groups is not None:
                 line["group_weights"] = list(groups)

@@ -94,7 +94,7 @@ class RecipeReader:
                 self.faults.append(f"model.checkpoint: {error}")
                 return None
             return ModelChoice(checkpoint=checkpoint, scale=scale, max_length=length)
-        name = table.string("scale", "trec4")
+        name = table.string("scale", "trec4") or "trec4"
         if name not in SCALES:
             self.faults.append(f"model.scale: unknown relevance scale {name!r}; known: {', '.join(sorted(SCALES))}")
             return None
@@ -144,7 +144,8 @@ class RecipeReader:
             "group": table.string("group", None),
             "licence": table.string("licence", None),
         }
-        return None if len(self.faults) > before else Source(**files, **arguments)
+        arguments |= files
+        return None if len(self.faults) > before else Source(**arguments)
 
     def _negatives(self, where: str, values: dict[str, Any] | None, grades: int | None) -> Negatives | None:
         if values is None:
@@ -222,7 +223,10 @@ class RecipeReader:
             for name in values
             if name in table.known
         }
-        return self._built("probe", ProbeSettings, {k: v for k, v in given.items() if v is not None})
+        built: ProbeSettings | None = self._built(
+            "probe", ProbeSettings, {k: v for k, v in given.items() if v is not None}
+        )
+        return built
 
     def _select(self, values: dict[str, Any] | None, seed: int) -> SelectStage | None:
         if values is None:

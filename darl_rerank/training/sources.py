@@ -142,8 +142,8 @@ def load_source(source: Source, grades: int, *, seed: int = 0, excluded: Exclusi
     if source.negatives is not None:
         _add_negatives(source, source.negatives, grades, chosen, pairs, rng, excluded, counts)
     if source.dev_queries >= len(order):
-        held_out = f", {source.dev_queries} of them to be held out" if source.dev_queries else ""
-        raise InputError(f"source {source.name}: {len(order)} queries{held_out}; nothing is left")
+        asked = f", {source.dev_queries} of them to be held out" if source.dev_queries else ""
+        raise InputError(f"source {source.name}: {len(order)} queries{asked}; nothing is left")
     group = source.group or source.name
     chosen = {
         qid: [pair if pair.group else replace(pair, group=group) for pair in members] for qid, members in chosen.items()
