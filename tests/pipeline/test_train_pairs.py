@@ -1,0 +1,118 @@
+"""`darl-rerank train --pairs` on made-up pairs and a tiny base model: from a JSONL to a checkpoint that reranks."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from darl_rerank import Checkpoint, Reranker
+from darl_rerank.cli import cli
+
+WORDS = [
+    "laptop",
+    "notebook",
+    "garden",
+    "hose",
+    "printer",
+    "toner",
+    "battery",
+    "quick",
+    "fox",
+    "house",
+    "price",
+    "rain",
+]
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(cli, ["train", *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint's weights with their tokenizer beside them: a base model like any other."""
+    folder = tmp_path_factory.mktemp("base")
+    for path in [*(tiny_model / "model").iterdir(), tiny_model / "tokenizer.json"]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty queries of two words with six documents each; the grade counts the query's words in the document."""
+    generator = random.Random(0)
+    lines = []
+    for number in range(40):
+        query = generator.sample(WORDS, 2)
+        for grade in (0, 1, 2, 0, 1, 2):
+            others = [word for word in WORDS if word not in query]
+            document = query[:grade] + generator.sample(others, 4 - grade)
+            generator.shuffle(document)
+            lines.append({"query": f"{' '.join(query)} {number}", "document": " ".join(document), "grade": grade})
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n", "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(base: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    result = call("--pairs", pairs, "--base", base, "--output", folder, "--max-length", 96, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_the_checkpoint_reranks(trained: Path, base: Path) -> None:
+    checkpoint = Checkpoint.load(trained)
+    assert checkpoint.trained
+    assert checkpoint.novelty is not None
+    assert checkpoint.calibration.temperature > 0
+    assert (trained / "README.md").read_text("utf-8").strip()
+    reranker = Reranker.from_pretrained(trained, engine="torch", device="cpu", precision="float32")
+    ranking = reranker.rerank("laptop notebook", ["laptop notebook rain", "garden hose fox", "quick house price"])
+    assert all(ranked.novelty is not None and 0 < ranked.novelty < 100 for ranked in ranking)
+
+
+def test_a_finished_training_is_not_overwritten(trained: Path, base: Path, pairs: Path) -> None:
+    before = Checkpoint.load(trained).fingerprint
+    result = call("--pairs", pairs, "--base", base, "--output", trained, "--max-length", 96)
+    assert result.exit_code in (1, 3)
+    assert "Traceback" not in result.output
+    assert Checkpoint.load(trained).fingerprint == before
+
+
+def test_a_dry_run_trains_nothing(base: Path, pairs: Path, tmp_path: Path) -> None:
+    result = call("--pairs", pairs, "--base", base, "--output", tmp_path / "model", "--max-length", 96, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "240" in result.output or "216" in result.output
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"query": "a", "document": "b", "grade": 9}\n', "pairs.jsonl:1"),
+        ('{"query": "a", "grade": 1}\n', "pairs.jsonl:1"),
+        ("", "pairs.jsonl"),
+    ],
+)
+def test_faulty_pairs_are_named(base: Path, tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(text, "utf-8")
+    result = call("--pairs", path, "--base", base, "--output", tmp_path / "model")
+    assert result.exit_code == 3, result.output
+    assert message in result.stderr
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_recipes_faults_are_reported_together(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('seed = "one"\n[model]\nscale = "nine"\n[finetune]\nloss = "none"\nepochs = -1\nunknown = 3\n')
+    result = call("--config", recipe, "--output", tmp_path / "model")
+    assert result.exit_code == 3, result.output
+    for word in ("seed", "scale", "loss", "epochs", "unknown"):
+        assert word in result.stderr
