@@ -40,6 +40,7 @@ def train(
     from ..errors import DarlRerankError
     from ..training.recipe import parse_recipe, read_recipe
     from ..training.run import train_by
+    from ..training.stages import is_first_process
     from ..training.training_set import load_training_set
 
     if (config is None) == (pairs is None):
@@ -54,7 +55,8 @@ def train(
     work = work or output.with_name(output.name + ".work")
     recipe = with_bm25_runs(recipe, work)
     data = load_training_set(recipe)
-    click.echo(data.table(), err=True)
+    if is_first_process():
+        click.echo(data.table(), err=True)
     if dry_run:
         from ..training.estimate import estimate, plan_table
 

@@ -14,7 +14,7 @@ from .labels import sampled_queries
 from .packing import pack
 from .predict import predict_logits, reduced_precision
 from .recipe import Recipe
-from .run import start
+from .start import start_checkpoint
 from .steps import query_examples
 from .training_set import TrainingSet
 
@@ -94,7 +94,7 @@ def _clock(seconds: float) -> str:
 
 def _speeds(recipe: Recipe, pairs: list[GradedPair]) -> tuple[float, float]:
     """Pairs judged and examples trained on in a second."""
-    checkpoint = start(recipe)
+    checkpoint = start_checkpoint(recipe.model)
     model = load_grade_model(checkpoint, recipe.trainable, seed=recipe.seed)
     encoder = checkpoint.encoder()
     examples = query_examples(pairs, recipe.grades)

@@ -86,12 +86,14 @@ class FinetuneOutcome:
         steps, examples: made in all.
         seconds: time spent in training, interrupted runs included.
         loss: mean over the last tenth of the steps.
+        processes: how many took part.
     """
 
     steps: int
     examples: int
     seconds: float
     loss: float
+    processes: int
 
 
 def finetune(
@@ -176,7 +178,7 @@ def finetune(
     state = newest_state(folder)
     trainer.train(resume_from_checkpoint=None if state is None else str(state))
     model.eval()
-    return FinetuneOutcome(log.step, log.examples, log.elapsed, log.recent_loss())
+    return FinetuneOutcome(log.step, log.examples, log.elapsed, log.recent_loss(), world)
 
 
 def check_variety(examples: Sequence[QueryExamples]) -> None:
@@ -204,6 +206,9 @@ def _group_shares(examples: Sequence[QueryExamples], groups: Sequence[str]) -> T
 
 class _GradeTrainer(Trainer):  # type: ignore[misc]
     """Trainer with our loss, and with nothing pickled in what it saves."""
+
+    optimizer: Any
+    lr_scheduler: Any
 
     def __init__(
         self, *, settings: FinetuneSettings, gains: Tensor, groups: Tensor, log_file: ProgressLog, **keywords: Any
@@ -269,7 +274,7 @@ class _GradeTrainer(Trainer):  # type: ignore[misc]
             head = [p for n, p in named if "head." in n and ".lm." not in n and not n.startswith("lm.")]
             inside = {id(p) for p in head}
             body = [p for _, p in named if id(p) not in inside]
-            parts = [{"params": body}] if body else []
+            parts: list[dict[str, Any]] = [{"params": body}] if body else []
             parts.append({"params": head, "weight_decay": 0.0})
             self.optimizer = torch.optim.AdamW(
                 parts,

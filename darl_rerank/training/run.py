@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from darl_rerank.checkpoint import Checkpoint
 from darl_rerank.errors import InputError
 from darl_rerank.novelty import fit_novelty
-from darl_rerank.prompt import Prompt
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair, read_graded_pairs
 
@@ -32,6 +31,7 @@ from .probe import final_states, fit_probe
 from .recipe import Recipe, SelectStage
 from .select_pairs import select_pairs
 from .stages import Stages, is_first_process
+from .start import start_checkpoint
 from .steps import QueryExamples, query_examples
 from .training_set import TrainingSet
 
@@ -56,20 +56,6 @@ class Trained:
 
     checkpoint: Checkpoint
     stages: dict[str, Any]
-
-
-def start(recipe: Recipe) -> Checkpoint:
-    """The checkpoint that training begins with."""
-    choice = recipe.model
-    if choice.checkpoint is not None:
-        checkpoint = Checkpoint.load(choice.checkpoint)
-    else:
-        checkpoint = Checkpoint.from_base(choice.base, choice.scale)
-    if choice.max_length is not None:
-        prompt = Prompt.from_dict({**checkpoint.prompt.to_dict(), "max_length": choice.max_length})
-        checkpoint = checkpoint.replace(prompt=prompt)
-        checkpoint.encoder()
-    return checkpoint
 
 
 def train_by(
@@ -152,7 +138,7 @@ class _Training:
         return Reranker.from_pretrained(checkpoint, engine="torch", device=self.device)
 
     def _start(self, folder: Path) -> dict[str, Any]:
-        checkpoint = start(self.recipe).save(folder / "checkpoint", overwrite=True)
+        checkpoint = start_checkpoint(self.recipe.model).save(folder / "checkpoint", overwrite=True)
         return {"base": checkpoint.base.name, "fingerprint": checkpoint.fingerprint}
 
     def _probe(self, folder: Path) -> dict[str, Any]:

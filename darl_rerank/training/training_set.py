@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from darl_rerank.errors import InputError
+from darl_rerank.prompt import PromptEncoder
 from darl_rerank.trec.graded_pairs import GradedPair
 
 from .leaks import find_leaks, refuse_shared_queries
 from .recipe import Recipe
 from .sources import Exclusions, SourcePairs, load_source
+from .start import that_fit
 from .steps import QueryExamples, query_examples
 
 
@@ -97,3 +99,12 @@ def load_training_set(recipe: Recipe) -> TrainingSet:
     if not any(source.train for source in sources if source.source.use == "train"):
         raise InputError("there is nothing to train on", path=recipe.path)
     return TrainingSet(sources, tuple(overlaps))
+
+
+def _that_fit(source: SourcePairs, encoder: PromptEncoder) -> SourcePairs:
+    """Without the queries that are too long for the prompt, and their number among the counts."""
+    train, dev = that_fit(source.train, encoder), that_fit(source.dev, encoder)
+    left_out = len(source.train) + len(source.dev) - len(train) - len(dev)
+    if not left_out:
+        return source
+    return replace(source, train=train, dev=dev, counts={**source.counts, "pairs with too long queries": left_out})
