@@ -54,7 +54,9 @@ class TrainingSet:
         """Counts of every source, a line each."""
         lines = [
             f"{source.source.name} ({source.source.use}): "
-            + ", ".join(f"{count:,} {name}" for name, count in source.counts.items() if count or name != "excluded")
+            + ", ".join(
+                f"{count:,} {name}" for name, count in source.counts.items() if count or not name.startswith("excluded")
+            )
             for source in self.sources
         ]
         return "\n".join([*lines, *self.overlaps])
@@ -77,21 +79,16 @@ def load_training_set(recipe: Recipe) -> TrainingSet:
             the out-of-distribution development pairs.
     """
     excluded = Exclusions(recipe.exclude_topics, recipe.exclude_corpora)
+    encoder = start_checkpoint(recipe.model).encoder()
     sources = tuple(
-        load_source(source, recipe.grades, seed=recipe.seed, excluded=excluded) for source in recipe.sources
+        _that_fit(load_source(s, recipe.grades, seed=recipe.seed, excluded=excluded), encoder) for s in recipe.sources
     )
     overlaps = []
     for tested in (source for source in sources if source.source.use in ("test", "ood_test", "ood_dev")):
         for trained in (source for source in sources if source.source.use in ("train", "pool")):
-            names = (
-                f"{trained.source.use} source {trained.source.name!r} and {tested.source.use} {tested.source.name!r}"
-            )
+            names = " and ".join(f"{s.source.use} source {s.source.name!r}" for s in (trained, tested))
             leaks = find_leaks([*trained.train, *trained.dev], tested.train)
-            if trained.source.use == "pool" and tested.source.use == "ood_dev":
-                # Development pairs may come from the pool's queries: nothing is claimed about them.
-                pass
-            else:
-                refuse_shared_queries(names, leaks)
+            refuse_shared_queries(names, leaks)
             overlaps.append(
                 f"{names}: {len(leaks.queries)} queries, {leaks.documents} documents in common, "
                 f"{leaks.near_duplicates} more nearly the same"
