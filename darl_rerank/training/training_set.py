@@ -52,13 +52,10 @@ class TrainingSet:
 
     def table(self) -> str:
         """Counts of every source, a line each."""
-        lines = [
-            f"{source.source.name} ({source.source.use}): "
-            + ", ".join(
-                f"{count:,} {name}" for name, count in source.counts.items() if count or not name.startswith("excluded")
-            )
-            for source in self.sources
-        ]
+        lines = []
+        for source in self.sources:
+            shown = [f"{count:,} {name}" for name, count in source.counts.items() if count or "excluded" not in name]
+            lines.append(f"{source.source.name} ({source.source.use}): {', '.join(shown)}")
         return "\n".join([*lines, *self.overlaps])
 
     def digest(self) -> str:
