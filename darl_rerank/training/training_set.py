@@ -12,7 +12,7 @@ from darl_rerank.trec.graded_pairs import GradedPair
 from .leaks import find_leaks, refuse_shared_queries
 from .recipe import Recipe
 from .sources import Exclusions, SourcePairs, load_source
-from .start import that_fit
+from .start import start_checkpoint, that_fit
 from .steps import QueryExamples, query_examples
 
 
