@@ -188,6 +188,9 @@ def save_adapter(model: GradeModel, folder: Path, *, base_name: str) -> None:
     for config in lm.peft_config.values():
         config.base_model_name_or_path = base_name
         config.inference_mode = True
+        # PEFT holds a set and would write its members in another order each time: other bytes for the same model.
+        if not isinstance(config.target_modules, str | None):
+            config.target_modules = sorted(config.target_modules)
     # "auto" would ask the hub for the base model's vocabulary size.
     lm.save_pretrained(folder, save_embedding_layers=False)
 

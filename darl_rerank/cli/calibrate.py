@@ -1,0 +1,87 @@
+"""`darl-rerank calibrate`: refit a checkpoint's calibration on new graded pairs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("pairs", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="The checkpoint folder to make.")
+@click.option("--novelty/--no-novelty", help="Let the temperature follow novelty.  [default: if MODEL has novelty]",
+              default=None)  # fmt: skip
+@click.option("--engine", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True)
+@click.option("--device", help="cpu, cuda …  [default: a GPU if there is one]")
+@click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
+def calibrate(
+    model: Path, pairs: Path, output: Path, novelty: bool | None, engine: str, device: str | None, overwrite: bool
+) -> None:
+    """Fit temperature, and its slope in novelty, of MODEL to PAIRS, a JSONL of query, document and grade.
+
+    The temperature changes no order of grades and, without novelty, little of the order of documents: it makes the
+    probabilities as sure as they are right. PAIRS should be like the traffic to come, and nothing MODEL was trained
+    on.
+    """
+    import numpy as np
+
+    from ..errors import DarlRerankError, InputError
+    from ..reranker import Reranker
+    from ..training.calibrate import fit_calibration
+    from ..training.labels import label_matrix
+    from ..trec.graded_pairs import read_graded_pairs
+
+    if output.exists() and not overwrite:
+        raise DarlRerankError(f"{output}: already exists; choose another folder or ask to overwrite it")
+    reranker = Reranker.from_pretrained(model, engine=engine, device=device)
+    checkpoint = reranker.checkpoint
+    if novelty and checkpoint.novelty is None:
+        raise InputError("has no novelty statistics for a temperature to follow; give --no-novelty", path=model)
+    scale = checkpoint.scale
+    names = tuple(grade.name for grade in scale.grades)
+    graded = read_graded_pairs(pairs, grades=len(scale), names=names)
+    scores = reranker.score_pairs([(pair.query, pair.document) for pair in graded])
+    follows = checkpoint.novelty is not None if novelty is None else novelty
+    fit = fit_calibration(scores.logits, label_matrix(graded, len(scale)), novelty=scores.novelty, with_novelty=follows)
+    seen = np.unique([pair.hard_grade for pair in graded])
+    if len(seen) < 2:
+        raise InputError(f"all {len(graded)} pairs have grade {names[seen[0]]}: they say nothing of calibration",
+                         path=pairs)  # fmt: skip
+    facts = {"pairs": fit.pairs, "nll": [fit.nll_before, fit.nll_after], "ece": [fit.ece_before, fit.ece_after]}
+    _save(
+        checkpoint.replace(
+            calibration=fit.calibration, provenance={**checkpoint.provenance, "calibrated_again": facts}
+        ),
+        output,
+        overwrite,
+    )
+    click.echo(
+        f"temperature {fit.calibration.temperature:.3f}, novelty slope {fit.calibration.novelty_slope:.3f}; on "
+        f"{fit.pairs} pairs NLL {fit.nll_before:.4f} -> {fit.nll_after:.4f}, ECE {fit.ece_before:.4f} -> "
+        f"{fit.ece_after:.4f}"
+    )
+    if fit.at_bound:
+        click.echo("Warning: the temperature ended at its bound: these pairs do not determine it", err=True)
+
+
+def _save(checkpoint: Checkpoint, output: Path, overwrite: bool) -> None:
+    """The checkpoint as it is, an export's graphs included, with another calibration."""
+    from ..files import atomic_folder
+
+    source: Any = checkpoint.folder
+    assert source is not None
+    card = source / "README.md"
+    text = card.read_text("utf-8") if card.is_file() else None
+    adapter, weights = checkpoint.adapter_folder, checkpoint.model_folder
+    with atomic_folder(output, overwrite=overwrite) as folder:
+        for path in source.iterdir():
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+        checkpoint.write_into(folder, adapter=adapter, model=weights, card=text)

@@ -1,0 +1,65 @@
+"""`darl-rerank calibrate`."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from darl_rerank import Checkpoint, Reranker
+from darl_rerank.cli import cli
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(cli, ["calibrate", *map(str, words)])
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    rng = random.Random(1)
+    lines = [
+        {"query": f"query {i % 9}", "document": f"document {rng.random()}", "grade": rng.randrange(4)}
+        for i in range(60)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_a_refitted_temperature_fits_better_and_leaves_the_rest(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    result = call(tiny_model, pairs, "--output", tmp_path / "new", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    before, after = Checkpoint.load(tiny_model), Checkpoint.load(tmp_path / "new")
+    assert after.calibration.temperature != before.calibration.temperature
+    assert np.array_equal(before.head.weight, after.head.weight)
+    old, new = (
+        Reranker.from_pretrained(f, engine="torch", device="cpu", precision="float32")
+        for f in (tiny_model, tmp_path / "new")
+    )
+    read = [(v["query"], v["document"], v["grade"]) for v in map(json.loads, pairs.read_text().splitlines())]
+    grades = [grade for *_, grade in read]
+    nll = [
+        -np.log(r.score_pairs([(q, d) for q, d, _ in read]).probabilities[range(60), grades]).mean() for r in (old, new)
+    ]
+    assert nll[1] < nll[0]
+
+
+def test_bad_input(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    result = call(tiny_model, pairs, "--output", new, "--novelty")
+    assert result.exit_code == 3
+    assert "no novelty statistics" in result.output
+    one = tmp_path / "one.jsonl"
+    one.write_text('{"query": "a", "document": "b", "grade": 1}\n{"query": "a", "document": "c", "grade": 1}\n')
+    result = call(tiny_model, one, "--output", new)
+    assert result.exit_code == 3
+    assert "all 2 pairs have grade related" in result.output
+    one.write_text('{"query": "a", "document": "b", "grade": 9}\n')
+    assert "outside of the scale 0..3" in call(tiny_model, one, "--output", new).output
+    assert not new.exists()
+    new.mkdir()
+    assert call(tiny_model, pairs, "--output", new).exit_code == 1

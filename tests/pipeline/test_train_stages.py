@@ -1,0 +1,302 @@
+"""Training by a recipe on a tiny model: resuming, several processes, every stage, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+
+from darl_rerank import Checkpoint, Reranker
+from darl_rerank.cli import cli
+from darl_rerank.training import progress
+from darl_rerank.training.finetune import FinetuneSettings, finetune
+from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model
+from darl_rerank.training.steps import QueryExamples
+
+WORDS = ["laptop", "notebook", "garden", "hose", "printer", "toner", "battery", "quick", "fox", "house", "rain"]
+TINY = FinetuneSettings(batch=8, micro_batches=2, learning_rate=3e-3, epochs=2)
+
+
+def texts(folder: Path, name: str, first: int, queries: int, *, labelled: bool = True) -> None:
+    rng = random.Random(name)
+    lines = []
+    for number in range(first, first + queries):
+        query = rng.sample(WORDS, 2)
+        for grade in (0, 1, 2, 3):
+            document = query[:grade] + rng.sample(WORDS, 3)
+            label = grade if labelled else None
+            lines.append({"query": f"{' '.join(query)} {number}", "document": " ".join(document), "grade": label})
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+RECIPE = """
+seed = 3
+[model]
+checkpoint = "{model}"
+[[source]]
+name = "home"
+pairs = "train.jsonl"
+dev_queries = 6
+[[source]]
+name = "elsewhere"
+use = "pool"
+pairs = "pool.jsonl"
+[[source]]
+name = "dev away"
+use = "ood_dev"
+pairs = "ood_dev.jsonl"
+[[source]]
+name = "ID test"
+use = "test"
+pairs = "test.jsonl"
+[[source]]
+name = "OOD test"
+use = "ood_test"
+pairs = "ood_test.jsonl"
+[probe]
+epochs = 3
+[select]
+budget = 10
+labels = "{labels}"
+annotations = "graded.jsonl"
+band = [5, 99]
+[finetune]
+weights = "lora"
+rank = 4
+batch = 16
+micro_batches = 2
+replay = 2
+seeds = {seeds}
+[interpolate]
+alphas = [0, 0.5, 1]
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for name, first, queries in (("train", 0, 24), ("ood_dev", 60, 6), ("test", 70, 6), ("ood_test", 80, 6)):
+        texts(tmp_path, name, first, queries)
+    texts(tmp_path, "pool", 30, 20)
+    return tmp_path
+
+
+def write(folder: Path, model: Path, *, labels: str = "pool", seeds: str = "[0]") -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(RECIPE.format(model=model, labels=labels, seeds=seeds), "utf-8")
+    return path
+
+
+def train(recipe: Path, output: Path, *words: object) -> Result:
+    arguments = ["train", "--config", recipe, "--output", output, "--device", "cpu", *words]
+    return CliRunner().invoke(cli, [str(word) for word in arguments])
+
+
+def examples(count: int = 24) -> list[QueryExamples]:
+    rng = np.random.default_rng(0)
+    return [
+        QueryExamples(
+            f"query {i} {WORDS[i % 11]}",
+            tuple(f"{WORDS[(i + j) % 11]} document {j}" for j in range(3)),
+            np.eye(4, dtype=np.float32)[rng.integers(0, 4, 3)],
+            np.ones(3, dtype=np.float32),
+            "a" if i % 3 else "b",
+        )
+        for i in range(count)
+    ]
+
+
+def tuned(tiny_model: Path, folder: Path, trainable: Trainable, **settings: Any) -> tuple[GradeModel, list[float]]:
+    checkpoint = Checkpoint.load(tiny_model)
+    model = load_grade_model(checkpoint, trainable)
+    finetune(model, checkpoint, examples(), FinetuneSettings(**{**TINY_VALUES, **settings}), folder, device="cpu",
+             progress=True)  # fmt: skip
+    losses = [json.loads(line)["loss"] for line in (folder / progress.LOG).read_text().splitlines()]
+    return model, losses
+
+
+TINY_VALUES: dict[str, Any] = {"batch": 8, "micro_batches": 2, "learning_rate": 3e-3, "epochs": 2}
+
+
+@pytest.mark.parametrize("loss", ["occ", "ce", "label_smoothing", "sord", "emd", "corn"])
+def test_every_loss_falls(tiny_model: Path, tmp_path: Path, loss: str) -> None:
+    _, losses = tuned(tiny_model, tmp_path, Trainable("all"), loss=loss, epochs=8)
+    assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
+
+
+def test_only_what_is_asked_for_is_trained(tiny_model: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.load(tiny_model)
+    before = load_grade_model(checkpoint, Trainable("all", layers=1))
+    old = {name: p.clone() for name, p in before.named_parameters()}
+    model, _ = tuned(tiny_model, tmp_path, Trainable("all", layers=1))
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, old[name])}
+    assert changed
+    assert all("layers.1." in name or name.startswith("head.") for name in changed)
+    assert not any("norm" in name or "embed" in name for name in changed)
+
+
+@pytest.mark.parametrize("trainable", [Trainable("all"), Trainable("lora", rank=2)])
+def test_a_training_killed_between_steps_ends_as_if_it_had_not_been(
+    tiny_model: Path, tmp_path: Path, trainable: Trainable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, losses = tuned(tiny_model, tmp_path / "whole", trainable, group_dro=0.1)
+    ended = progress.ProgressLog.finish_step
+
+    def dies(log: progress.ProgressLog, *arguments: Any) -> None:
+        ended(log, *arguments)
+        if log.step == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress.ProgressLog, "finish_step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(tiny_model, tmp_path / "cut", trainable, group_dro=0.1, save_minutes=1e-9)
+    assert {p.suffix for p in (tmp_path / "cut").rglob("*") if p.is_file()} == {".json", ".jsonl", ".safetensors"}
+    # A kill while a state is written leaves a folder without its last file: the one before it is taken.
+    newest = max((tmp_path / "cut").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    (newest / "trainer_state.json").unlink()
+    monkeypatch.setattr(progress.ProgressLog, "finish_step", ended)
+    resumed, again = tuned(tiny_model, tmp_path / "cut", trainable, group_dro=0.1, save_minutes=1e-9)
+    assert again == pytest.approx(losses, abs=1e-6)
+    for name, value in whole.trainable_state().items():
+        torch.testing.assert_close(resumed.trainable_state()[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_time_is_kept(tiny_model: Path, tmp_path: Path) -> None:
+    _, losses = tuned(tiny_model, tmp_path, Trainable("all"), epochs=1000, max_minutes=0.01)
+    assert 0 < len(losses) < 9000
+
+
+@pytest.mark.parametrize("weights", ["lora"])
+def test_two_processes_make_the_steps_of_one(data: Path, tiny_model: Path, weights: str) -> None:
+    recipe = data / "two.toml"
+    recipe.write_text(
+        f'[model]\ncheckpoint = "{tiny_model}"\n[[source]]\nname = "home"\npairs = "train.jsonl"\n'
+        f'[finetune]\nweights = "{weights}"\nbatch = 16\nmicro_batches = 2\nepochs = 2\ngroup_dro = 0.1\n'
+    )
+    command = ["darl_rerank.cli", "train", "--config", str(recipe), "--device", "cpu", "--output"]
+    launch = ["torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_backend=c10d",
+              "--rdzv_endpoint=localhost:0", "-m"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    losses, states = [], []
+    for name, words in (("one", command), ("two", [*launch, *command])):
+        done = subprocess.run(
+            [sys.executable, "-m", *words, str(data / name)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        stage = data / f"{name}.work" / "finetune-0"
+        assert json.loads((stage / "result.json").read_text())["processes"] == len(losses) + 1
+        losses.append([json.loads(line)["loss"] for line in (stage / "log.jsonl").read_text().splitlines()])
+        states.append(load_file(stage / "trainable.safetensors"))
+    assert len(losses[0]) == 12
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_all_stages_with_two_seeds(data: Path, tiny_model: Path) -> None:
+    recipe = write(data, tiny_model, seeds="[0, 1]")
+    result = train(recipe, data / "model")
+    assert result.exit_code == 0, result.output
+    checkpoint = Checkpoint.load(data / "model")
+    assert checkpoint.trained
+    assert checkpoint.novelty is not None
+    assert checkpoint.provenance["stages"]["labels"]["pairs"] == 10
+    assert str(data) not in (data / "model" / "checkpoint.json").read_text()
+    card = (data / "model" / "README.md").read_text()
+    for part in ("Linear probe", "dasa, 10 of 80 pairs", "seed 1", "Replay: 2", "α =", "OOD test", "ndcg@10"):
+        assert part in card
+    work = data / "model.work"
+    assert "<svg" in (work / "evaluate" / "report.html").read_text()
+    curve = json.loads((work / "merge" / "result.json").read_text())["curve"]
+    assert curve["alphas"] == [0, 0.5, 1]
+    assert set(curve["values"]) == {"ID dev", "OOD dev"}
+    ranking = Reranker.from_pretrained(data / "model", device="cpu").rerank("laptop", ["laptop fox", "garden hose"])
+    assert all(r.novelty is not None for r in ranking)
+    # Everything is there: a second run only writes the checkpoint again.
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("result.json")}
+    assert train(recipe, data / "model", "--overwrite").exit_code == 0
+    assert before == {path: path.stat().st_mtime_ns for path in work.rglob("result.json")}
+    assert Checkpoint.load(data / "model").fingerprint == checkpoint.fingerprint
+
+
+def test_a_kill_in_any_stage_changes_nothing(data: Path, tiny_model: Path) -> None:
+    recipe = write(data, tiny_model)
+    assert train(recipe, data / "whole").exit_code == 0
+    expected = Checkpoint.load(data / "whole").fingerprint
+    command = [sys.executable, "-m", "darl_rerank.cli", "train", "--config", str(recipe), "--device", "cpu"]
+    command += ["--output", str(data / "cut")]
+    left = ["probe", "select", "finetune-0", "merge", "calibrate", "evaluate"]
+    killed = []
+    for _ in range(len(left) + 1):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            begun = [s for s in left if (data / "cut.work" / s).is_dir()]
+            if begun:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                left.remove(begun[0])
+                killed.append(begun[0])
+            time.sleep(0.01)
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert killed == ["probe", "select", "finetune-0", "merge", "calibrate", "evaluate"]
+    assert Checkpoint.load(data / "cut").fingerprint == expected
+
+
+def test_annotators_fill_the_file_in(data: Path, tiny_model: Path) -> None:
+    recipe = write(data, tiny_model, labels="annotations")
+    waiting = train(recipe, data / "model")
+    assert waiting.exit_code == 3
+    assert "10 pairs wait for their grades" in waiting.output
+    blank = (data / "model.work" / "select" / "annotations.jsonl").read_text().splitlines()
+    lines = [{**json.loads(line), "grade": i % 4} for i, line in enumerate(blank)]
+    half = [line if i % 2 else {**line, "grade": None} for i, line in enumerate(lines)]
+    (data / "graded.jsonl").write_text("".join(json.dumps(line) + "\n" for line in half))
+    refused = train(recipe, data / "model")
+    assert refused.exit_code == 3
+    assert "5 of 10 pairs have no grade yet (lines 1, 3, 5, 7, 9)" in refused.output
+    (data / "graded.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = train(recipe, data / "model")
+    assert done.exit_code == 0, done.output
+
+
+def test_a_folder_of_another_training_is_refused(data: Path, tiny_model: Path) -> None:
+    recipe = write(data, tiny_model)
+    assert train(recipe, data / "model").exit_code == 0
+    shutil.rmtree(data / "model")
+    recipe.write_text(recipe.read_text().replace("rank = 4", "rank = 2"))
+    result = train(recipe, data / "model")
+    assert result.exit_code == 3
+    assert "another recipe or on other data" in result.output
+
+
+def test_bad_input(data: Path, tiny_model: Path) -> None:
+    recipe = write(data, tiny_model)
+    shutil.copy(data / "test.jsonl", data / "pool.jsonl")
+    overlap = train(recipe, data / "model")
+    assert overlap.exit_code == 3
+    assert "pool source 'elsewhere' and test source 'ID test' share 6 queries" in overlap.output
+    texts(data, "pool", 30, 20)
+    lines = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    (data / "train.jsonl").write_text("".join(json.dumps({**line, "grade": 2}) + "\n" for line in lines))
+    one = train(recipe, data / "model")
+    assert one.exit_code == 3
+    assert "all training examples have grade 2" in one.output
+    assert "Traceback" not in one.output
