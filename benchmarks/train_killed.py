@@ -99,8 +99,10 @@ def begun(stage: str, folder: Path) -> bool:
 
 def run_killing(command: list[str], work: Path, stages: list[str], log: Path) -> list[dict[str, object]]:
     """Run the command again and again; in each of `stages` it is killed once, with SIGKILL."""
-    left = list(stages)
-    history: list[dict[str, object]] = []
+    record = log.with_name("history.json")
+    history: list[dict[str, object]] = json.loads(record.read_text("utf-8")) if record.is_file() else []
+    done = {entry.get("killed_in") for entry in history}
+    left = [stage for stage in stages if stage not in done]
     with log.open("ab") as stream:
         while True:
             started = time.monotonic()
@@ -114,6 +116,7 @@ def run_killing(command: list[str], work: Path, stages: list[str], log: Path) ->
                 return history
             left.remove(killed)
             history.append({"killed_in": killed, "seconds": seconds})
+            record.write_text(json.dumps(history), "utf-8")
             print(f"killed in {killed} after {seconds} s", flush=True)
 
 
@@ -138,7 +141,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=500)
     arguments = parser.parse_args()
     out = arguments.out.resolve()
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     text = recipe(arguments.data.resolve(), arguments.scale, arguments.budget)
     (out / "recipe.toml").write_text(text, "utf-8")
     model, work = out / "model", out / "model.work"

@@ -1,0 +1,193 @@
+"""Weights between two models, averages of models, differences cut to low rank, and the linear probe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from darl_rerank import Checkpoint, Reranker
+from darl_rerank.checkpoint import Head
+from darl_rerank.engines.base_weights import load_body, load_causal_lm
+from darl_rerank.errors import InputError
+from darl_rerank.training.features import PairFeatures
+from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model, save_trained
+from darl_rerank.training.interpolate import GradedSet, alpha_curve, average, interpolated
+from darl_rerank.training.lowrank import as_adapter, largest_rank, low_rank_difference
+from darl_rerank.training.packing import pack
+from darl_rerank.training.probe import ProbeSettings, final_states, fit_probe
+
+PAIRS = [("laptop", "Dell notebook"), ("laptop", "garden hose"), ("hose", "garden hose 20 m")]
+
+
+def moved(model: GradeModel, seed: int) -> dict[str, torch.Tensor]:
+    """A state of the model as training might leave it: every trained weight changed."""
+    generator = torch.Generator().manual_seed(seed)
+    state = model.trainable_state()
+    return {name: value + 0.05 * torch.randn(value.shape, generator=generator) for name, value in state.items()}
+
+
+def logits(model: GradeModel, state: dict[str, torch.Tensor], checkpoint: Checkpoint) -> torch.Tensor:
+    model.load_trainable(state)
+    encoder = checkpoint.encoder()
+    packed = pack([encoder.encode(query, [document]) for query, document in PAIRS])
+    with torch.inference_mode():
+        found: torch.Tensor = model.eval()(packed.last, **packed.inputs())
+    return found
+
+
+def difference(model: GradeModel, state: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """ΔW of one adapted weight in a state."""
+    a, b = (state[f"{name}.lora_{letter}.default.weight"] for letter in "AB")
+    scaling: float = model.lm.get_submodule(name.removeprefix("lm.")).scaling["default"]
+    return scaling * (b @ a)
+
+
+LAYER = "lm.base_model.model.model.layers.0.mlp.up_proj"
+
+
+@pytest.mark.parametrize("weights", ["all", "lora"])
+def test_the_ends_are_the_two_models(tiny_model: Path, weights: str) -> None:
+    checkpoint = Checkpoint.load(tiny_model)
+    model = load_grade_model(checkpoint, Trainable(weights))  # type: ignore[arg-type]
+    start = model.trainable_state()
+    end = moved(model, 0)
+    for alpha, state in ((0.0, start), (1.0, end)):
+        expected = logits(model, state, checkpoint)
+        found = logits(model, interpolated(start, end, alpha), checkpoint)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_lora_is_scaled_as_a_whole(tiny_model: Path) -> None:
+    model = load_grade_model(Checkpoint.load(tiny_model), Trainable("lora", rank=2))
+    start, end = model.trainable_state(), moved(model, 0)
+    half = interpolated(start, end, 0.5)
+    torch.testing.assert_close(difference(model, half, LAYER), 0.5 * difference(model, end, LAYER))
+    torch.testing.assert_close(half["head.weight"], (start["head.weight"] + end["head.weight"]) / 2)
+    with pytest.raises(InputError, match="had one already"):
+        interpolated(end, start, 0.5)
+
+
+def test_a_soup_of_adapters_is_the_mean_of_their_differences(tiny_model: Path) -> None:
+    checkpoint = Checkpoint.load(tiny_model)
+    model = load_grade_model(checkpoint, Trainable("lora", rank=2, alpha=6))
+    states = [moved(model, seed) for seed in range(3)]
+    large = load_grade_model(checkpoint, Trainable("lora", rank=6, alpha=18))
+    soup = average(states)
+    expected = sum(difference(model, state, LAYER) for state in states) / 3
+    torch.testing.assert_close(difference(large, soup, LAYER), expected, rtol=1e-4, atol=1e-6)
+    large.load_trainable(soup)
+    with pytest.raises(InputError, match="same weights"):
+        average([states[0], {}])
+
+
+def test_the_curve_chooses_the_best_and_of_equals_the_nearest_to_the_start() -> None:
+    rng = np.random.default_rng(0)
+    labels, queries = rng.integers(0, 3, 60), np.repeat(np.arange(12), 5)
+    sets = {"ID dev": GradedSet(labels, queries), "OOD dev": GradedSet(labels[::-1].copy(), queries)}
+    noise = {name: rng.normal(size=(60, 3)) for name in sets}
+    gains = np.array([0.0, 1.0, 2.0])
+
+    def logits_at(alpha: float) -> dict[str, np.ndarray]:
+        good = 1 - abs(alpha - 0.6)
+        return {name: noise[name] + 3 * good * np.eye(3)[members.labels] for name, members in sets.items()}
+
+    for measure in ("ndcg@10", "qwk", "nll", "rps"):
+        curve = alpha_curve(logits_at, sets, gains, choose_by=measure)
+        assert abs(curve.chosen - 0.6) < 0.15
+        assert len(curve.values["OOD dev"][measure]) == 11
+        json.dumps(curve.to_dict())
+    assert alpha_curve(lambda _: noise, sets, gains).chosen == 0
+    with pytest.raises(InputError, match="chosen by one of"):
+        alpha_curve(logits_at, sets, gains, choose_by="recall")
+    with pytest.raises(InputError, match="within 0 and 1"):
+        alpha_curve(logits_at, sets, gains, alphas=[0.5, 1.5])
+
+
+def fully_tuned(tiny_model: Path, folder: Path, rank: int) -> Checkpoint:
+    """A checkpoint whose linear weights differ from its base's by matrices of rank `rank`."""
+    base = folder / "base"
+    base.mkdir()
+    for path in [*(tiny_model / "model").iterdir(), tiny_model / "tokenizer.json"]:
+        (base / path.name).write_bytes(path.read_bytes())
+    start = Checkpoint.from_base(base, Checkpoint.load(tiny_model).scale)
+    model = load_grade_model(start, Trainable("all", layers=1))
+    generator = torch.Generator().manual_seed(0)
+    state = model.trainable_state()
+    for name in [name for name in state if name.startswith("lm.")]:
+        out, inside = state[name].shape
+        b, a = (torch.randn(shape, generator=generator) for shape in ((out, rank), (rank, inside)))
+        state[name] += 0.1 * b @ a
+    model.load_trainable(state)
+    return save_trained(model, start, folder / "full")
+
+
+def test_a_full_fine_tune_as_an_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    full = fully_tuned(tiny_model, tmp_path, rank=3)
+    small, cut = as_adapter(full, tmp_path / "adapter", rank=3)
+    assert cut.kept == pytest.approx(1, abs=1e-5)
+    assert small.model_folder is None
+    assert all("layers.1." in module for module in cut.factors)
+    before, after = (
+        Reranker.from_pretrained(c.folder, engine="torch", device="cpu", precision="float32").score_pairs(PAIRS)
+        for c in (full, small)
+    )
+    assert np.abs(before.logits - after.logits).max() < 5e-3
+    _, coarse = as_adapter(full, tmp_path / "coarse", rank=1)
+    assert 0.3 < coarse.kept < 0.95
+    # The best of its rank: what is left is exactly the smaller singular values.
+    base, tuned = load_causal_lm(full.base, torch.float32), load_body(full, torch.float32)
+    name = "model.layers.1.mlp.up_proj"
+    delta = tuned.layers[1].mlp.up_proj.weight.detach() - base.model.layers[1].mlp.up_proj.weight.detach()
+    a, b = coarse.factors[name]
+    assert float((delta - b @ a).norm()) == pytest.approx(float(torch.linalg.svdvals(delta)[1:].norm()), rel=1e-3)
+
+
+def test_the_largest_rank_that_fits(tiny_model: Path, tmp_path: Path) -> None:
+    full = fully_tuned(tiny_model, tmp_path, rank=2)
+    base = load_causal_lm(full.base, torch.float32)
+    limit = 15_000
+    rank = largest_rank(base, 1, limit)
+    saved, _ = as_adapter(full, tmp_path / "small", max_mib=limit / 2**20)
+    assert saved.adapter_folder is not None
+    path = saved.adapter_folder / "adapter_model.safetensors"
+    assert path.stat().st_size <= limit
+    with safe_open(path, "pt") as tensors:
+        assert {min(tensors.get_tensor(key).shape) for key in tensors.keys()} == {rank}  # noqa: SIM118
+    with pytest.raises(InputError, match="rank 1 takes"):
+        largest_rank(base, 1, 100)
+    with pytest.raises(InputError, match="at least 1"):
+        low_rank_difference(base, base, 0)
+
+
+def test_final_states_are_recovered_from_features_and_logits() -> None:
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(40, 16)).astype(np.float32) * rng.uniform(1, 9, (40, 1)).astype(np.float32)
+    head = Head(rng.normal(size=(4, 16)).astype(np.float32), rng.normal(size=4).astype(np.float32))
+    unit = states / np.linalg.norm(states, axis=1, keepdims=True)
+    features = np.concatenate([rng.normal(size=(40, 32)), unit], axis=1).astype(np.float16)
+    found = final_states(PairFeatures(features, states @ head.weight.T + head.bias), head)
+    assert np.abs(found - states).max() < 0.02
+
+
+def test_the_probe_learns_and_keeps_to_its_norm() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(8, 4))
+    states = rng.normal(size=(800, 8)).astype(np.float32)
+    targets = np.eye(4, dtype=np.float32)[(states @ truth).argmax(1)]
+    queries = np.repeat(np.arange(80), 10)
+    head = Head(rng.normal(size=(4, 8)).astype(np.float32) * 0.3, np.zeros(4, np.float32))
+    held_out = (states[600:], targets[600:], queries[600:])
+    for cap in (1.5, 4.0):
+        outcome = fit_probe(
+            head, states[:600], targets[:600], queries[:600], held_out, np.arange(4.0),
+            settings=ProbeSettings(max_norm=cap, learning_rate=0.1), progress=False,
+        )  # fmt: skip
+        assert outcome.loss_after < 0.7 * outcome.loss_before
+        assert outcome.norm <= cap + 1e-5
+    with pytest.raises(InputError, match="max_norm = 0"):
+        ProbeSettings(max_norm=0)
