@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,15 +146,21 @@ def _with_lora(lm: Any, trainable: Trainable, layers: Sequence[int]) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise MissingDependencyError("peft", "torch") from error
+    # PEFT takes "all-linear", or a choice of layers, but not both: full names say the same.
+    names = {id(module): name for name, module in lm.named_modules()}
+    blocks = lm.base_model.layers
+    chosen = [names[id(m)] for i in layers for m in blocks[i].modules() if isinstance(m, nn.Linear)]
     config = LoraConfig(
         r=trainable.rank,
         lora_alpha=trainable.alpha,
         lora_dropout=trainable.dropout,
-        target_modules="all-linear",
-        layers_to_transform=None if trainable.layers is None else list(layers),
+        target_modules="all-linear" if trainable.layers is None else chosen,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(lm, config)
+    with warnings.catch_warnings():
+        # PEFT reads a property that transformers is about to rename; neither is ours.
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(lm, config)
 
 
 def save_trained(

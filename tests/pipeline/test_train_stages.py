@@ -136,11 +136,11 @@ def test_every_loss_falls(tiny_model: Path, tmp_path: Path, loss: str) -> None:
     assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
 
 
-def test_only_what_is_asked_for_is_trained(tiny_model: Path, tmp_path: Path) -> None:
-    checkpoint = Checkpoint.load(tiny_model)
-    before = load_grade_model(checkpoint, Trainable("all", layers=1))
+@pytest.mark.parametrize("trainable", [Trainable("all", layers=1), Trainable("lora", layers=1, rank=2)])
+def test_only_what_is_asked_for_is_trained(tiny_model: Path, tmp_path: Path, trainable: Trainable) -> None:
+    before = load_grade_model(Checkpoint.load(tiny_model), trainable)
     old = {name: p.clone() for name, p in before.named_parameters()}
-    model, _ = tuned(tiny_model, tmp_path, Trainable("all", layers=1))
+    model, _ = tuned(tiny_model, tmp_path, trainable)
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, old[name])}
     assert changed
     assert all("layers.1." in name or name.startswith("head.") for name in changed)
