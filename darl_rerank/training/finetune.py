@@ -39,7 +39,7 @@ class FinetuneSettings:
         loss: a name of `arms.LOSSES`.
         occ: weights of OCC's terms, for the loss "occ".
         learning_rate: its peak, reached after `warmup` of the steps and then falling along a cosine to a tenth.
-        warmup: share of the steps.
+        warmup: share of the steps, but at least ten steps or a quarter of them; 0 for none.
         weight_decay: of AdamW, not applied to the head.
         batch: examples in an optimizer step; whole queries, so it may be a few more.
         micro_batches: parts a step is cut into; must be a multiple of the number of processes.
@@ -360,7 +360,8 @@ def learning_rate_schedule(
         time_used: share of the time limit that is used up; 0 without one. Where time runs out before the steps do, the
             cosine follows the time, so that a training cut by the clock also ends at a low rate.
     """
-    rising = max(1, round(steps * warmup))
+    # A short training needs a warm-up too: Adam's first steps are all of full size, whatever the gradient.
+    rising = max(1, round(steps * warmup), min(10, steps // 4)) if warmup else 1
 
     def factor(step: int) -> float:
         if step < rising:

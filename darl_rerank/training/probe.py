@@ -35,9 +35,9 @@ class ProbeSettings:
         max_norm: cap on the Frobenius norm of the weight, as a multiple of the first one's.
     """
 
-    epochs: int = 60
-    patience: int = 8
-    learning_rate: float = 0.02
+    epochs: int = 200
+    patience: int = 10
+    learning_rate: float = 0.05
     max_norm: float = 2.0
 
     def __post_init__(self) -> None:

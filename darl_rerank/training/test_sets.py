@@ -95,6 +95,8 @@ def alpha_rows(curve: Mapping[str, Any]) -> list[dict[str, float]]:
                 f"{name.removesuffix(' dev')} {measure}": values[i]
                 for name, measures in curve["values"].items()
                 for measure, values in measures.items()
+                # Together they fit one axis; the negative log-likelihood would flatten them.
+                if measure != "nll"
             },
         }
         for i, alpha in enumerate(curve["alphas"])
