@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,7 +54,10 @@ def with_adapter(model: Any, checkpoint: Checkpoint, *, trainable: bool = False)
     except ImportError as error:
         raise MissingDependencyError("peft", "torch") from error
     try:
-        return PeftModel.from_pretrained(model, str(checkpoint.adapter_folder), is_trainable=trainable)
+        with warnings.catch_warnings():
+            # PEFT reads a property that transformers is about to rename; neither is ours.
+            warnings.simplefilter("ignore", FutureWarning)
+            return PeftModel.from_pretrained(model, str(checkpoint.adapter_folder), is_trainable=trainable)
     except (ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"the adapter does not fit {checkpoint.base.name}: {error}", path=checkpoint.folder) from error
 
