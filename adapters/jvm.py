@@ -135,6 +135,10 @@ def _start(jnius_config: ModuleType, jar: Path) -> None:
     java = find_java()
     jnius_config.add_classpath(str(jar))
     options = jnius_config.get_options()
+    # Signals stay Python's. A JVM that takes SIGTERM or SIGINT itself shuts down under the threads of torch, which then
+    # crash the process.
+    if "-Xrs" not in options:
+        jnius_config.add_options("-Xrs")
     if java.vector and not any(_VECTOR_MODULE in option for option in options):
         jnius_config.add_options(f"--add-modules={_VECTOR_MODULE}")
     if java.version >= 22:  # silences a warning about System.load, which Lucene's native access sets off

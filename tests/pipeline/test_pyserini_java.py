@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,15 @@ def test_a_running_jvm_with_anserini_is_used(lucene_index: Path) -> None:
     found = python(RUNNING, lucene_index, anserini_jar(), JAVA_HOME=str(runtimes(bundled=True).home))
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == "9"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_stay_pythons(number: signal.Signals) -> None:
+    # A JVM that takes the signal ends the process itself, with an exit code of its own and no KeyboardInterrupt.
+    code = (
+        "import os, sys, time; from darl_rerank.adapters.pyserini import ensure_jvm; ensure_jvm()\n"
+        "os.kill(os.getpid(), int(sys.argv[1])); time.sleep(30)\n"
+    )
+    ended = python(code, int(number))
+    assert ended.returncode == -number, ended.stderr
+    assert ("KeyboardInterrupt" in ended.stderr) == (number is signal.SIGINT)
