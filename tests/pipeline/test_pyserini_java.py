@@ -126,7 +126,9 @@ def test_a_running_jvm_with_anserini_is_used(lucene_index: Path) -> None:
 def test_signals_stay_pythons(number: signal.Signals) -> None:
     # A JVM that takes the signal ends the process itself, with an exit code of its own and no KeyboardInterrupt.
     code = (
-        "import os, sys, time; from darl_rerank.adapters.pyserini import ensure_jvm; ensure_jvm()\n"
+        "import os, signal, sys, time; from darl_rerank.adapters.pyserini import ensure_jvm\n"
+        # A shell that runs tests in the background has its children ignore SIGINT.
+        "signal.signal(signal.SIGINT, signal.default_int_handler); ensure_jvm()\n"
         "os.kill(os.getpid(), int(sys.argv[1])); time.sleep(30)\n"
     )
     ended = python(code, int(number))

@@ -112,7 +112,9 @@ def test_a_killed_job_ends_with_the_same_bytes(
 
 def test_an_interrupt_says_so_and_keeps_the_journal(job: dict[str, Path], tiny_model: Path) -> None:
     main = "from darl_rerank.cli import main; main()"
-    slow = "import time; from darl_rerank.reranker import Reranker; old = Reranker.rerank\n"
+    # A shell that runs tests in the background has its children ignore SIGINT.
+    slow = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    slow += "import time; from darl_rerank.reranker import Reranker; old = Reranker.rerank\n"
     slow += "Reranker.rerank = lambda *a, **k: (time.sleep(0.5), old(*a, **k))[1]\n"
     process = subprocess.Popen(
         [sys.executable, "-c", slow + main, *words(job, tiny_model)], stderr=subprocess.PIPE, env=dict(os.environ)
