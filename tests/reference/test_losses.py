@@ -34,7 +34,8 @@ def example(n: int = 12, grades: int = 4, seed: int = 0) -> tuple[Tensor, Tensor
 @pytest.mark.parametrize("soft", [False, True])
 def test_gradients_are_those_of_finite_differences(name: str, soft: bool) -> None:
     logits, targets, queries = example()
-    labels = torch.rand(12, 4, dtype=torch.float64).softmax(1) if soft else targets
+    soft_labels = torch.rand(12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).softmax(1)
+    labels = soft_labels if soft else targets
     logits.requires_grad_(True)
     assert torch.autograd.gradcheck(lambda z: ALL[name](z, labels, queries=queries), logits, atol=1e-6)
 
@@ -162,8 +163,9 @@ def test_cross_entropy_and_ranked_probability_score_are_proper(truth: np.ndarray
 @pytest.mark.parametrize("truth", TRUTHS, ids=str)
 def test_the_losses_said_not_to_be_proper_are_not(truth: np.ndarray) -> None:
     """What the docstrings say: label smoothing and SORD move the optimum; OVER moves it down."""
-    for loss in (label_smoothing, sord):
-        assert np.abs(optimum(loss, truth) - truth).max() > 0.004
+    # Smoothing by 0.1 has its optimum at 0.9 · truth + 0.1 / K: how far that lies from the truth depends on the truth.
+    np.testing.assert_allclose(optimum(label_smoothing, truth), 0.9 * truth + 0.1 / len(truth), atol=1e-4)
+    assert np.abs(optimum(sord, truth) - truth).max() > 0.01
 
     def with_over(logits: Tensor, targets: Tensor, **options: object) -> Tensor:
         return cross_entropy(logits, targets, reduction="none") + overconfidence(logits, targets, reduction="none")
