@@ -38,7 +38,7 @@ from .training_set import TrainingSet
 ID_DEV, OOD_DEV = "ID dev", "OOD dev"
 _STATE = "trainable.safetensors"
 # Novelty statistics of a training set are a mean, covariances and a sample: more pairs than this change little.
-_NOVELTY_PAIRS = 10_000
+_NOVELTY_PAIRS = 5_000
 
 
 class AnnotationsWantedError(InputError):

@@ -1,0 +1,184 @@
+"""Labels the training pairs of the checkpoint that ships: what people said of a pair, weighed with what an encoder sees.
+
+Two facts are at hand for a pair: its binary label (or that nobody looked at it), and the cosine of query and document
+under all-MiniLM-L6-v2, a bi-encoder. Neither is a grade. Bayes' rule joins them into one soft label:
+
+    P(grade | cosine, label)  ∝  P(grade | cosine) · P(label | grade)
+
+P(grade | cosine) is a proportional-odds model (McCullagh 1980) fitted on the judged passages of TREC Deep Learning 2021;
+those four numbers are all that enters from there. P(label | grade) is the table `LIKELIHOOD`, set by hand: of what
+people chose, how much is perfect; of what they passed over, how much is related.
+
+Writes one JSONL a collection, which recipe.toml reads, and labels.json with the fitted numbers and counts.
+
+    python benchmarks/bundled/label.py benchmarks/bundled/data benchmarks/bundled/pairs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from darl_rerank.adapters.faiss_index import encode, load_encoder
+from darl_rerank.adapters.lucene import build_lucene_index, lucene_search
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from darl_rerank.files import atomic_write
+from darl_rerank.trec.corpora import load_documents, read_corpus
+from darl_rerank.trec.qrels import read_qrels
+from darl_rerank.trec.topics import read_topics
+
+GRADES = 4
+# P(label | grade) up to a factor, for the grades irrelevant, related, relevant, perfect.
+LIKELIHOOD = {
+    "chosen": (0.01, 0.10, 0.60, 1.00),
+    "partly": (0.05, 1.00, 0.60, 0.20),
+    "passed over": (1.00, 0.70, 0.15, 0.05),
+    "unseen": (1.00, 0.90, 0.40, 0.25),
+}
+# The first hit of BM25 that nobody looked at is too often an answer.
+SKIP = 1
+DEPTH = 30
+# Long answers say what they are about in the beginning, and training time goes by tokens.
+WORDS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What is taken of one collection.
+
+    Attributes:
+        labels: its labels, as text, to a row of `LIKELIHOOD`.
+        queries: how many, drawn at random.
+        judged: documents of each label, at most, a query.
+        unseen: of BM25's first hits that nobody judged, a query.
+    """
+
+    name: str
+    labels: Mapping[str, str]
+    queries: int
+    judged: Mapping[str, int]
+    unseen: int
+
+
+COLLECTIONS = (
+    Collection("natural-questions", {"1": "chosen"}, 5000, {"1": 1}, 2),
+    Collection("wiki-qa-mix", {"0": "passed over", "1": "chosen"}, 1200, {"0": 1, "1": 1}, 2),
+    Collection("selqa", {"0": "passed over", "1": "chosen"}, 800, {"0": 1, "1": 1}, 1),
+    Collection("product-questions", {"0": "passed over", "1": "partly", "2": "chosen"}, 700, {"0": 2, "1": 1, "2": 1}, 0),
+    Collection("msrd", {"0": "passed over", "1": "chosen"}, 900, {"0": 2, "1": 2}, 0),
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path, help="folder of the collections")
+    parser.add_argument("output", type=Path, help="folder for the pairs")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--fraction", type=float, default=1.0, help="of the queries, for a trial")
+    options = parser.parse_args()
+    encoder = load_encoder("minilm")
+    prior = fit_prior(encoder, options.data / "trec-dl-2021")
+    counts = {}
+    for collection in COLLECTIONS:
+        rng = random.Random(f"{options.seed}/{collection.name}")
+        rows = list(pairs(options.data / collection.name, collection, round(collection.queries * options.fraction), rng))
+        cosine = cosines(encoder, [r["query"] for r in rows], [r["document"] for r in rows])
+        labels = posterior(prior, cosine, np.array([LIKELIHOOD[r.pop("label")] for r in rows]))
+        with atomic_write(options.output / f"{collection.name}.jsonl") as stream:
+            for row, label in zip(rows, labels.round(4).tolist(), strict=True):
+                # What rounding leaves over goes to the likeliest grade, so that the sum is 1.
+                label[int(np.argmax(label))] += 1 - sum(label)
+                stream.write(json.dumps({**row, "probabilities": label}, ensure_ascii=False) + "\n")
+        counts[collection.name] = {"pairs": len(rows), "mean label": labels.mean(axis=0).round(3).tolist()}
+        print(f"{collection.name}: {counts[collection.name]}")
+    with atomic_write(options.output / "labels.json") as stream:
+        json.dump({"seed": options.seed, "prior": prior.tolist(), "collections": counts}, stream, indent=1)
+
+
+def pairs(folder: Path, collection: Collection, queries: int, rng: random.Random) -> Iterator[dict[str, Any]]:
+    """The pairs of some queries: judged ones of each label, then BM25 hits that nobody judged."""
+    topics = read_topics(folder / "topics.tsv")
+    qrels = read_qrels(next(folder.glob("qrels.txt*")))
+    documents = {d.docid: d for d in read_corpus(folder / "corpus.jsonl.gz") if d.full_text}
+    usable = [qid for qid, judged in qrels.items() if qid in topics and any(judged.values())]
+    chosen = rng.sample(sorted(usable), min(queries, len(usable)))
+    hits: Mapping[str, Sequence[Any]] = {}
+    if collection.unseen:
+        with tempfile.TemporaryDirectory() as work:
+            index = Path(work) / "index"
+            build_lucene_index(documents.values(), index)
+            hits = lucene_search(index, {qid: topics[qid] for qid in chosen}, k=DEPTH)
+    for qid in chosen:
+        taken: list[tuple[str, str]] = []
+        for label, most in collection.judged.items():
+            having = sorted(d for d, found in qrels[qid].items() if str(found) == label and d in documents)
+            taken += [(d, collection.labels[label]) for d in rng.sample(having, min(most, len(having)))]
+        # The same passage may stand in a corpus under two ids: a copy of a judged one is not unseen.
+        texts = {shortened(documents[d].full_text) for d in qrels[qid] if d in documents}
+        unseen = [e.docid for e in hits.get(qid, ()) if shortened(documents[e.docid].full_text) not in texts][SKIP:]
+        taken += [(d, "unseen") for d in rng.sample(unseen, min(collection.unseen, len(unseen)))]
+        for docid, label in taken:
+            text = shortened(documents[docid].full_text)
+            yield {"qid": qid, "docid": docid, "query": topics[qid], "document": text, "label": label}
+
+
+def shortened(text: str) -> str:
+    words = text.split(" ")
+    return text if len(words) <= WORDS else " ".join(words[:WORDS])
+
+
+def cosines(encoder: Any, queries: Sequence[str], documents: Sequence[str]) -> NDArray[np.float64]:
+    """Cosine of each query with its document, shape (n,)."""
+    vectors = []
+    for side, texts in (("query", queries), ("document", documents)):
+        distinct = sorted(set(texts))
+        place = {text: i for i, text in enumerate(distinct)}
+        vectors.append(encode(encoder, distinct, side)[[place[text] for text in texts]].astype(np.float64))  # type: ignore[arg-type]
+    return np.einsum("nd,nd->n", *vectors)
+
+
+def fit_prior(encoder: Any, folder: Path) -> NDArray[np.float64]:
+    """Slope and rising cut points of P(grade <= j | cosine) = sigmoid(cut_j - slope · cosine), by maximum likelihood."""
+    topics, qrels = read_topics(folder / "topics.tsv"), read_qrels(folder / "qrels.txt")
+    wanted = {docid for judged in qrels.values() for docid in judged}
+    documents = load_documents(folder / "corpus.jsonl.gz", wanted)
+    judged = [(q, d, g) for q, found in qrels.items() for d, g in found.items() if q in topics and d in documents]
+    cosine = cosines(encoder, [topics[q] for q, _, _ in judged], [documents[d].full_text for _, d, _ in judged])
+    grade = np.array([g for _, _, g in judged])
+
+    def unpack(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.concatenate([x[:1], x[1:2], x[1] + np.exp(x[2:]).cumsum()])
+
+    def loss(x: NDArray[np.float64]) -> float:
+        return float(-np.log(grade_prior(unpack(x), cosine)[np.arange(len(grade)), grade]).mean())
+
+    found = minimize(loss, np.array([8.0, 3.0, 0.3, 0.3]), method="L-BFGS-B")
+    print(f"P(grade | cosine) from {len(judged)} judged passages: NLL {found.fun:.3f}, {unpack(found.x).round(3)}")
+    return unpack(found.x)
+
+
+def grade_prior(prior: NDArray[np.float64], cosine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """P(grade | cosine), shape (n, K)."""
+    below = 1 / (1 + np.exp(prior[0] * cosine[:, None] - prior[None, 1:]))
+    edges = np.concatenate([np.zeros((len(cosine), 1)), below, np.ones((len(cosine), 1))], axis=1)
+    return np.clip(np.diff(edges, axis=1), 1e-9, None)
+
+
+def posterior(
+    prior: NDArray[np.float64], cosine: NDArray[np.float64], likelihood: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    joint = grade_prior(prior, cosine) * likelihood
+    return joint / joint.sum(axis=1, keepdims=True)
+
+
+if __name__ == "__main__":
+    main()
