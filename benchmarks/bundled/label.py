@@ -90,7 +90,9 @@ def main() -> None:
     counts = {}
     for collection in COLLECTIONS:
         rng = random.Random(f"{options.seed}/{collection.name}")
-        rows = list(pairs(options.data / collection.name, collection, round(collection.queries * options.fraction), rng))
+        rows = list(
+            pairs(options.data / collection.name, collection, round(collection.queries * options.fraction), rng)
+        )
         cosine = cosines(encoder, [r["query"] for r in rows], [r["document"] for r in rows])
         labels = posterior(prior, cosine, np.array([LIKELIHOOD[r.pop("label")] for r in rows]))
         with atomic_write(options.output / f"{collection.name}.jsonl") as stream:

@@ -49,8 +49,6 @@ class RecipeReader:
             self.faults.append('expected at least one [[source]] with use = "train"')
         if select is not None and "pool" not in uses and len(uses) == len(sources):
             self.faults.append('select needs a [[source]] with use = "pool"')
-        if interpolate is not None and probe is None:
-            self.faults.append("interpolate needs the stage [probe], whose model it starts from")
         held_out = any(source is not None and source.dev_queries for source in sources)
         if (select or probe or interpolate) and not held_out and len(uses) == len(sources):
             self.faults.append("probe, select and interpolate need held-out queries: give a source dev_queries")

@@ -91,7 +91,6 @@ def test_all_faults_are_reported_together(write: Path) -> None:
         (SOURCE + "grades = { 1 = { 2 = 0.4 } }\n", "sum to 1"),
         (SOURCE + "part = [0.5, 0.5]\n", "two rising numbers"),
         (SOURCE + "[select]\nbudget = 3\n", 'select needs a [[source]] with use = "pool"'),
-        (SOURCE + "[interpolate]\n", "interpolate needs the stage"),
         (SOURCE + "[probe]\n", "need held-out queries"),
         (SOURCE + 'use = "test"\ndev_queries = 2\n', "dev_queries can't be given with use = 'test'"),
         (SOURCE + "[finetune]\nlearning_rate = 0\n", "out of range: learning_rate = 0"),
