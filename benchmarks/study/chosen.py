@@ -1,0 +1,93 @@
+"""Which pairs of a seed's pool each strategy has labelled: the same number in every arm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from darl_rerank.checkpoint import Checkpoint
+from darl_rerank.novelty import NoveltyModel, fit_novelty
+from darl_rerank.training.candidates import Candidates, describe_pool
+from darl_rerank.training.coverage import QueryCap, take_in_order
+from darl_rerank.training.probe import fit_probe
+from darl_rerank.training.selection import select
+from darl_rerank.training.strategies import SelectionSettings
+
+from .collections_by_role import Collections, Rows, SeedSets, seed_sets
+from .measured import temperature
+from .settings import Study
+from .states import BaseStates
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """What the arms of a seed share.
+
+    Attributes:
+        number: the seed.
+        sets: its training pairs and pool.
+        novelty: fitted on base features of the training pairs.
+        candidates: the pool as strategies see it; uncertainty is that of a head trained on the training pairs by CE.
+    """
+
+    number: int
+    sets: SeedSets
+    novelty: NoveltyModel
+    candidates: Candidates
+
+
+def prepare_seed(data: Collections, study: Study, states: BaseStates, checkpoint: Checkpoint, number: int) -> Seed:
+    """Fit novelty and the first head, and describe the pool."""
+    sets = seed_sets(data, study, number)
+    train, dev = sets.train, data.roles["home_dev"]
+    novelty = fit_novelty(
+        states.features[train], data.labels[train], states.features[dev], k=min(10, len(train) - 1), seed=number
+    )
+    head = fit_probe(
+        checkpoint.head, *probe_set(data, states, train), probe_set(data, states, dev), checkpoint.scale.gains,
+        loss="ce", seed=number, progress=False,
+    ).head  # fmt: skip
+    logits = {
+        role: states.finals[data.roles[role]] @ head.weight.T + head.bias for role in ("home_dev", "away_dev")
+    }  # fmt: skip
+    in_pool = states.finals[sets.pool] @ head.weight.T + head.bias
+    candidates = describe_pool(
+        states.features[sets.pool], temperature(logits, data).probabilities(in_pool), data.queries[sets.pool],
+        states.features[train], novelty, progress=False,
+    )  # fmt: skip
+    return Seed(number, sets, novelty, candidates)
+
+
+def probe_set(data: Collections, states: BaseStates, rows: Rows) -> tuple[Any, Any, Any]:
+    """Final states, targets and queries of some pairs, as `fit_probe` takes them."""
+    return states.finals[rows], data.targets[rows], data.queries[rows]
+
+
+def chosen_rows(seed: Seed, study: Study, strategy: str, budget: int, home: Rows) -> tuple[Rows, dict[str, Any]]:
+    """The pairs to label, exactly `budget` of them if the pool has as many, and an account of the choice.
+
+    `home` are the rows of the role "home", for the account.
+
+    Where a strategy's band leaves fewer, the rest is drawn at random: the budget is what arms have in common.
+    """
+    settings = SelectionSettings(band=study.band, per_query=study.per_query, seed=seed.number)
+    found = select(seed.candidates, budget, strategy, settings)
+    rows = found.rows
+    short = budget - len(rows)
+    if short:
+        cap = QueryCap(seed.candidates.queries, study.per_query)
+        for row in rows:
+            cap.take(int(row))
+        left = np.setdiff1d(np.arange(len(seed.candidates)), rows)
+        rows = np.concatenate([rows, take_in_order(np.random.default_rng(seed.number).permutation(left), short, cap)])
+    picked = seed.sets.pool[rows]
+    account = {
+        "strategy": strategy, "budget": budget, "pairs": len(rows), "filled_at_random": short,
+        "home_share": float(np.isin(picked, home).mean()), "queries": found.summary["chosen"]["queries"],
+        "mean_novelty": found.summary["chosen"]["mean_novelty"], "cut": found.summary["cut"],
+        "mean_uncertainty": found.summary["chosen"]["mean_uncertainty"],
+    }  # fmt: skip
+    # Pairs of a query stand together in the pool, and do so again among the chosen ones.
+    return np.sort(picked), account

@@ -1,0 +1,72 @@
+"""Runs a study, or goes on with it, and writes results/study_NAME_head.json and results/study_NAME.json as arms finish.
+
+    python benchmarks/study/run.py forum COLLECTIONS WORK [--minutes 40] [--level head|tuned|all]
+
+COLLECTIONS holds one folder a collection, WORK what is kept between runs: states of the base model, trainings and
+measured arms, each by a digest of its settings. The command may be interrupted at any time and given again; with
+`--minutes` it stops by itself after so long. What is done first: the pass over all pairs, the screening of heads, then
+fine-tuned arms in the order of `tuned.queue`: all arms for the first seed, then further seeds, then the next budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+# As a script, its own folder comes first, where names of the standard library may be hidden.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from study.settings import STUDIES  # noqa: E402
+from study.study_run import StudyRun  # noqa: E402
+
+
+class TimeIsUpError(BaseException):
+    """The minutes are over. Not an Exception, so that nothing on the way takes it for a failure."""
+
+
+def _stop(*_: Any) -> None:
+    raise TimeIsUpError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=sorted(STUDIES))
+    parser.add_argument("collections", type=Path, help="folder with one folder a collection")
+    parser.add_argument("work", type=Path, help="folder for what is kept between runs")
+    parser.add_argument("--level", choices=["head", "tuned", "all"], default="all")
+    parser.add_argument("--minutes", type=float, help="stop after so many; what is finished is kept and written")
+    parser.add_argument("--seeds", type=int, help="of the fine-tuned arms")
+    parser.add_argument("--head-seeds", type=int, help="of the screening level")
+    parser.add_argument("--budgets", type=int, nargs="+", help="labels of the pool, the first to run first")
+    arguments = parser.parse_args()
+    study = STUDIES[arguments.study](arguments.collections)
+    changes = {name: getattr(arguments, name) for name in ("seeds", "head_seeds") if getattr(arguments, name)}
+    if arguments.budgets:
+        changes["budgets"] = tuple(arguments.budgets)
+    study = replace(study, **changes)
+    if arguments.minutes:
+        signal.signal(signal.SIGALRM, _stop)
+        signal.setitimer(signal.ITIMER_REAL, 60 * arguments.minutes)
+    signal.signal(signal.SIGTERM, _stop)
+    begun = time.monotonic()
+    try:
+        run = StudyRun(study, arguments.work, sys.argv)
+        if arguments.level in ("head", "all"):
+            run.heads()
+        if arguments.level in ("tuned", "all"):
+            run.tune()
+            run.write_tuned()
+    except (TimeIsUpError, KeyboardInterrupt):
+        minutes = (time.monotonic() - begun) / 60
+        print(f"\nstopped after {minutes:.1f} minutes; the same command goes on from here", file=sys.stderr)
+        return
+    print("all arms are done", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

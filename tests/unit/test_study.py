@@ -1,0 +1,256 @@
+"""The study's harness: states that stand in for tokens, equal budgets, verdicts, and a whole study at toy scale."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from darl_rerank import Reranker
+from darl_rerank.calibration import Calibration
+from darl_rerank.errors import InputError
+from darl_rerank.evaluation.bootstrap import Interval, paired_difference
+from darl_rerank.evaluation.pairs import measures_of
+from darl_rerank.training import finetune as finetune_module
+from darl_rerank.training import predict as predict_module
+from darl_rerank.training.finetune import FinetuneSettings, finetune
+from darl_rerank.training.grade_model import Trainable, load_grade_model
+from darl_rerank.training.predict import predict_logits
+from darl_rerank.training.recipe import ModelChoice
+from darl_rerank.training.sources import Source
+from darl_rerank.training.start import start_checkpoint
+from darl_rerank.training.steps import query_examples
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from study import states as states_module
+from study import study_run as study_run_module
+from study.chosen import chosen_rows
+from study.claims import HOLDS, REFUTED, Part, overall, verdict
+from study.collections_by_role import load_collections, seed_sets
+from study.measured import Run, difference, mean_over_seeds, measure_run, read_run
+from study.settings import ROLES, Study
+from study.states import CachedCheckpoint, base_states, last_layers
+from study.study_run import StudyRun
+from study.tuned import ALL_THREE, ARMS, LPFT, PLAIN, SOUP, queue
+
+WORDS = ["laptop", "garden", "hose", "red", "metal", "chair", "phone", "charger", "cable", "desk", "lamp", "steel"]
+
+
+def write_pairs(path: Path, queries: int, documents: int, seed: int, group: str) -> Source:
+    """Queries of two words; a document's grade is how many of them it has, or 3 for both at its start."""
+    rng = random.Random(seed)
+    with path.open("w", encoding="utf-8") as stream:
+        for number in range(queries):
+            query = rng.sample(WORDS, 2)
+            for _ in range(documents):
+                document = rng.sample(WORDS, 5)
+                grade = sum(word in document for word in query)
+                grade = 3 if document[:1] == query[:1] else grade
+                line = {"query": f"{group} {number} {' '.join(query)}", "document": " ".join(document), "grade": grade}
+                stream.write(json.dumps({**line, "group": group}) + "\n")
+    return Source(name=path.stem, pairs=path)
+
+
+@pytest.fixture(scope="module")
+def study(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("pairs")
+    sizes = {"home": 14, "home_dev": 6, "home_test": 6, "pool": 12, "away_dev": 5, "away_test": 6}
+    roles = {
+        role: (write_pairs(folder / f"{role}.jsonl", sizes[role], 4, i, "away" if "away" in role else role),)
+        for i, role in enumerate(ROLES)
+    }
+    return Study(
+        name="toy", title="Toy", roles=roles, model=ModelChoice(checkpoint=tiny_model, max_length=96), layers=1,
+        home_pairs=24, pool_home=8, budgets=(12,), per_query=3, band=(60.0, 99.5), head_seeds=2, seeds=1,
+        finetune=FinetuneSettings(batch=8, epochs=1, save_minutes=1), alphas=(0.0, 0.5, 1.0), resamples=40,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (states_module, predict_module, finetune_module):
+        monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: False)
+
+
+@pytest.fixture(scope="module")
+def run(study: Study, tmp_path_factory: pytest.TempPathFactory) -> StudyRun:
+    return StudyRun(study, tmp_path_factory.mktemp("work"), ["run.py", "toy"])
+
+
+def test_one_pass_gives_the_engines_features(
+    study: Study, tiny_reranker: Reranker, tmp_path: Path, float32: None
+) -> None:
+    checkpoint = start_checkpoint(study.model)
+    data = load_collections(study, checkpoint.encoder(), 4)
+    found = base_states(checkpoint, 1, data.pairs, tmp_path / "states", progress=False)
+    expected = tiny_reranker.score_pairs([(p.query, p.document) for p in data.pairs], features=True)
+    assert expected.features is not None
+    np.testing.assert_allclose(found.features.astype(np.float32), expected.features, atol=1e-3)
+    head = checkpoint.head
+    np.testing.assert_allclose(found.finals @ head.weight.T + head.bias, expected.logits, atol=1e-4)
+    again = base_states(checkpoint, 1, data.pairs, tmp_path / "states", progress=False)
+    assert torch.equal(again.table, found.table)
+
+
+@pytest.mark.parametrize("loss", ["ce", "occ"])
+def test_training_on_kept_states_is_training_on_tokens(study: Study, tmp_path: Path, float32: None, loss: str) -> None:
+    checkpoint = start_checkpoint(study.model)
+    data = load_collections(study, checkpoint.encoder(), 4)
+    states = base_states(checkpoint, 1, data.pairs, tmp_path / "states", progress=False)
+    pairs = data.of(data.roles["home"])
+    settings = FinetuneSettings(loss=loss, batch=8, seed=3, learning_rate=3e-3)
+    whole = load_grade_model(checkpoint, Trainable(layers=1), seed=3)
+    short = last_layers(checkpoint, Trainable(layers=1), states.table, seed=3)
+    stand_in: Any = CachedCheckpoint(checkpoint.scale, states.encoder)
+    encoder: Any = states.encoder
+    before = predict_logits(short, encoder, pairs, progress=False)
+    for name, model, at in (("whole", whole, checkpoint), ("short", short, stand_in)):
+        finetune(model, at, query_examples(pairs, 4), settings, tmp_path / name, device="cpu", progress=False)
+    expected = predict_logits(whole, checkpoint.encoder(), pairs, progress=False)
+    found = predict_logits(short, encoder, pairs, progress=False)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert np.abs(expected - before).max() > 0.05
+
+
+def test_unknown_text_has_no_states(run: StudyRun) -> None:
+    with pytest.raises(InputError, match="no states were kept"):
+        run.states.encoder.encode("never seen", ["nor this"])
+
+
+def test_roles_must_not_share_queries(study: Study) -> None:
+    checkpoint = start_checkpoint(study.model)
+    shared = replace(study, roles={**study.roles, "home_test": study.roles["home"]})
+    with pytest.raises(InputError, match="share the query"):
+        load_collections(shared, checkpoint.encoder(), 4)
+
+
+def test_seed_sets_are_whole_queries_apart_from_tests(run: StudyRun, study: Study) -> None:
+    first, second = (seed_sets(run.data, study, seed) for seed in (0, 1))
+    for sets in (first, second):
+        assert not set(run.data.queries[sets.train]) & set(run.data.queries[sets.pool])
+        assert study.home_pairs <= len(sets.train) < study.home_pairs + 4
+        for role in ("home_dev", "home_test", "away_dev", "away_test"):
+            assert not set(run.data.roles[role]) & set(sets.train.tolist() + sets.pool.tolist())
+    assert set(first.train.tolist()) != set(second.train.tolist())
+
+
+@pytest.mark.parametrize("strategy", ["random", "dasa", "kcenter", "dasa-without-coverage"])
+@pytest.mark.parametrize("band", [(60.0, 99.5), (99.9, 100.0)])
+def test_every_strategy_spends_the_same_budget(
+    run: StudyRun, study: Study, strategy: str, band: tuple[float, float]
+) -> None:
+    seed = run.seed(0)
+    rows, account = chosen_rows(seed, replace(study, band=band), strategy, 12, run.data.roles["home"])
+    assert len(set(rows.tolist())) == 12
+    assert set(rows.tolist()) <= set(seed.sets.pool.tolist())
+    assert max(Counter(run.data.queries[rows].tolist()).values()) <= study.per_query
+    if band[0] > 99 and strategy.startswith("dasa"):
+        assert account["filled_at_random"] > 0
+
+
+def test_differences_are_those_of_a_paired_bootstrap(run: StudyRun, tmp_path: Path) -> None:
+    """Draws that were kept apart compare two arms as `paired_difference` does on their predictions."""
+    rng = np.random.default_rng(0)
+    gains, tests = np.arange(4.0), run.tests
+    runs, measures = [], []
+    for name in ("first", "second"):
+        logits = {role: rng.normal(size=(len(rows), 4)) for role, rows in run.data.roles.items()}
+        runs.append(measure_run(tmp_path / name, logits, run.data, tests, gains, {}, 60))
+        scaled = Calibration(runs[-1].facts["temperature"]).probabilities(
+            np.concatenate([logits["home_test"], logits["away_test"]])
+        )
+        mask = tests.groups["OOD"]
+        measures.append(measures_of(tests.labels[mask], scaled[mask], gains, tests.queries[mask]))
+    kept = [read_run(tmp_path / name) for name in ("first", "second")]
+    for measure in ("rps", "qwk", "ndcg@10"):
+        expected = paired_difference(
+            *(lambda w, m=m[measure]: m(w[:, mask]) for m in measures), tests.queries, resamples=60
+        )
+        found, p_value, each = difference([kept[1]], [kept[0]], f"OOD/{measure}")
+        np.testing.assert_allclose(
+            [found.value, found.low, found.high],
+            [expected.interval.value, expected.interval.low, expected.interval.high], atol=1e-6,
+        )  # fmt: skip
+        assert p_value == expected.p_value
+        assert each == [pytest.approx(expected.interval.value)]
+
+
+def test_seeds_are_drawn_too() -> None:
+    """With two seeds an interval is as wide as their difference asks for; both arms see the same seeds drawn."""
+    runs = [Run({"values": {"ID/qwk": v}}, {"ID/qwk": np.full(200, v, np.float32)}) for v in (0.25, 0.75)]
+    value, draws = mean_over_seeds(runs, "ID/qwk")
+    assert value == 0.5
+    assert set(draws.tolist()) == {0.25, 0.5, 0.75}
+    found, p_value, each = difference(runs, runs, "ID/qwk")
+    assert (found.low, found.high, p_value, each) == (0.0, 0.0, 1.0, [0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "measure", "low", "high", "word"),
+    [
+        ("better", "qwk", 0.01, 0.05, HOLDS),
+        ("better", "qwk", -0.05, -0.01, REFUTED),
+        ("better", "qwk", -0.01, 0.05, "not shown: interval covers zero"),
+        ("better", "mass_above", -0.05, -0.01, HOLDS),
+        ("better", "mass_above", 0.01, 0.05, REFUTED),
+        ("no worse", "ndcg@10", -0.019, 0.05, HOLDS),
+        ("no worse", "ndcg@10", -0.03, 0.05, "not shown: interval reaches beyond −0.02"),
+        ("no worse", "ndcg@10", -0.05, -0.03, REFUTED),
+        ("no worse", "nll", -0.5, 0.019, HOLDS),
+        ("better", "qwk", float("nan"), float("nan"), "not measured"),
+    ],
+)
+def test_verdicts(kind: str, measure: str, low: float, high: float, word: str) -> None:
+    assert verdict(Part("OOD", measure, kind), Interval((low + high) / 2, low, high, 100)) == word
+
+
+def test_a_claim_holds_only_as_a_whole() -> None:
+    assert overall([HOLDS, HOLDS]) == HOLDS
+    assert overall([HOLDS, REFUTED]) == "refuted (1 of 2 parts; 1 hold)"
+    assert overall([HOLDS, "not shown: interval covers zero"]) == "not shown (1 of 2 parts hold)"
+    assert overall([]) == "not measured"
+
+
+def test_the_decisive_arms_come_first(study: Study) -> None:
+    order = queue(replace(study, seeds=2, budgets=(12, 24)))
+    assert [arm.name for arm, *_ in order[:4]] == ["plain", "all three", "all three, not interpolated", "OCC"]
+    assert {seed for _, _, seed in order[: len(ARMS)]} == {0}
+    assert order[2 * len(ARMS)] == (SOUP, 12, 0)
+    assert (PLAIN.strategy, LPFT.strategy, ALL_THREE.strategy) == ("random", "random", "dasa")
+
+
+def test_a_whole_study(run: StudyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(
+        study_run_module,
+        "write_result",
+        lambda name, values, argv: written.__setitem__(name, json.loads(json.dumps(values))),
+    )
+    run.heads()
+    run.tune()
+    run.write_tuned()
+    heads, tuned = written["study_toy_head"], written["study_toy"]
+    assert heads["seeds"] == [0, 1]
+    assert set(tuned["claims"]["12"]) == {"a", "b", "c", "d"}
+    assert all(claim["seeds"] == [0] for claim in tuned["claims"]["12"].values())
+    assert tuned["missing"] == []
+    by_name = {arm["arm"]: arm for arm in tuned["arms"]}
+    assert {arm.name for arm in (*ARMS, SOUP)} == set(by_name)
+    # Equal budgets, and one training where arms differ in the interpolation only.
+    assert len({arm["runs"][0]["pairs"] for arm in by_name.values()}) == 1
+    plain, whole = by_name["all three, not interpolated"], by_name["all three"]
+    assert whole["runs"][0]["training"] == plain["runs"][0]["training"]
+    assert whole["runs"][0]["curve"]["alphas"] == [0.0, 0.5, 1.0]
+    assert set(tuned["novelty"]["groups"]) == {"ID", "OOD", "away"}
+    # Everything is found again, nothing is trained twice.
+    monkeypatch.setattr(study_run_module.Tuner, "_trained", lambda *_: pytest.fail("trained again"))
+    run.tune()
