@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from ..checkpoint import GRAPH, PREFIX_GRAPH, Checkpoint
-from ..engines.onnx_engine import OnnxEngine
+from ..engines.onnx_engine import OnnxEngine, require_provider
 from ..engines.torch_engine import TorchEngine
 from ..errors import CheckFailedError, InputError
 from ..files import atomic_folder
 from ..reranker import Reranker
 from ..trec.graded_pairs import GradedPair
 from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, GradeGraph, trace
+from .int8 import sensitive
 from .parity import BOUNDS, Parity, bundled_sample, compare, layer_differences, name_products, violations
-from .precision import PRECISIONS, convert, sensitive
+from .precision import PRECISIONS, convert, products
 from .weights import share_weights
 
 _CALIBRATION_PAIRS = 16
@@ -34,6 +36,7 @@ def export(
     precision: str = "fp32",
     sample: Sequence[GradedPair] | None = None,
     opset: int = OPSET,
+    device: str = "cpu",
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Parity:
@@ -45,6 +48,7 @@ def export(
         precision: "fp32", "fp16", "int8" or "int4".
         sample: pairs that parity is measured on; `bundled_sample` if None.
         opset: version of the ONNX operators; below 23 attention is written as products and a softmax.
+        device: what ONNX Runtime runs the export on when it is compared: "cpu", "cuda", "cuda:1" or "tensorrt".
         overwrite: replace an existing folder.
         progress: told the name of each step as it begins.
 
@@ -59,6 +63,7 @@ def export(
         raise InputError(f"opset must be at least {OLDEST_OPSET}, got {opset}")
     if checkpoint.exported:
         raise InputError("is exported already; export the checkpoint it was made from", path=checkpoint.folder)
+    require_provider(device)
     pairs = bundled_sample() if sample is None else list(sample)
     if not pairs:
         raise InputError("the sample for parity is empty")
@@ -79,7 +84,7 @@ def export(
         texts = [(pair.query, pair.document) for pair in pairs]
         reference = Reranker(checkpoint, TorchEngine(checkpoint, device="cpu", precision="float32"))
         candidate = Checkpoint.load(temporary)
-        scores = Reranker(candidate, OnnxEngine(candidate, device="cpu")).score_pairs(texts)
+        scores = Reranker(candidate, OnnxEngine(candidate, device=device)).score_pairs(texts)
         parity = compare(pairs, reference.score_pairs(texts), scores)
         faults = violations(parity, BOUNDS[precision])
         if faults:
@@ -90,7 +95,7 @@ def export(
                 f"the {precision} export does not grade as torch does: {'; '.join(faults)}. Layers that differ most "
                 f"(relative error of their MLP's output): {layers}. Nothing was written"
             )
-        report = {"precision": precision, "bounds": BOUNDS[precision], "measures": asdict(parity)}
+        report = {"precision": precision, "device": device, "bounds": BOUNDS[precision], "measures": asdict(parity)}
         (temporary / "parity.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
         exported.write_into(temporary, card=_card(checkpoint, precision, parity))
     return parity
@@ -111,7 +116,7 @@ def _graphs(
             graph.layer_outputs = tuple(outputs)
             if precision == "int8":
                 progress("find sensitive layers")
-                kept = list(sensitive(path, calibration))
+                kept = list(sensitive(path, products(onnx.load(str(path), load_external_data=False)), calibration))
         if precision != "fp32":
             progress(f"convert {name} to {precision}")
             converted = scratch / f"{precision}_{name}"

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from .. import icecat
 from ..results import PairScores
 from ..trec.graded_pairs import GradedPair
+from .activations import activations
 from .graph import GradeGraph
 from .precision import products
 
@@ -32,6 +31,7 @@ class Parity:
 
     Attributes:
         pairs: number of pairs compared.
+        not_finite: how many of them the export gave no number for (an overflow).
         largest_difference, mean_difference: of probabilities.
         grade_agreement: share of pairs with the same grade, 0 to 1.
         kendall_tau: tau-b of the scores, mean over queries with at least two documents; None if there is none.
@@ -40,6 +40,7 @@ class Parity:
     """
 
     pairs: int
+    not_finite: int
     largest_difference: float
     mean_difference: float
     grade_agreement: float
@@ -90,15 +91,21 @@ def compare(pairs: Sequence[GradedPair], torch_scores: PairScores, exported: Pai
     if torch_scores.novelty is not None and exported.novelty is not None:
         novelty = float(np.abs(torch_scores.novelty - exported.novelty).max())
     return Parity(
-        len(pairs), float(difference.max()), float(difference.mean()),
-        float((torch_scores.grade == exported.grade).mean()), float(np.mean(taus)) if taus else None, ndcg, novelty,
-    )  # fmt: skip
+        pairs=len(pairs),
+        not_finite=int((~np.isfinite(exported.logits)).any(axis=1).sum()),
+        largest_difference=float(difference.max()),
+        mean_difference=float(difference.mean()),
+        grade_agreement=float((torch_scores.grade == exported.grade).mean()),
+        kendall_tau=float(np.mean(taus)) if taus else None,
+        ndcg_difference=ndcg,
+        novelty_difference=novelty,
+    )
 
 
 def violations(parity: Parity, bounds: dict[str, float]) -> list[str]:
     """What lies beyond the bounds, one sentence each; a measure that is None is not judged, NaN never passes."""
     faults = []
-    for name, bound in bounds.items():
+    for name, bound in {"not_finite": 0.0, **bounds}.items():
         value = asdict(parity)[name]
         if value is None:
             continue
@@ -141,19 +148,11 @@ def layer_differences(graph: GradeGraph, path: Path, inputs: dict[str, NDArray[A
     finally:
         for hook in hooks:
             hook.remove()
-    model = onnx.load(str(path), load_external_data=False)
-    for name in names:
-        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    watched = path.with_name("watched.onnx")
-    watched.write_bytes(model.SerializeToString())
-    try:
-        session = onnxruntime.InferenceSession(str(watched), providers=["CPUExecutionProvider"])
-        found = session.run(list(names), inputs)
-    finally:
-        watched.unlink()
+    found = activations(path, names, [inputs])[0]
     exact = [states.numpy() for states in seen]
     return [
-        float(np.linalg.norm(f - e) / max(float(np.linalg.norm(e)), 1e-12)) for f, e in zip(found, exact, strict=True)
+        float(np.linalg.norm(found[name] - e) / max(float(np.linalg.norm(e)), 1e-12))
+        for name, e in zip(names, exact, strict=True)
     ]
 
 

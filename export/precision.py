@@ -1,9 +1,10 @@
 """A float32 graph in another number format.
 
+- all three: the token embedding in float16.
 - fp16: weights of all products in float16, each product in float16, everything between them (norms, rotary, softmax,
   residual sums, head) in float32, so that only a product can overflow.
-- int8: weights per channel, activations uint8, quantised as they come (MatMulInteger). Products that lose more than
-  `SENSITIVE` of their output on a calibration set stay float32.
+- int8: weights with one scale a column, activations uint8 with one scale a token; see `int8`. Products that lose more
+  than `int8.SENSITIVE` of their output on a calibration set stay float32.
 - int4: weights in blocks of 32 (com.microsoft MatMulNBits).
 """
 
@@ -16,14 +17,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from .int8 import quantize
+
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
-# A product stays float32 if quantising loses more than this share of its output (relative error in L2).
-SENSITIVE = 0.05
-_Inputs = dict[str, NDArray[Any]]
 
 
 def convert(source: Path, target: Path, precision: str, keep: Sequence[str] = ()) -> None:
@@ -36,21 +34,19 @@ def convert(source: Path, target: Path, precision: str, keep: Sequence[str] = ()
         keep: names of the weights that stay float32.
     """
     model = onnx.load(str(source))
+    _half_embedding(model)
     excluded = [node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and _kept(node, keep)]
     if precision == "fp16":
         _half(model, excluded)
         onnx.save(model, str(target), save_as_external_data=True, location=target.name + ".data")
     elif precision == "int8":
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        logging.getLogger().setLevel(logging.ERROR)
-        quantize_dynamic(
-            str(source), str(target), op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8,
-            nodes_to_exclude=excluded, use_external_data_format=True,
-        )  # fmt: skip
+        quantize(model, {name: node for name, node in products(model).items() if node.name not in excluded})
+        onnx.save(model, str(target), save_as_external_data=True, location=target.name + ".data")
     else:
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
+        # It reports every node it leaves alone.
+        logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
         quantizer = MatMulNBitsQuantizer(
             model, bits=4, block_size=32, is_symmetric=False, accuracy_level=4, nodes_to_exclude=excluded
         )
@@ -67,6 +63,28 @@ def products(model: Any) -> dict[str, Any]:
     """Products with a constant weight, by the weight's name."""
     weights = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
     return {node.input[1]: node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights}
+
+
+def _half_embedding(model: Any) -> None:
+    """Keep the token embedding in float16, the format most models come in, and turn only the rows used to float32.
+
+    It is half of what a small model weighs, and no product touches it.
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    users: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    for name, tensor in weights.items():
+        kinds = {node.op_type for node in users.get(name, ())}
+        if tensor.data_type != TensorProto.FLOAT or kinds != {"Gather"}:
+            continue
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), name))
+        for node in users[name]:
+            rows = f"{node.output[0]}.fp16"
+            cast = helper.make_node("Cast", [rows], [node.output[0]], to=TensorProto.FLOAT)
+            node.output[0] = rows
+            model.graph.node.insert(list(model.graph.node).index(node) + 1, cast)
 
 
 def _half(model: Any, excluded: Sequence[str]) -> None:
@@ -91,55 +109,3 @@ def _half(model: Any, excluded: Sequence[str]) -> None:
         nodes.extend((node, helper.make_node("Cast", [half_out], [output], to=TensorProto.FLOAT)))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-
-
-def sensitive(source: Path, calibration: Sequence[_Inputs], bound: float = SENSITIVE) -> dict[str, float]:
-    """Products that quantising to int8 hurts most: weight's name and the largest relative error of its output.
-
-    Every product is computed from the float32 graph's own activations, with uint8 activations (one scale a batch) and
-    int8 weights (one scale a column), and compared with the exact one.
-
-    Args:
-        source: the float32 graph.
-        calibration: inputs of the graph.
-        bound: report products with a larger error.
-    """
-    model = onnx.load(str(source))
-    found = products(model)
-    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name in found}
-    inputs = sorted({node.input[0] for name, node in found.items() if not name.startswith("head.")})
-    for name in inputs:
-        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    watched = source.with_name("watched.onnx")
-    onnx.save(model, str(watched), save_as_external_data=True, location="watched.data")
-    session = onnxruntime.InferenceSession(str(watched), providers=["CPUExecutionProvider"])
-    errors: dict[str, float] = {}
-    for batch in calibration:
-        seen = dict(zip(inputs, session.run(inputs, batch), strict=True))
-        for name, node in found.items():
-            if node.input[0] not in seen:
-                continue
-            activations = seen[node.input[0]].reshape(-1, weights[name].shape[0])
-            exact = activations @ weights[name]
-            error = _uint8(activations) @ _int8(weights[name]) - exact
-            share = float(np.linalg.norm(error) / max(float(np.linalg.norm(exact)), 1e-12))
-            errors[name] = max(errors.get(name, 0.0), share)
-    del session
-    watched.unlink()
-    watched.with_name("watched.data").unlink()
-    return {name: error for name, error in sorted(errors.items(), key=lambda item: -item[1]) if error > bound}
-
-
-def _uint8(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
-    scale = (high - low) / 255 or 1.0
-    zero = round(-low / scale)
-    rounded: NDArray[np.float32] = (np.clip(np.rint(values / scale) + zero, 0, 255) - zero).astype(np.float32) * scale
-    return rounded
-
-
-def _int8(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    scale = np.abs(values).max(axis=0, keepdims=True) / 127
-    scale[scale == 0] = 1.0
-    rounded: NDArray[np.float32] = np.rint(values / scale) * scale
-    return rounded

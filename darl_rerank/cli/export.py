@@ -17,9 +17,12 @@ import click
     type=click.Path(path_type=Path),
     help="Pairs to compare with torch on, as JSON lines.  [default: 64 pairs of the bundled catalogue]",
 )
+@click.option("--device", default="cpu", show_default=True, help="What to run the comparison on: cpu, cuda, tensorrt.")
 @click.option("--opset", type=click.IntRange(min=18), default=23, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing folder.")
-def export(model: Path, out: Path, precision: str, verify: Path | None, opset: int, overwrite: bool) -> None:
+def export(
+    model: Path, out: Path, precision: str, verify: Path | None, device: str, opset: int, overwrite: bool
+) -> None:
     """Export the checkpoint MODEL to the folder OUT.
 
     OUT is written only if its results lie within the precision's bounds of torch's; otherwise the command ends with
@@ -47,7 +50,7 @@ def export(model: Path, out: Path, precision: str, verify: Path | None, opset: i
     from ..export.folder import export as export_folder
 
     parity = export_folder(
-        checkpoint, out, precision=precision, sample=sample, opset=opset, overwrite=overwrite,
+        checkpoint, out, precision=precision, sample=sample, opset=opset, device=device, overwrite=overwrite,
         progress=lambda step: click.echo(f"{step} …", err=True),
     )  # fmt: skip
     for name, value in asdict(parity).items():

@@ -1,0 +1,138 @@
+"""int8 products whose result for a token depends on that token alone.
+
+Weights are int8 with one scale a column; activations are uint8 with one scale a token and the zero point 128 (dynamic
+per-token quantisation; Yao et al., "ZeroQuant", NeurIPS 2022). ONNX Runtime's own dynamic quantisation takes one scale
+for a whole batch: then a pair's score depends on what else is in the batch, and one token with large activations, as
+every sequence's first has, costs all others their precision. Per token a product is exact integer arithmetic.
+
+A product x·W becomes, with s = max |x| / 127 for each token:
+
+    round(x / s) + 128  as uint8  ->  MatMulIntegerToFloat (com.microsoft)  ->  times s
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from .activations import activations
+
+# A product stays float32 if quantising loses more than this share of its output (relative error in L2).
+SENSITIVE = 0.05
+_TINY = 1e-12
+_CONSTANTS = {
+    "int8.axis": np.array([-1], dtype=np.int64),
+    "int8.step": np.array(1 / 127, dtype=np.float32),
+    "int8.tiny": np.array(_TINY, dtype=np.float32),
+    "int8.one": np.array(1, dtype=np.float32),
+    "int8.zero": np.array(128, dtype=np.uint8),
+}
+
+
+def quantize(model: Any, chosen: Mapping[str, Any]) -> None:
+    """Replace products in place.
+
+    Args:
+        model: the float32 graph, weights loaded.
+        chosen: MatMul nodes by the name of their constant weight, shape (in, out).
+    """
+    for tensor in [t for t in model.graph.initializer if t.name in chosen]:
+        weight, scale = quantized_columns(numpy_helper.to_array(tensor))
+        tensor.CopyFrom(numpy_helper.from_array(weight.astype(np.int8), tensor.name))
+        model.graph.initializer.append(numpy_helper.from_array(scale[0], f"{tensor.name}.scale"))
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in _CONSTANTS.items())
+    # Shapes and types that the tracer noted for these weights no longer hold.
+    stale = [value for value in model.graph.value_info if value.name in chosen]
+    for value in stale:
+        model.graph.value_info.remove(value)
+    nodes: list[Any] = []
+    done: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type != "MatMul" or node.input[1] not in chosen:
+            nodes.append(node)
+            continue
+        source, weight_name = node.input
+        if source not in done:  # products of one input share its quantised form
+            nodes += _quantize_tokens(source)
+            done.add(source)
+        output = node.output[0]
+        nodes += [
+            helper.make_node(
+                "MatMulIntegerToFloat",
+                [f"{source}.int8", weight_name, "int8.one", f"{weight_name}.scale", "int8.zero"],
+                [f"{output}.unscaled"],
+                domain="com.microsoft",
+                name=f"{node.name}.int8",
+            ),
+            helper.make_node("Mul", [f"{output}.unscaled", f"{source}.scale"], [output]),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    if all(entry.domain != "com.microsoft" for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+
+def _quantize_tokens(source: str) -> list[Any]:
+    """`source`.int8 and `source`.scale of an activation, shape (…, in) and (…, 1)."""
+    node = helper.make_node
+    return [
+        node("Abs", [source], [f"{source}.abs"]),
+        node("ReduceMax", [f"{source}.abs", "int8.axis"], [f"{source}.largest"], keepdims=1),
+        node("Mul", [f"{source}.largest", "int8.step"], [f"{source}.step"]),
+        node("Max", [f"{source}.step", "int8.tiny"], [f"{source}.scale"]),
+        node("Div", [source, f"{source}.scale"], [f"{source}.steps"]),
+        node("QuantizeLinear", [f"{source}.steps", "int8.one", "int8.zero"], [f"{source}.int8"]),
+    ]
+
+
+def quantized_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Whole numbers in -127..127, shape (in, out), and the scale of each column, shape (1, out)."""
+    scale = np.abs(weight).max(axis=0, keepdims=True) / 127
+    scale[scale == 0] = 1.0
+    return np.rint(weight / scale), scale.astype(np.float32)
+
+
+def quantized_tokens(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the graph makes of activations, shape (tokens, in), brought back to float32."""
+    scale = np.maximum(np.abs(values).max(axis=1, keepdims=True) / 127, _TINY)
+    rounded: NDArray[np.float32] = np.rint(values / scale) * scale
+    return rounded
+
+
+def sensitive(
+    source: Path,
+    products: Mapping[str, Any],
+    calibration: Sequence[Mapping[str, NDArray[Any]]],
+    bound: float = SENSITIVE,
+) -> dict[str, float]:
+    """Products that quantising hurts most: weight's name and the largest relative error of its output.
+
+    Every product is computed from the float32 graph's own activations, quantised and not.
+
+    Args:
+        source: the float32 graph.
+        products: its MatMul nodes by the name of their weight.
+        calibration: inputs of the graph.
+        bound: report products with a larger error.
+    """
+    model = onnx.load(str(source))
+    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name in products}
+    low: dict[str, NDArray[np.float32]] = {}
+    for name, weight in weights.items():
+        whole, scale = quantized_columns(weight)
+        low[name] = whole * scale
+    errors: dict[str, float] = {}
+    for seen in activations(source, [node.input[0] for node in products.values()], calibration):
+        for name, node in products.items():
+            tokens = seen[node.input[0]].reshape(-1, weights[name].shape[0])
+            exact = tokens @ weights[name]
+            error = quantized_tokens(tokens) @ low[name] - exact
+            share = float(np.linalg.norm(error) / max(float(np.linalg.norm(exact)), _TINY))
+            errors[name] = max(errors.get(name, 0.0), share)
+    return {name: error for name, error in sorted(errors.items(), key=lambda item: -item[1]) if error > bound}
