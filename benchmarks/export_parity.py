@@ -41,6 +41,7 @@ from darl_rerank.trec.topics import read_topics
 MEASURE = "nDCG@10"
 PREFIX_QUERIES = 3
 REPEATS = 3
+OPTIONAL = ("kendall_tau", "ndcg_difference", "novelty_difference")
 
 
 @click.command(help=__doc__)
@@ -165,7 +166,7 @@ def show(values: dict[str, Any]) -> None:
         cells = [
             f"{found['bytes'] / 2**20:.0f}", f"{found['seconds']:.0f}", f"{m['largest_difference']:.2g}",
             f"{m['mean_difference']:.2g}", f"{m['grade_agreement']:.4f}",
-            *("-" if m[key] is None else f"{m[key]:.3g}" for key in ("kendall_tau", "ndcg_difference", "novelty_difference")),
+            *("-" if m[key] is None else f"{m[key]:.3g}" for key in OPTIONAL),
         ]  # fmt: skip
         click.echo(f"| {name} | " + " | ".join(cells) + " |")
     for name, found in values["ranking"].items():

@@ -24,7 +24,8 @@ RUNS = 5
 FIRST_RESULT = """
 import json, resource, sys
 from darl_rerank import Reranker
-documents = [f"{name} notebook with 16 GB of memory" for name in "Dell HP Asus Acer Apple Sony LG MSI Razer Fujitsu".split()]
+brands = "Dell HP Asus Acer Apple Sony LG MSI Razer Fujitsu".split()
+documents = [f"{brand} notebook with 16 GB of memory" for brand in brands]
 ranking = Reranker.from_pretrained(sys.argv[1], engine=sys.argv[2]).rerank("laptop", documents)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"score": ranking[0].score, "peak_mib": peak / 1024, "torch": "torch" in sys.modules}))

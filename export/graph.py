@@ -227,7 +227,7 @@ def trace(graph: GradeGraph, path: Path, *, prefix: bool, opset: int = OPSET) ->
             )  # fmt: skip
             assert program is not None
             program.save(str(path), external_data=True)
-    except InputError:
+    except (InputError, OSError):
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,12 +1,12 @@
-"""Labels the training pairs of the checkpoint that ships: what people said of a pair, weighed with what an encoder sees.
+"""Labels the training pairs of the checkpoint that ships: what people said of a pair, weighed with an encoder's view.
 
 Two facts are at hand for a pair: its binary label (or that nobody looked at it), and the cosine of query and document
 under all-MiniLM-L6-v2, a bi-encoder. Neither is a grade. Bayes' rule joins them into one soft label:
 
     P(grade | cosine, label)  ∝  P(grade | cosine) · P(label | grade)
 
-P(grade | cosine) is a proportional-odds model (McCullagh 1980) fitted on the judged passages of TREC Deep Learning 2021;
-those four numbers are all that enters from there. P(label | grade) is the table `LIKELIHOOD`, set by hand: of what
+P(grade | cosine) is a proportional-odds model (McCullagh 1980) fitted on the judged passages of TREC Deep Learning
+2021; those four numbers are all that enters from there. P(label | grade) is the table `LIKELIHOOD`, set by hand: of what
 people chose, how much is perfect; of what they passed over, how much is related.
 
 Writes one JSONL a collection, which recipe.toml reads, and labels.json with the fitted numbers and counts.
@@ -73,7 +73,9 @@ COLLECTIONS = (
     Collection("natural-questions", {"1": "chosen"}, 5000, {"1": 1}, 2),
     Collection("wiki-qa-mix", {"0": "passed over", "1": "chosen"}, 1200, {"0": 1, "1": 1}, 2),
     Collection("selqa", {"0": "passed over", "1": "chosen"}, 800, {"0": 1, "1": 1}, 1),
-    Collection("product-questions", {"0": "passed over", "1": "partly", "2": "chosen"}, 700, {"0": 2, "1": 1, "2": 1}, 0),
+    Collection(
+        "product-questions", {"0": "passed over", "1": "partly", "2": "chosen"}, 700, {"0": 2, "1": 1, "2": 1}, 0
+    ),
     Collection("msrd", {"0": "passed over", "1": "chosen"}, 900, {"0": 2, "1": 2}, 0),
 )  # fmt: skip
 
@@ -149,7 +151,7 @@ def cosines(encoder: Any, queries: Sequence[str], documents: Sequence[str]) -> N
 
 
 def fit_prior(encoder: Any, folder: Path) -> NDArray[np.float64]:
-    """Slope and rising cut points of P(grade <= j | cosine) = sigmoid(cut_j - slope · cosine), by maximum likelihood."""
+    """Slope and rising cut points of P(grade <= j | cosine) = sigmoid(cut_j - slope · cosine); maximum likelihood."""
     topics, qrels = read_topics(folder / "topics.tsv"), read_qrels(folder / "qrels.txt")
     wanted = {docid for judged in qrels.values() for docid in judged}
     documents = load_documents(folder / "corpus.jsonl.gz", wanted)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import resource
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from darl_rerank.export import folder as export_folder
-from darl_rerank.export.graph import GradeGraph, trace
 
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.checkpoint import GRAPH, PREFIX_GRAPH, Head
@@ -31,12 +33,12 @@ DOCUMENTS = [
     "A notebook with a long text " * 9,
 ]
 TEXTS = [(QUERY, document) for document in DOCUMENTS]
-# A run whose imports of torch and transformers fail, as where they are not installed.
-WITHOUT_TORCH = """
-import sys
-for name in ("torch", "transformers", "onnx", "onnxscript", "peft"):
-    sys.modules[name] = None
+# What serving needs besides the package itself; the rest of the base install is for the command line.
+SERVING = ("numpy", "onnxruntime", "safetensors", "tokenizers")
+SERVE = """
+import importlib.util, sys
 from darl_rerank import Reranker
+assert importlib.util.find_spec("torch") is None and importlib.util.find_spec("click") is None
 print(Reranker.from_pretrained(sys.argv[1]).rerank("laptop", ["a notebook", "a hose"])[0].score)
 """
 
@@ -80,8 +82,19 @@ def test_padding_on_either_side_changes_nothing(exported: Path) -> None:
         np.testing.assert_allclose(b, np.repeat(a, 3, axis=0), atol=1e-5)
 
 
-def test_serves_without_torch(exported: Path) -> None:
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(exported)]
+def test_serves_in_an_environment_without_anything_else(exported: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "bare", with_pip=False)
+    packages = next((tmp_path / "bare" / "lib").glob("python*/site-packages"))
+    for name in (*SERVING, "darl_rerank"):
+        specification = importlib.util.find_spec(name)
+        assert specification is not None
+        assert specification.origin is not None
+        folder = Path(specification.origin).parent
+        (packages / name).symlink_to(folder)
+        libraries = folder.with_name(f"{name}.libs")
+        if libraries.is_dir():
+            (packages / libraries.name).symlink_to(libraries)
+    command = [str(tmp_path / "bare" / "bin" / "python"), "-I", "-c", SERVE, str(exported)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     expected = Reranker.from_pretrained(exported).rerank("laptop", ["a notebook", "a hose"])[0].score
@@ -143,27 +156,81 @@ def test_command_refuses_an_existing_folder(tiny_model: Path, tmp_path: Path) ->
     assert "already exists" in result.output
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text", "mistral"])
-def test_families(family: str, tiny_model: Path, tmp_path: Path) -> None:
-    import onnxruntime
+def test_a_model_without_a_grade_head_is_refused(tmp_path: Path) -> None:
+    save_base("llama", tmp_path / "base")
+    result = CliRunner().invoke(cli, ["export", str(tmp_path / "base"), str(tmp_path / "out")])
+    assert result.exit_code == 3
+    assert "checkpoint.json" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("limit", [20_000, 400_000])  # bytes a file may have: too few for the trace, the weights
+def test_a_disk_that_fills_up_leaves_nothing(limit: int, tiny_model: Path, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "darl_rerank", "export", str(tiny_model), str(tmp_path / "out")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1, result.stderr
+    assert "File too large" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_does_not_depend_on_the_batch(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(export_folder.BOUNDS, "int8", {"grade_agreement": 0.9})  # random weights round badly
+    parity = export_folder.export(Checkpoint.load(tiny_model), tmp_path / "int8", precision="int8")
+    assert parity.largest_difference > 1e-4  # something was quantised
+    reranker = Reranker.from_pretrained(tmp_path / "int8")
+    together = reranker.score_pairs(TEXTS)
+    alone = [reranker.score_pairs([pair]).logits[0] for pair in TEXTS]
+    np.testing.assert_allclose(together.logits, alone, atol=1e-5)
+
+
+def save_base(family: str, folder: Path) -> None:
+    """A random decoder of two layers for the tiny model's tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = {
         "vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
     }  # fmt: skip
-    if family in ("gemma3_text", "mistral"):
+    if family in ("gemma2", "gemma3_text", "mistral"):
         settings["sliding_window"] = 8  # shorter than the sequence, so that the window counts
+    if family == "gpt2":
+        settings = {"vocab_size": 384, "n_embd": 32, "n_layer": 2, "n_head": 4}
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **settings)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
-    tiny = Checkpoint.load(tiny_model)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).save_pretrained(folder)
+
+
+def family_checkpoint(family: str, tiny_model: Path, folder: Path) -> Checkpoint:
+    save_base(family, folder / "base")
     head = Head(np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32), np.zeros(4, np.float32))
-    checkpoint = tiny.replace(head=head).save(tmp_path / "checkpoint", model=tmp_path / "base")
-    trace(GradeGraph(checkpoint).eval(), tmp_path / GRAPH, prefix=False)
+    return Checkpoint.load(tiny_model).replace(head=head).save(folder / "checkpoint", model=folder / "base")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3_text", "mistral"])
+def test_families(family: str, tiny_model: Path, tmp_path: Path) -> None:
+    """Both graphs: the gate's sample shares prefixes; then whole sequences, padded on either side."""
+    import onnxruntime
+
+    checkpoint = family_checkpoint(family, tiny_model, tmp_path)
+    parity = export_folder.export(checkpoint, tmp_path / "exported")
+    assert parity.largest_difference < 1e-4
     ids = np.random.default_rng(1).integers(3, 384, (2, 24))
-    session = onnxruntime.InferenceSession(str(tmp_path / GRAPH))
-    found = session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
+    padded, mask = np.full((2, 30), 1, np.int64), np.zeros((2, 30), np.int64)
+    padded[0, 6:], padded[1, :24] = ids
+    mask[0, 6:], mask[1, :24] = 1, 1
+    session = onnxruntime.InferenceSession(str(tmp_path / "exported" / GRAPH))
+    found = session.run(["logits"], {"input_ids": padded, "attention_mask": mask})[0]
     with torch.no_grad():
         states = load_body(checkpoint, torch.float32)(input_ids=torch.from_numpy(ids)).last_hidden_state[:, -1]
-    np.testing.assert_allclose(found, states.numpy() @ head.weight.T, atol=1e-4)
+    np.testing.assert_allclose(found, states.numpy() @ checkpoint.head.weight.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_other_families_are_refused(family: str, tiny_model: Path, tmp_path: Path) -> None:
+    checkpoint = family_checkpoint(family, tiny_model, tmp_path)
+    with pytest.raises(InputError, match=f"{family} can't be exported"):
+        export_folder.export(checkpoint, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()

@@ -1,0 +1,174 @@
+"""What the checkpoint that ships is worth on collections it never saw.
+
+    python benchmarks/bundled/evaluate.py CHECKPOINT DATA --work FOLDER [--name bundled]
+
+- trec-dl-2019, BM25 top 100: nDCG@10 before and after; on the judged pairs of that run grading and calibration.
+- Icecat (product search), BM25 top 100: the same.
+- Novelty of Icecat's judged pairs and of medquad's (medical questions with their answers) against trec-dl-2019's.
+- Size of the folder, time to load it.
+
+FOLDER keeps the reranked runs: a run that was ended goes on. Writes results/NAME.json.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from darl_rerank.adapters.lucene import lucene_search
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from provenance import write_result
+
+from darl_rerank import Reranker, icecat
+from darl_rerank.cli.catalogue import lucene_index
+from darl_rerank.evaluation.pairs import evaluate_pairs
+from darl_rerank.evaluation.ranking import evaluate_run
+from darl_rerank.evaluation.significance import paired_test
+from darl_rerank.files import atomic_write
+from darl_rerank.offline import RerankJob, prepare, rerank_run, wanted_documents
+from darl_rerank.trec.corpora import load_documents
+from darl_rerank.trec.graded_pairs import GradedPair, pairs_from_qrels
+from darl_rerank.trec.qrels import Qrels, read_qrels
+from darl_rerank.trec.runs import Run, read_run
+from darl_rerank.trec.topics import read_topics
+
+MEASURE = "nDCG@10"
+WEB, SHOP, MEDICAL = "trec-dl-2019", "icecat", "medquad"
+MEDICAL_PAIRS = 300
+
+
+@click.command(help=__doc__)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+@click.option("--depth", default=100, show_default=True)
+@click.option("--name", default="bundled", show_default=True)
+@click.option("--precision", help="Of the torch engine; the best that the CPU has in hardware if not given.")
+@click.option("--parts", default=f"{WEB},{SHOP},{MEDICAL}", show_default=True)
+def main(model: Path, data: Path, work: Path, depth: int, name: str, precision: str | None, parts: str) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    reranker = Reranker.from_pretrained(model, precision=precision)
+    checkpoint = reranker.checkpoint
+    values: dict[str, Any] = {
+        "model": model.name, "fingerprint": reranker.fingerprint, "depth": depth, "seed": 0,
+        "bytes": {path.name: path.stat().st_size for path in sorted(model.rglob("*")) if path.is_file()},
+        "load_seconds": load_seconds(model, precision), "ranking": {},
+    }  # fmt: skip
+    judged: list[dict[str, Any]] = []
+    for part, (job, run, qrels) in jobs(data, depth, parts.split(",")).items():
+        output, details = work / f"{part}.trec", work / f"{part}.jsonl"
+        if not details.is_file():
+            rerank_run(reranker, job, output, details=details)
+        values["ranking"][part] = ranked(run, read_run(output), qrels)
+        for line in details.read_text("utf-8").splitlines():
+            found = json.loads(line)
+            grade = qrels.get(found["qid"], {}).get(found["docid"])
+            if grade is not None:
+                judged.append({**found, "qid": f"{part}/{found['qid']}", "true": grade, "group": part})
+    if MEDICAL in parts:
+        judged += medical(reranker, data / MEDICAL, work / f"{MEDICAL}.jsonl")
+    if judged:
+        values |= on_pairs(judged, checkpoint.scale.gains, tuple(g.name for g in checkpoint.scale.grades))
+    show(values)
+    click.echo(f"written: {write_result(name, values)}", err=True)
+
+
+def load_seconds(model: Path, precision: str | None) -> float:
+    """The median of three loads in a process that has the libraries in memory."""
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        Reranker.from_pretrained(model, precision=precision)
+        seconds.append(time.monotonic() - start)
+    return statistics.median(seconds)
+
+
+def jobs(data: Path, depth: int, parts: list[str]) -> dict[str, tuple[RerankJob, Run, Qrels]]:
+    found = {}
+    if WEB in parts:
+        folder = data / WEB
+        run, qrels = read_run(folder / "runs" / "bm25.trec"), read_qrels(folder / "qrels.txt")
+        documents = load_documents(folder / "corpus.jsonl.gz", wanted_documents(run, depth))
+        found[WEB] = prepare(run, read_topics(folder / "topics.tsv"), documents, depth=depth), run, qrels
+    if SHOP in parts:
+        topics = icecat.queries()
+        run = lucene_search(lucene_index(), topics, k=depth)
+        products = {product.docid: product for product in icecat.read_products()}
+        found[SHOP] = prepare(run, topics, products, depth=depth), run, icecat.judgements()
+    return found
+
+
+def ranked(before: Run, after: Run, qrels: Qrels) -> dict[str, Any]:
+    first, second = (evaluate_run(qrels, run, [MEASURE]).per_query[MEASURE] for run in (before, after))
+    test = paired_test(second, first)
+    return {
+        "queries": len(first), "before": float(first.mean()), "after": float(second.mean()),
+        "difference": [test.difference, test.low, test.high], "p": test.p, "wins": test.wins, "losses": test.losses,
+        "per query": second.tolist(),
+    }  # fmt: skip
+
+
+def medical(reranker: Reranker, folder: Path, kept: Path) -> list[dict[str, Any]]:
+    """Random pairs of a question with its answer; the grade stands for "chosen" and is not measured."""
+    if not kept.is_file():
+        every = pairs_from_qrels(
+            folder / "topics.tsv", folder / "corpus.jsonl.gz", folder / "qrels.txt", grade_map={"1": 2}, partial=True
+        )
+        pairs: list[GradedPair] = random.Random(0).sample(every, MEDICAL_PAIRS)
+        scores = reranker.score_pairs([(pair.query, pair.document) for pair in pairs])
+        with atomic_write(kept) as stream:
+            for i, pair in enumerate(pairs):
+                novelty = None if scores.novelty is None else float(scores.novelty[i])
+                line = {"qid": f"{MEDICAL}/{pair.qid}", "probabilities": scores.probabilities[i].tolist(),
+                        "novelty": novelty, "true": 2, "group": MEDICAL}  # fmt: skip
+                stream.write(json.dumps(line) + "\n")
+    return [json.loads(line) for line in kept.read_text("utf-8").splitlines()]
+
+
+def on_pairs(judged: list[dict[str, Any]], gains: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    novelty = None if judged[0]["novelty"] is None else np.array([pair["novelty"] for pair in judged])
+    probabilities = np.array([pair["probabilities"] for pair in judged], dtype=np.float64)
+    result = evaluate_pairs(
+        np.array([pair["true"] for pair in judged]), probabilities / probabilities.sum(axis=1, keepdims=True), gains,
+        np.array([pair["qid"] for pair in judged]), groups=np.array([pair["group"] for pair in judged]),
+        novelty_scores=novelty, names=names,
+    )  # fmt: skip
+    # Its grades are no grades.
+    groups = {group: found for group, found in result["groups"].items() if group != MEDICAL}
+    return {"pairs": groups, "novelty": result["novelty"], "novelty reference": result["reference"]}
+
+
+def show(values: Mapping[str, Any]) -> None:
+    for part, found in values["ranking"].items():
+        low, high = found["difference"][1:]
+        click.echo(
+            f"{part}: {MEASURE} {found['before']:.4f} before, {found['after']:.4f} after, {found['queries']} queries, "
+            f"difference {found['difference'][0]:+.4f} [{low:+.4f}, {high:+.4f}]"
+        )
+    for part, found in values.get("pairs", {}).items():
+        measures = found["measures"]
+        shown = ", ".join(
+            f"{name} {measures[name]['value']:.3f} [{measures[name]['low']:.3f}, {measures[name]['high']:.3f}]"
+            for name in ("qwk", "ece", "mass_above", "nll", "rps", "aurc")
+        )
+        click.echo(f"{part}, {found['pairs']} judged pairs: {shown}")
+    for part, found in values.get("novelty", {}).items():
+        auroc, fpr = found["auroc"], found["fpr95"]
+        click.echo(
+            f"novelty of {part} against {values['novelty reference']}: AUROC {auroc['value']:.3f} "
+            f"[{auroc['low']:.3f}, {auroc['high']:.3f}], FPR95 {fpr['value']:.3f}"
+        )
+    click.echo(f"{sum(values['bytes'].values()) / 2**20:.1f} MiB, loaded in {values['load_seconds']:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
