@@ -6,8 +6,8 @@ under all-MiniLM-L6-v2, a bi-encoder. Neither is a grade. Bayes' rule joins them
     P(grade | cosine, label)  ∝  P(grade | cosine) · P(label | grade)
 
 P(grade | cosine) is a proportional-odds model (McCullagh 1980) fitted on the judged passages of TREC Deep Learning
-2021; those four numbers are all that enters from there. P(label | grade) is the table `LIKELIHOOD`, set by hand: of what
-people chose, how much is perfect; of what they passed over, how much is related.
+2021; those four numbers are all that enters from there. P(label | grade) is the table `LIKELIHOOD`, set by hand: of
+what people chose, how much is perfect; of what they passed over, how much is related.
 
 Writes one JSONL a collection, which recipe.toml reads, and labels.json with the fitted numbers and counts.
 

