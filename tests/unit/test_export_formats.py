@@ -1,0 +1,91 @@
+"""Graphs of two products brought to int8 and float16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from darl_rerank.export.fp16 import halve
+from darl_rerank.export.int8 import quantize, quantized_columns
+from darl_rerank.export.precision import products
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+WIDTH = 64
+RNG = np.random.default_rng(0)
+UP, DOWN = (RNG.normal(size=(WIDTH, WIDTH)).astype(np.float32) / 8 for _ in range(2))
+
+
+def graph() -> Any:
+    """y = x + (x / max |x|) · UP · DOWN: a residual branch behind a norm, x and y of shape (rows, tokens, WIDTH)."""
+    shape = ["rows", "tokens", WIDTH]
+    nodes = [
+        helper.make_node("Abs", ["x"], ["abs"]),
+        helper.make_node("ReduceMax", ["abs", "axis"], ["norm"], keepdims=1),
+        helper.make_node("Div", ["x", "norm"], ["normed"]),
+        helper.make_node("MatMul", ["normed", "up"], ["wide"], name="first"),
+        helper.make_node("MatMul", ["wide", "down"], ["branch"], name="second"),
+        helper.make_node("Add", ["x", "branch"], ["y"]),
+    ]
+    constants = {"up": UP, "down": DOWN, "axis": np.array([-1])}
+    model = helper.make_model(
+        helper.make_graph(
+            nodes, "residual",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+            [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 21)],
+    )  # fmt: skip
+    model.ir_version = 10
+    return model
+
+
+def run(model: Any, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: NDArray[np.float32] = session.run(None, {"x": x})[0]
+    return found
+
+
+@pytest.fixture
+def states() -> NDArray[np.float32]:
+    """Tokens of very different size in one batch; the largest is beyond what float16 holds."""
+    x = RNG.normal(size=(3, 4, WIDTH)).astype(np.float32)
+    x[0, 0] *= 1e6
+    return x
+
+
+def test_int8_takes_each_token_on_its_own(states: NDArray[np.float32]) -> None:
+    model = graph()
+    exact = run(model, states)
+    quantize(model, products(model))
+    onnx.checker.check_model(model, check_custom_domain=False)
+    found = run(model, states)
+    alone = np.stack([[run(model, token[None, None])[0, 0] for token in row] for row in states])
+    np.testing.assert_array_equal(found, alone)
+    branch = np.abs(exact - states)[1:].max()
+    assert 0 < np.abs(found - exact)[1:].max() < 0.05 * branch
+
+
+def test_int8_columns_round_to_the_nearest_step() -> None:
+    weight = np.array([[1.0, 0.0, -254.0], [-0.5, 0.0, 1.0]], np.float32)
+    whole, scale = quantized_columns(weight)
+    np.testing.assert_array_equal(whole, [[127, 0, -127], [-64, 0, 0]])  # -63.5 rounds to even
+    np.testing.assert_allclose(scale, [[1 / 127, 1, 2]], rtol=1e-6)
+
+
+def test_half_precision_keeps_sums_in_float32(states: NDArray[np.float32]) -> None:
+    model = graph()
+    exact = run(model, states)
+    halve(model, products(model))
+    found = run(model, states)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, exact, rtol=1e-6, atol=5e-3)
+    casts = [node for node in model.graph.node if node.op_type == "Cast"]
+    assert len(casts) == 2  # to float16 behind the norm, back at the sum; none between the products
+    assert {numpy_helper.to_array(t).dtype for t in model.graph.initializer if t.name in ("up", "down")} == {
+        np.dtype(np.float16)
+    }
