@@ -1,0 +1,179 @@
+"""The fused decoder against transformers' own forward pass, on random models of every kind it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel
+
+from darl_rerank import Checkpoint, Reranker
+from darl_rerank.engines import products
+from darl_rerank.engines.decoder import DecoderStates, PlainDecoder
+from darl_rerank.engines.fused_decoder import FusedDecoder, is_fusable
+from darl_rerank.engines.products import OneDnnProduct, Product, product_kind
+from darl_rerank.engines.torch_engine import TorchEngine
+
+CPU = torch.device("cpu")
+PREFIX = [5, 9, 2, 30, 7]
+# From one token to many, two of equal length, out of order.
+SEQUENCES = [[3], [8, 1, 4, 4, 60, 61, 2, 2, 19], [11, 12], [13, 14], list(range(20, 50))]
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama, biases and scaled positions": {
+        "attention_bias": True,
+        "mlp_bias": True,
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0},
+    },
+    "llama, no shared keys": {"num_key_value_heads": 4},
+    "mistral": {"sliding_window": 64},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+}
+
+
+def random_model(kind: str, dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind.partition(",")[0], **(SHAPE | KINDS.get(kind, {})))
+    model = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
+    for parameter in model.parameters():  # norms and biases as well, which start as ones and zeros
+        parameter.data = parameter.data + 0.2 * torch.randn_like(parameter)
+    return model.to(dtype)
+
+
+@torch.inference_mode()
+def both(kind: str, dtype: torch.dtype = torch.float32) -> list[tuple[DecoderStates, DecoderStates]]:
+    """States without a prefix and behind one, each by transformers and by the fused decoder."""
+    plain, fused = PlainDecoder(random_model(kind, dtype), 2), FusedDecoder(random_model(kind, dtype), 2)
+    befores = [decoder.run([PREFIX], keep=True).keys_values for decoder in (plain, fused)]
+    return [
+        (plain.run(SEQUENCES), fused.run(SEQUENCES)),
+        (plain.run(SEQUENCES, befores[0]), fused.run(SEQUENCES, befores[1])),
+        (plain.run([PREFIX], keep=True), fused.run([PREFIX], keep=True)),
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fused_decoder_gives_what_transformers_gives(kind: str) -> None:
+    for plain, fused in both(kind):
+        torch.testing.assert_close(fused.final, plain.final, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(fused.middle, plain.middle, atol=2e-5, rtol=1e-5)
+    for (keys, values), kept in zip(plain.keys_values, fused.keys_values, strict=True):
+        torch.testing.assert_close(kept[0], keys, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(kept[1], values, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_fused_decoder_rounds_no_worse_than_transformers(dtype: torch.dtype) -> None:
+    for (exact, _), (plain, fused) in zip(both("qwen3"), both("qwen3", dtype), strict=True):
+        for part in ("final", "middle"):
+            errors = [(getattr(s, part).float() - getattr(exact, part)).square().mean().sqrt() for s in (fused, plain)]
+            assert 0 < errors[0] < 1.5 * errors[1]
+
+
+@pytest.mark.parametrize("prefix", [None, PREFIX])
+def test_the_gpu_way_of_attention_gives_the_same(prefix: list[int] | None) -> None:
+    decoder = FusedDecoder(random_model("qwen3"), 2)
+    with torch.inference_mode():
+        before = None if prefix is None else decoder.run([prefix], keep=True).keys_values
+        expected = decoder.run(SEQUENCES, before)
+        decoder._attention_kernel = True
+        found = decoder.run(SEQUENCES, before)
+    torch.testing.assert_close(found.final, expected.final, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.middle, expected.middle, atol=1e-5, rtol=1e-5)
+
+
+def test_the_fused_decoder_keeps_no_second_copy_of_the_weights() -> None:
+    model = random_model("llama")
+    FusedDecoder(model, 2)
+    assert sum(p.numel() for p in model.layers.parameters()) == 2 * 3 * SHAPE["hidden_size"]  # norms
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "longest", "expected"),
+    [
+        ("llama", {}, 512, True),
+        ("mistral", {"sliding_window": 512}, 512, True),
+        ("mistral", {"sliding_window": 511}, 512, False),
+        ("llama", {"hidden_act": "gelu"}, 512, False),
+        # The same names of modules, another computation.
+        ("granite", {}, 512, False),
+        ("gemma2", {}, 512, False),
+    ],
+)
+def test_what_is_fused(kind: str, more: dict[str, Any], longest: int, expected: bool) -> None:
+    config = AutoConfig.for_model(kind, **(SHAPE | more))
+    model = type("Model", (), {"config": config})
+    assert is_fusable(model, longest) is expected
+
+
+@pytest.mark.parametrize("kind", ["granite", "olmo2"])
+def test_other_decoders_run_by_transformers(kind: str) -> None:
+    """A prefix's keys and values behind transformers' own forward pass, against whole sequences."""
+    with torch.inference_mode():
+        decoder = PlainDecoder(random_model(kind), 2)
+        before = decoder.run([PREFIX], keep=True).keys_values
+        found = decoder.run(SEQUENCES, before)
+        expected = decoder.run([PREFIX + sequence for sequence in SEQUENCES])
+    torch.testing.assert_close(found.final, expected.final, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_an_engine_grades_the_same_fused_or_not(tiny_model: Path, share_prefix: bool) -> None:
+    checkpoint = Checkpoint.load(tiny_model)
+    pairs = [(f"laptop {i % 3}", "garden hose " * (1 + 5 * (i % 7))) for i in range(40)]
+    scores = []
+    for fused in (True, False):
+        engine = TorchEngine(checkpoint, device="cpu", precision="float32", fused=fused)
+        reranker = Reranker(checkpoint, engine, batch_tokens=200)
+        reranker.share_prefix = share_prefix
+        scores.append(reranker.score_pairs(pairs, features=True))
+    np.testing.assert_allclose(scores[0].logits, scores[1].logits, atol=2e-5)
+    assert scores[0].features is not None
+    np.testing.assert_allclose(scores[0].features, scores[1].features, atol=1e-5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_onednn_products_give_what_plain_ones_give(dtype: torch.dtype, with_bias: bool) -> None:
+    if product_kind(CPU, dtype) is not OneDnnProduct:
+        pytest.skip("this torch has no oneDNN products for it on this CPU")
+    torch.manual_seed(0)
+    weights = [torch.randn(n, 48).to(dtype) / 7 for n in (32, 16, 16)]
+    biases: list[torch.Tensor | None] = [torch.randn(len(w)).to(dtype) if with_bias else None for w in weights]
+    fused, plain = OneDnnProduct(weights, biases), Product(weights, biases)
+    bound = 1e-5 if dtype == torch.float32 else 2**-6
+    for tokens in (1, 7, 300):
+        x, other = torch.randn(tokens, 48).to(dtype), torch.randn(tokens, 64).to(dtype)
+        torch.testing.assert_close(fused(x), plain(x), atol=bound, rtol=bound)
+        torch.testing.assert_close(fused.swish(x), plain.swish(x), atol=bound, rtol=bound)
+        torch.testing.assert_close(fused.times(x, other), plain.times(x, other), atol=2 * bound, rtol=2 * bound)
+        torch.testing.assert_close(fused.plus(x, other), plain.plus(x, other), atol=2 * bound, rtol=2 * bound)
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no such layout"), AttributeError("no such operator"), None])
+def test_products_fall_back_where_onednn_fails(monkeypatch: pytest.MonkeyPatch, fault: Exception | None) -> None:
+    def broken(self: Any, x: torch.Tensor, then: str) -> torch.Tensor:
+        if fault is not None:
+            raise fault
+        return Product.__call__(self, x) + 1
+
+    products._onednn_works.cache_clear()
+    monkeypatch.setattr(OneDnnProduct, "_run", broken)
+    assert product_kind(CPU, torch.float32) is Product
+    products._onednn_works.cache_clear()
+
+
+def test_products_of_float16_are_plain() -> None:
+    assert product_kind(CPU, torch.float16) is Product
