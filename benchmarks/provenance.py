@@ -31,7 +31,7 @@ def provenance(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """
     words = list(sys.argv if argv is None else argv)
     script, *rest = words
-    shown = [f"benchmarks/{Path(script).name}", *(Path(word).name if "/" in word else word for word in rest)]
+    shown = [_from_root(Path(script)), *(Path(word).name if "/" in word else word for word in rest)]
     return {
         "command": "python " + shlex.join(shown),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -39,6 +39,12 @@ def provenance(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **_versions()},
         "machine": {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_gib": _memory_gib()},
     }
+
+
+def _from_root(script: Path) -> str:
+    """A script's path inside of the repository; of one elsewhere only the name, in this folder."""
+    path = script.resolve()
+    return str(path.relative_to(RESULTS.parent)) if path.is_relative_to(RESULTS.parent) else f"benchmarks/{path.name}"
 
 
 def write_result(name: str, values: Mapping[str, Any], *, argv: Sequence[str] | None = None) -> Path:

@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# As a script, its own folder comes first, where names of the standard library may be hidden.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+# The folder that has `provenance` and the package `study`.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from study.settings import STUDIES  # noqa: E402
-from study.study_run import StudyRun  # noqa: E402
+from study.settings import STUDIES
+from study.study_run import StudyRun
 
 
 class TimeIsUpError(BaseException):

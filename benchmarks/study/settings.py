@@ -157,7 +157,7 @@ def shop(data: Path) -> Study:
             source(f"{name}-graded", "trec-dl-2021", part=(low, high), max_documents=documents),
             source(
                 f"{name}-questions", "natural-questions", part=(low, high), max_queries=questions,
-                grades={"1": CHOSEN}, negatives=Negatives(per_query=0, random=3),
+                grades={"1": CHOSEN}, negatives=Negatives(bm25=True, depth=30, per_query=2, random=1),
             ),
         )  # fmt: skip
 
@@ -174,7 +174,7 @@ def shop(data: Path) -> Study:
                 source("films", "msrd", part=(0.0, 0.7), max_queries=120, max_documents=8, grades=_BINARY),
                 source(
                     "medicine", "medquad", part=(0.0, 0.7), max_queries=200, max_documents=2,
-                    grades={"1": CHOSEN}, negatives=Negatives(per_query=0, random=2),
+                    grades={"1": CHOSEN}, negatives=Negatives(bm25=True, depth=30, per_query=1, random=1),
                 ),
             ),
             "away_dev": (

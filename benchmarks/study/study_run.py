@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from provenance import write_result
 from tqdm import tqdm
 
+from darl_rerank.cli.train import with_bm25_runs
+from darl_rerank.training.recipe import Recipe
 from darl_rerank.training.start import start_checkpoint
 
 from .chosen import Seed, prepare_seed
@@ -25,10 +28,20 @@ from .tuned import Tuner, by_arm, queue
 COMPARED = ("ndcg@10", "qwk", "mass_above", "rps", "nll", "ece")
 
 
+def with_negatives(study: Study, work: Path) -> Study:
+    """The study with BM25 runs for the sources that draw negatives from one; they are made once, with Lucene."""
+    roles = {
+        role: with_bm25_runs(Recipe(work / "study.toml", study.model, sources), work).sources
+        for role, sources in study.roles.items()
+    }
+    return replace(study, roles=roles)
+
+
 class StudyRun:
     """A study with its pairs, the base model's states and what is finished of it."""
 
     def __init__(self, study: Study, work: Path, argv: Sequence[str]) -> None:
+        study = with_negatives(study, work)
         self.study, self.work, self.argv = study, work, argv
         self.checkpoint = start_checkpoint(study.model)
         self.data = load_collections(study, self.checkpoint.encoder(), len(self.checkpoint.scale))

@@ -31,8 +31,10 @@ from darl_rerank.training.steps import query_examples
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+from provenance import provenance
 from study import states as states_module
 from study import study_run as study_run_module
+from study import tables
 from study.chosen import chosen_rows
 from study.claims import HOLDS, REFUTED, Part, overall, verdict
 from study.collections_by_role import load_collections, seed_sets
@@ -251,6 +253,26 @@ def test_a_whole_study(run: StudyRun, tmp_path: Path, monkeypatch: pytest.Monkey
     assert whole["runs"][0]["training"] == plain["runs"][0]["training"]
     assert whole["runs"][0]["curve"]["alphas"] == [0.0, 0.5, 1.0]
     assert set(tuned["novelty"]["groups"]) == {"ID", "OOD", "away"}
+    assert_page_says_what_json_says(written, monkeypatch)
     # Everything is found again, nothing is trained twice.
     monkeypatch.setattr(study_run_module.Tuner, "_trained", lambda *_: pytest.fail("trained again"))
     run.tune()
+
+
+def assert_page_says_what_json_says(written: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each claim stands in the page with the JSON's verdict; text outside of the markers is left alone."""
+    made = {"provenance": provenance(["run.py"])}
+    monkeypatch.setattr(tables, "_read", lambda name: {**made, **written[name]} if name in written else None)
+    page = tables.filled("before\n<!-- study:toy -->\nstale text\n<!-- /study:toy -->\nafter\n")
+    assert page.startswith("before\n")
+    assert page.endswith("\nafter\n")
+    assert "stale text" not in page
+    for claim in written["study_toy"]["claims"]["12"].values():
+        assert f"{claim['claim']} | 12 | 1 | **{claim['verdict']}** |" in page
+        for part in claim["parts"]:
+            assert f"{part['value']:+.3f} [{part['low']:+.3f}, {part['high']:+.3f}]" in page
+    assert tables.filled(page) == page
+    listed = "\n".join(tables.refuted_section({"toy": written["study_toy"]}))
+    parts = [part for claim in written["study_toy"]["claims"]["12"].values() for part in claim["parts"]]
+    refuted = sum(part["verdict"] == "refuted" for part in parts)
+    assert listed.partition("### Not shown")[0].count("\n- ") == refuted

@@ -1,0 +1,281 @@
+"""Writes the tables of docs/study.md from results/study_*.json, between its markers; the text around them stays.
+
+    python benchmarks/study/tables.py
+
+Every word of a verdict comes from the JSON, where `claims.verdict` made it from an interval.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# The folder that has `provenance` and the package `study`.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from provenance import RESULTS
+
+from darl_rerank.files import atomic_write
+
+PAGE = RESULTS.parent / "docs" / "study.md"
+NAMES = {
+    "ndcg@10": "nDCG@10 ↑", "qwk": "QWK ↑", "macro_f1": "macro F1 ↑", "spearman": "Spearman ↑", "nll": "NLL ↓",
+    "rps": "RPS ↓", "ece": "ECE ↓", "ece_before": "ECE unscaled ↓", "mass_above": "mass above ↓", "aurc": "AURC ↓",
+}  # fmt: skip
+Lines = list[str]
+
+
+def cell(value: Mapping[str, Any] | None, sign: str = "", digits: int = 3) -> str:
+    """A value with its interval."""
+    if value is None or value.get("value") is None:
+        return "–"
+    shown = f"{value['value']:{sign}.{digits}f}"
+    if value.get("low") is not None:
+        shown += f" [{value['low']:{sign}.{digits}f}, {value['high']:{sign}.{digits}f}]"
+    return shown
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def data_section(result: Mapping[str, Any]) -> Lines:
+    settings = result["settings"]
+    rows = [
+        [role, str(v["queries"]), str(v["pairs"]), " / ".join(map(str, v["grades"])), ", ".join(list(v["groups"])[:6])]
+        for role, v in result["data"]["roles"].items()
+    ]
+    text = (
+        f"Base {settings['base']}, prompts of at most {settings['max_length']} tokens "
+        f"({result['data']['cut_documents']} documents cut). In every arm {settings['home_pairs']} labelled ID pairs "
+        f"and the budget's pairs of the pool, at most {settings['per_query']} of a query; the pool is the role's pairs "
+        f"and about {settings['pool_home']} ID pairs of other queries."
+    )
+    return [text, "", *table(["role", "queries", "pairs", "by grade", "largest groups"], rows)]
+
+
+def claim_sections(result: Mapping[str, Any]) -> Lines:
+    """The verdicts in one table, then one section a claim."""
+    claims = [(name, claim) for judged in result["claims"].values() for name, claim in judged.items()]
+    overview = [
+        [f"({name})", claim["claim"], str(claim["budget"]), str(len(claim["seeds"])), f"**{claim['verdict']}**"]
+        for name, claim in sorted(claims, key=lambda item: (item[0], item[1]["budget"]))
+    ]
+    lines = table(["", "claim", "labels of the pool", "seeds", "verdict"], overview)
+    arms = {(arm["arm"], arm["budget"]): arm for arm in result["arms"]}
+    for name, claim in sorted(claims, key=lambda item: (item[0], item[1]["budget"])):
+        if not claim["parts"]:
+            continue
+        lines += [f"#### ({name}) with {claim['budget']} labels of the pool", ""]
+        pair = [(label, arms[label, claim["budget"]]) for label in (claim["first"], claim["second"])]
+        rows = []
+        for measure in dict.fromkeys([*(part["measure"] for part in claim["parts"]), "rps", "nll", "ece"]):
+            for label, arm in pair:
+                shown = [cell(arm["groups"][group][measure]) for group in ("ID", "OOD")]
+                rows.append([NAMES[measure], label, *shown, cell(arm["gaps"]["OOD"][measure], "+")])
+        lines += table(["measure", "arm", "ID", "OOD", "gap OOD − ID"], rows)
+        parts = [
+            [
+                f"{part['group']} {NAMES[part['measure']]} {part['kind']}", cell(part, "+"), f"{part['p_holm']:.3f}",
+                ", ".join(f"{d:+.3f}" for d in part["each_seed"]), part["verdict"],
+            ]
+            for part in claim["parts"]
+        ]  # fmt: skip
+        lines += table(["part", f"{claim['second']} less {claim['first']}", "p (Holm)", "each seed", "verdict"], parts)
+    return lines
+
+
+def arms_section(result: Mapping[str, Any], against: str) -> Lines:
+    """All arms side by side, with differences from the base arm where the interval is clear of zero."""
+    lines: Lines = []
+    shown = ("ndcg@10", "qwk", "rps", "mass_above", "ece")
+    for budget in sorted({arm["budget"] for arm in result["arms"]}):
+        differences = result[against].get(str(budget), {})
+        lines += [
+            f"Labels of the pool: {budget}. Bold: the difference from {against.split('_')[1]} is clear of zero.",
+            "",
+        ]
+        rows = []
+        for arm in (arm for arm in result["arms"] if arm["budget"] == budget):
+            row = [arm["arm"], str(len(arm["seeds"]))]
+            for measure in shown:
+                for group in ("ID", "OOD"):
+                    value = arm["groups"][group][measure]["value"]
+                    gap = differences.get(arm["arm"], {}).get(f"{group}/{measure}", {})
+                    clear = gap.get("low") is not None and gap["low"] * gap["high"] > 0
+                    text = "–" if value is None else f"{value:.3f}"
+                    row.append(f"**{text}**" if clear else text)
+            rows.append(row)
+        header = [f"{group} {NAMES[measure]}" for measure in shown for group in ("ID", "OOD")]
+        lines += table(["arm", "seeds", *header], rows)
+    return lines
+
+
+def alpha_section(result: Mapping[str, Any]) -> Lines:
+    lines: Lines = []
+    for arm in result["arms"]:
+        curves = [run for run in arm["runs"] if run.get("curve")]
+        if not curves:
+            continue
+        chosen = ", ".join(f"{run['alpha']:g} (seed {run['seed']})" for run in curves)
+        lines += [
+            f"{arm['arm']}, {arm['budget']} labels of the pool: α chosen {chosen}; the curve is the first seed's.",
+            "",
+        ]
+        curve = curves[0]["curve"]
+        names = [(group, measure) for measure in ("ndcg@10", "qwk", "rps") for group in ("home_dev", "away_dev")]
+        rows = [
+            [f"{alpha:g}", *(f"{curve['values'][group][measure][i]:.3f}" for group, measure in names)]
+            for i, alpha in enumerate(curve["alphas"])
+        ]
+        where = {"home_dev": "ID dev", "away_dev": "OOD dev"}
+        lines += table(["α", *(f"{where[group]} {NAMES[measure]}" for group, measure in names)], rows)
+    return lines
+
+
+def novelty_section(result: Mapping[str, Any]) -> Lines:
+    if not result["novelty"]:
+        return []
+    rows = []
+    for group, value in result["novelty"]["groups"].items():
+        shares = value["share_by_tenth"]
+        rows.append([
+            group, str(value.get("queries", "")), cell(value.get("auroc")), cell(value.get("fpr95")),
+            " ".join(f"{100 * share:.0f}" for share in shares),
+        ])  # fmt: skip
+    text = (
+        f"Novelty is fitted on base features of seed {result['novelty']['seed']}'s labelled ID pairs. The last column "
+        "is the histogram: percent of the group's pairs in each tenth of novelty, from 0–10 to 90–100."
+    )
+    return [text, "", *table(["group", "queries", "AUROC against ID ↑", "FPR95 ↓", "histogram"], rows)]
+
+
+def reliability_section(result: Mapping[str, Any], names: Sequence[str]) -> Lines:
+    rows = []
+    for arm in result["arms"]:
+        if arm["arm"] not in names or arm["budget"] != result["settings"]["budgets"][0]:
+            continue
+        for group in ("ID", "OOD"):
+            for when in ("before", "after"):
+                curve = arm["reliability"][group][when]
+                points = [
+                    f"{c:.2f}→{f:.2f} ({n:.0f})"
+                    for c, f, n in zip(curve["confidence"], curve["frequency"], curve["count"], strict=True)
+                ]
+                rows.append([arm["arm"], group, when, ", ".join(points)])
+    text = "First seed: mean probability of the most probable grade → how often it was right (pairs), by bin."
+    return [text, "", *table(["arm", "", "temperature", "bins"], rows)]
+
+
+def selection_section(result: Mapping[str, Any]) -> Lines:
+    """What each strategy chose with the first seed."""
+    rows = {}
+    for arm in result["arms"]:
+        for run in arm["runs"][:1]:
+            found = run.get("selection")
+            if found is not None:
+                novelty = "–" if found["mean_novelty"] is None else f"{found['mean_novelty']:.0f}"
+                rows.setdefault((found["budget"], found["strategy"]), [
+                    found["strategy"], str(found["budget"]), str(found["queries"]), novelty,
+                    f"{100 * found['home_share']:.0f} %", str(found["filled_at_random"]),
+                ])  # fmt: skip
+    header = ["strategy", "budget", "queries", "mean novelty", "ID pairs among them", "filled at random"]
+    return table(header, [rows[key] for key in sorted(rows)])
+
+
+def refuted_section(results: Mapping[str, Mapping[str, Any]]) -> Lines:
+    """Every part of a claim that was refuted or not shown, and what was planned and has not run."""
+    if not results:
+        return ["Nothing has been run yet.", ""]
+    refuted, open_parts, missing = [], [], []
+    for name, result in results.items():
+        for judged in result["claims"].values():
+            for letter, claim in judged.items():
+                where = f"{name}, ({letter}), {claim['budget']} labels"
+                if not claim["parts"]:
+                    missing.append(f"- {where}: {claim['verdict']}")
+                for part in claim["parts"]:
+                    line = f"- {where}: {part['group']} {NAMES[part['measure']]} {part['kind']}: {cell(part, '+')}"
+                    if part["verdict"] == "refuted":
+                        refuted.append(line)
+                    elif part["verdict"] != "holds":
+                        open_parts.append(f"{line}, {part['verdict']}")
+        counts: dict[str, Lines] = {}
+        for item in result.get("missing", ()):
+            counts.setdefault(f"{item['arm']}, {item['budget']} labels", []).append(str(item["seed"]))
+        missing += [f"- {name}: {key}, seed {', '.join(seeds)}" for key, seeds in counts.items()]
+    found: Lines = []
+    for title, lines in (("Refuted", refuted), ("Not shown", open_parts), ("Not measured", missing)):
+        found += [f"### {title}", "", *(lines or ["Nothing."]), ""]
+    return found
+
+
+def study_section(name: str) -> Lines:
+    """Everything of one study, both levels."""
+    tuned, heads = _read(f"study_{name}"), _read(f"study_{name}_head")
+    some = tuned or heads
+    if some is None:
+        return ["This study has not been run yet.", ""]
+    lines = data_section(some)
+    if tuned is not None:
+        lines += [
+            f"### Fine-tuned: {tuned['level']}",
+            "",
+            f"`{tuned['provenance']['command']}`, {_machine(tuned)}.",
+            "",
+        ]
+        lines += [*claim_sections(tuned), "#### All arms", "", *arms_section(tuned, "against_plain")]
+        lines += [
+            "#### Interpolation",
+            "",
+            *alpha_section(tuned),
+            "#### What was chosen",
+            "",
+            *selection_section(tuned),
+        ]
+        lines += ["#### Reliability", "", *reliability_section(tuned, ("plain", "all three"))]
+    if heads is not None:
+        lines += [f"### Screening: {heads['level']}", "", f"`{heads['provenance']['command']}`, {_machine(heads)}.", ""]
+        lines += [*claim_sections(heads), "#### All arms, head only", "", *arms_section(heads, "against_CE")]
+        lines += ["#### What was chosen, all strategies", "", *selection_section(heads)]
+    return [*lines, "### Novelty", "", *novelty_section(some)]
+
+
+def _machine(result: Mapping[str, Any]) -> str:
+    found = result["provenance"]
+    return f"{found['date'][:10]}, {found['machine']['cpu']}, {found['machine']['cores']} cores"
+
+
+def _read(name: str) -> Any:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def filled(page: str) -> str:
+    """The page with fresh text between `<!-- study:NAME -->` and `<!-- /study:NAME -->`."""
+
+    def section(match: re.Match[str]) -> str:
+        name = match[1]
+        if name == "refuted":
+            found = {f"{n}{level}": _read(f"study_{n}{level}") for n in ("forum", "shop") for level in ("", "_head")}
+            lines = refuted_section({n: result for n, result in found.items() if result is not None})
+        else:
+            lines = study_section(name)
+        return f"<!-- study:{name} -->\n\n" + "\n".join(lines).rstrip() + f"\n\n<!-- /study:{name} -->"
+
+    return re.sub(r"<!-- study:(\w+) -->.*?<!-- /study:\1 -->", section, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    text = filled(PAGE.read_text("utf-8"))
+    with atomic_write(PAGE) as stream:
+        stream.write(text)
+
+
+if __name__ == "__main__":
+    main()
