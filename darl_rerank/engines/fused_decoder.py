@@ -102,6 +102,9 @@ class FusedDecoder:
         self._attention_kernel = self._device.type != "cpu"
         kind = product_kind(self._device, self._dtype)
         self._layers = [self._take(layer, kind) for layer in model.layers]
+        # The layer behind whose keys and values only the sequences' last tokens are run: the last one, or none where
+        # all tokens' states there are the middle ones.
+        self._shortened = len(self._layers) - (feature_layer < len(self._layers))
 
     @staticmethod
     def _take(layer: Any, kind: type[Product]) -> _Layer:
@@ -142,7 +145,6 @@ class FusedDecoder:
         states = self._embedding[packing.ids]
         middle = states
         for index, layer in enumerate(self._layers):
-            final = index == len(self._layers) - 1
             heads = layer.qkv(self._normed(states, layer.attention_norm)).view(len(states), -1, self._size)
             self._rotate(heads, layer, packing)
             rows = heads.view(-1, self._size)
@@ -152,7 +154,7 @@ class FusedDecoder:
             if before is not None:
                 count = keys_values.shape[1]
                 keys_values = torch.cat([before[index].expand(-1, count, -1, -1, -1), keys_values], dim=3)
-            if final:
+            if index == self._shortened:
                 queries = heads[packing.last, : self._heads].unsqueeze(2)
                 attended = self._attend(queries, keys_values, packing.last_mask).flatten(1)
                 states = states[packing.last]
@@ -164,6 +166,8 @@ class FusedDecoder:
             states = layer.down.plus(layer.up.times(normed, layer.gate.swish(normed)), states)
             if index == self._feature_layer - 1:
                 middle = states
+        if self._shortened == len(self._layers):
+            states = states[packing.last]
         return DecoderStates(self._normed(states, self._norm), middle, kept)
 
     def _pack(self, sequences: Sequence[Sequence[int]], before: int) -> _Packing:

@@ -53,9 +53,12 @@ def random_model(kind: str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 @torch.inference_mode()
-def both(kind: str, dtype: torch.dtype = torch.float32) -> list[tuple[DecoderStates, DecoderStates]]:
+def both(
+    kind: str, dtype: torch.dtype = torch.float32, feature_layer: int = 2
+) -> list[tuple[DecoderStates, DecoderStates]]:
     """States without a prefix and behind one, each by transformers and by the fused decoder."""
-    plain, fused = PlainDecoder(random_model(kind, dtype), 2), FusedDecoder(random_model(kind, dtype), 2)
+    plain = PlainDecoder(random_model(kind, dtype), feature_layer)
+    fused = FusedDecoder(random_model(kind, dtype), feature_layer)
     befores = [decoder.run([PREFIX], keep=True).keys_values for decoder in (plain, fused)]
     return [
         (plain.run(SEQUENCES), fused.run(SEQUENCES)),
@@ -72,6 +75,13 @@ def test_the_fused_decoder_gives_what_transformers_gives(kind: str) -> None:
     for (keys, values), kept in zip(plain.keys_values, fused.keys_values, strict=True):
         torch.testing.assert_close(kept[0], keys, atol=2e-5, rtol=1e-5)
         torch.testing.assert_close(kept[1], values, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("feature_layer", [1, 3])
+def test_any_layer_can_be_the_middle_one(feature_layer: int) -> None:
+    for plain, fused in both("llama", feature_layer=feature_layer):
+        torch.testing.assert_close(fused.final, plain.final, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(fused.middle, plain.middle, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
