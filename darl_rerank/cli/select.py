@@ -40,6 +40,11 @@ _PATH = click.Path(path_type=Path)
 @click.option("--per-query", default=5, show_default=True, help="At most so many pairs of one query; 0: no limit.")
 @click.option("--held-out", default=0.2, show_default=True, help="Share of labelled queries that novelty is scaled by.")
 @click.option("--features", type=click.Choice(["base", "model"]), default="base", show_default=True)
+@click.option(
+    "--pool-features",
+    type=_PATH,
+    help="Folder with the pool's features, which are read and not computed: the folder `pool` of an earlier workspace.",
+)
 @click.option("--workspace", type=_PATH, help="Folder for features, kept to resume from.  [default: OUTPUT.work]")
 @click.option("--seed", default=0, show_default=True)
 @model_options
@@ -59,6 +64,7 @@ def select(
     per_query: int,
     held_out: float,
     features: str,
+    pool_features: Path | None,
     workspace: Path | None,
     seed: int,
     **model: Any,
@@ -90,17 +96,17 @@ def select(
     training, home = labelled_split(graded, held_out, seed=seed)
     tested = [pair for path in exclude for pair in read_graded_pairs(path, labels="ignored")]
     found = read_graded_pairs(pool, labels="ignored") if pool else pool_pairs(runs, topics, corpus, depth)  # type: ignore[arg-type]
-    kept, cut = without_overlap(found, graded, tested, refuse=overlap == "error")
+    rows, cut = without_overlap(found, graded, tested, refuse=overlap == "error")
     folder = workspace or output.with_name(output.name + ".work")
     chosen = select_pairs(
-        kept, training, home, reranker, _feature_model(reranker, features, model), folder,
-        strategy=strategy, budget=budget, settings=settings,
+        found, training, home, reranker, _feature_model(reranker, features, model), folder,
+        strategy=strategy, budget=budget, settings=settings, rows=rows, pool_features=pool_features,
     )  # fmt: skip
     summary = chosen.summary
     summary["pool"] |= {"read": len(found), **cut}
-    summary["cut"]["strangest"] = [_shown(kept[row]) for row in chosen.above_band]
-    rows = zip(chosen.rows, chosen.novelty, chosen.predicted, strict=True)
-    write_annotations(output, (Annotation(kept[row], new, p.tolist()) for row, new, p in rows))
+    summary["cut"]["strangest"] = [_shown(found[row]) for row in chosen.above_band]
+    picked = zip(chosen.rows, chosen.novelty, chosen.predicted, strict=True)
+    write_annotations(output, (Annotation(found[row], new, p.tolist()) for row, new, p in picked))
     with atomic_write(output.with_name(output.name + ".summary.json")) as stream:
         json.dump(summary, stream, indent=1, ensure_ascii=False)
     _report(output, summary, names)

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from darl_rerank.errors import InputError
-from darl_rerank.novelty import MAHALANOBIS, NEIGHBOUR, NoveltyModel, unit_rows
+from darl_rerank.novelty import MAHALANOBIS, NEIGHBOUR, NoveltyModel
 
-_BLOCK_ROWS = 1024
-# Below this the cosine distance of two pairs is float16 rounding.
-_SMALLEST_DISTANCE = 1e-4
+_BLOCK_ROWS = 512
+# Below this the distance of two pairs is float16 rounding.
+_SMALLEST_DISTANCE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +24,18 @@ class Candidates:
     """The pool of n unlabelled pairs beside the training set of m pairs, in r projected dimensions.
 
     Attributes:
-        directions: projected features of unit length, shape (n, r), float16; may be a memory map.
+        positions: where the pairs lie along the novelty model's components, shape (n, r), float16; may be a memory map.
         training: the same of the training pairs, shape (m, r), float32.
         novelty: percentile 0..100 among held-out in-distribution pairs, shape (n,), float32.
-        mahalanobis: relative Mahalanobis distance, shape (n,), float32.
-        neighbour: cosine distance to the k-th nearest training pair, shape (n,), float32.
+        mahalanobis: squared Mahalanobis distance to the training pairs' mean, shape (n,), float32.
+        neighbour: half the squared distance to the k-th nearest training pair, shape (n,), float32.
         uncertainty: entropy of the current model's grade distribution over log K, 0..1, shape (n,), float32.
         queries: number of each pair's query, shape (n,), int32.
         typical_distance: the median of `neighbour` among held-out in-distribution pairs: how far a pair may lie from
             the training set and still be at home.
     """
 
-    directions: NDArray[np.float16]
+    positions: NDArray[np.float16]
     training: NDArray[np.float32]
     novelty: NDArray[np.float32]
     mahalanobis: NDArray[np.float32]
@@ -55,48 +55,52 @@ def describe_pool(
     training: NDArray[np.floating[Any]],
     novelty: NoveltyModel,
     *,
+    rows: NDArray[np.intp] | None = None,
     workspace: str | Path | None = None,
     progress: bool = True,
 ) -> Candidates:
     """The candidates of a pool, computed block by block.
 
-    Beside the arguments it takes 20 bytes a pair, and 2·r bytes a pair for the directions, in memory or in
+    Beside the arguments it takes 20 bytes a pair, and 2·r bytes a pair for the positions, in memory or in
     `workspace`: 256 MB a million pairs at r = 128.
 
     Args:
-        features: of the pool's pairs, shape (n, F); may be memory-mapped. Of the base model, as `novelty`'s.
+        features: of the pool's pairs, shape (n, F), or of more pairs than those; may be memory-mapped. Of the base
+            model, as `novelty`'s.
         probabilities: the current model's calibrated grade distribution, shape (n, K).
         queries: shape (n,): which query each pair belongs to, anything that can be hashed.
         training: features of all labelled training pairs, shape (m, F); may be memory-mapped.
         novelty: fitted on `training` and a held-out part of the labelled set.
-        workspace: a folder for the directions, in a file "directions.npy"; in memory if None.
+        rows: which rows of `features` the pool's pairs are, increasing, shape (n,); all if None.
+        workspace: a folder for the positions, in a file "positions.npy"; in memory if None.
         progress: show rate and time left on stderr.
 
     Raises:
         InputError: shapes don't fit, there are no pairs, or a value is not finite.
     """
-    n = len(features)
+    rows = np.arange(len(features)) if rows is None else rows
+    n = len(rows)
     if n == 0:
         raise InputError("the pool is empty")
     if len(probabilities) != n or len(queries) != n:
         raise InputError(f"the pool has {n} pairs, but {len(probabilities)} distributions and {len(queries)} queries")
-    directions = _directions(n, novelty.dimensions, workspace)
+    positions = _positions(n, novelty.dimensions, workspace)
     raw = {name: np.empty(n, dtype=np.float32) for name in (MAHALANOBIS, NEIGHBOUR)}
     percentile = np.empty(n, dtype=np.float32)
     with tqdm(total=n, unit="pair", unit_scale=True, desc="novelty", disable=not progress) as bar:
         for start in range(0, n, _BLOCK_ROWS):
-            rows = slice(start, min(start + _BLOCK_ROWS, n))
-            projected = novelty.project(np.asarray(features[rows]))
-            directions[rows] = unit_rows(projected)
-            scores = novelty.raw_of_projected(projected)
-            percentile[rows] = novelty.combine(scores)
+            block = slice(start, min(start + _BLOCK_ROWS, n))
+            found, rest = novelty.project(np.asarray(features[rows[block]]))
+            positions[block] = found
+            scores = novelty.raw_of_projected(found, rest)
+            percentile[block] = novelty.combine(scores)
             for name, values in raw.items():
-                values[rows] = scores[name]
-            bar.update(rows.stop - rows.start)
+                values[block] = scores[name]
+            bar.update(block.stop - block.start)
     home = novelty.tables[NEIGHBOUR]
     return Candidates(
-        directions=directions,
-        training=project_directions(training, novelty),
+        positions=positions,
+        training=positions_of(training, novelty),
         novelty=percentile,
         mahalanobis=raw[MAHALANOBIS],
         neighbour=raw[NEIGHBOUR],
@@ -106,12 +110,12 @@ def describe_pool(
     )
 
 
-def project_directions(features: NDArray[np.floating[Any]], novelty: NoveltyModel) -> NDArray[np.float32]:
-    """Features, shape (n, F), projected and scaled to unit length, shape (n, r), block by block."""
+def positions_of(features: NDArray[np.floating[Any]], novelty: NoveltyModel) -> NDArray[np.float32]:
+    """Where features, shape (n, F), lie along the components, shape (n, r), block by block."""
     result = np.empty((len(features), novelty.dimensions), dtype=np.float32)
     for start in range(0, len(features), _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
-        result[rows] = unit_rows(novelty.project(np.asarray(features[rows])))
+        result[rows] = novelty.project(np.asarray(features[rows]))[0]
     return result
 
 
@@ -126,12 +130,12 @@ def normalised_entropy(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.f
     return np.clip(result, 0.0, 1.0)
 
 
-def _directions(rows: int, dimensions: int, workspace: str | Path | None) -> NDArray[np.float16]:
+def _positions(rows: int, dimensions: int, workspace: str | Path | None) -> NDArray[np.float16]:
     if workspace is None:
         return np.empty((rows, dimensions), dtype=np.float16)
     Path(workspace).mkdir(parents=True, exist_ok=True)
     array: NDArray[np.float16] = np.lib.format.open_memmap(
-        Path(workspace) / "directions.npy", mode="w+", dtype=np.float16, shape=(rows, dimensions)
+        Path(workspace) / "positions.npy", mode="w+", dtype=np.float16, shape=(rows, dimensions)
     )
     return array
 

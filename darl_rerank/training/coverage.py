@@ -13,13 +13,18 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from darl_rerank.novelty import half_squares
+
 Floats = NDArray[np.float32]
 Rows = NDArray[np.intp]
 
-# Candidates valued at once: against 8192 targets a block and its temporaries take 100 MB.
-_BLOCK_ROWS = 1024
-# Candidates whose bound is refreshed at once: a matrix product of 32 columns costs little more than one of 1.
-_REFRESHED = 32
+# Rows and columns of a block of similarities: 16 MB, which the allocator hands out again and again. Blocks of more than
+# 32 MB come from the system each time, and clearing their pages takes longer than the product.
+_BLOCK_ROWS = 512
+_BLOCK_COLUMNS = 8192
+# Candidates whose bound is refreshed at once, at first and at most: a matrix product of 32 rows costs little more than
+# one of 1, and where many bounds have to fall before one holds, large products are several times as fast a row.
+_REFRESHED = (32, 512)
 
 
 class QueryCap:
@@ -76,15 +81,17 @@ def lazy_greedy(
     """
     queue = _Bounds(rows, bounds)
     chosen: list[int] = []
+    many, most = _REFRESHED
     while len(chosen) < budget:
         stale: list[int] = []
-        while len(stale) < _REFRESHED and (top := queue.best()) is not None and top[2] != len(chosen):
+        while len(stale) < many and (top := queue.best()) is not None and top[2] != len(chosen):
             queue.pop()
             if cap.allows(top[1]):
                 stale.append(top[1])
         if stale:
             for row, number in zip(stale, value(np.array(stale, dtype=np.intp)).tolist(), strict=True):
                 queue.push(number, row, len(chosen))
+            many = min(2 * many, most)
             continue
         top = queue.best()
         if top is None:
@@ -94,6 +101,7 @@ def lazy_greedy(
         cap.take(top[1])
         choose(top[1])
         chosen.append(top[1])
+        many = _REFRESHED[0]
     return np.array(chosen, dtype=np.intp)
 
 
@@ -136,47 +144,52 @@ class _Bounds:
 class Coverage:
     """Uncertainty coverage of target pairs: Σ_x u(x) · max over chosen and training pairs c of κ(x, c).
 
-    κ(x, c) = 2^(−d(x, c) / half_distance), d the cosine distance: a Gaussian in Euclidean distance that falls to one
-    half where a pair lies `half_distance` away. Source: Bae et al., "Uncertainty Herding: One Active Learning Method
-    for All Label Budgets" (ICLR 2025); it is monotone and submodular, so greedy comes within 1 − 1/e of the optimum.
+    κ(x, c) = 2^(−d(x, c) / half_distance), d half the squared distance: a Gaussian that falls to one half where d is
+    `half_distance`. Source: Bae et al., "Uncertainty Herding: One Active Learning Method for All Label Budgets" (ICLR
+    2025); it is monotone and submodular, so greedy comes within 1 − 1/e of the optimum.
 
     Args:
-        targets: directions of the pairs to cover, unit length, shape (t, r).
+        targets: positions of the pairs to cover, shape (t, r).
         weights: u, shape (t,), >= 0.
-        training: directions of the training pairs, which count as chosen already, shape (m, r).
-        half_distance: cosine distance at which half is covered, > 0.
+        training: positions of the training pairs, which count as chosen already, shape (m, r).
+        half_distance: half the squared distance at which half is covered, > 0.
     """
 
     def __init__(self, targets: Floats, weights: Floats, training: Floats, half_distance: float) -> None:
-        self._targets = np.ascontiguousarray(targets, dtype=np.float32)
+        # A product with (position, its half square, 1) is κ's exponent: no passes over the products to make it one.
+        one = np.ones((len(targets), 1), dtype=np.float32)
+        joined = np.concatenate([targets, -one, -half_squares(targets)[:, None]], axis=1)
+        self._targets = np.ascontiguousarray(joined.T / half_distance, dtype=np.float32)
         self._weights = np.asarray(weights, dtype=np.float32)
-        self._half = np.float32(half_distance)
         self._covered = np.zeros(len(targets), dtype=np.float32)
         for start in range(0, len(training), _BLOCK_ROWS):
-            nearest = (training[start : start + _BLOCK_ROWS] @ self._targets.T).max(axis=0)
-            np.maximum(self._covered, self._kernel(nearest), out=self._covered)
+            self._cover(training[start : start + _BLOCK_ROWS])
 
-    def _kernel(self, similarity: Floats) -> Floats:
-        """κ from cosine similarities, in place."""
-        similarity -= 1
-        np.minimum(similarity, 0, out=similarity)
-        similarity /= self._half
-        return np.exp2(similarity, out=similarity)
+    def _kernel(self, positions: Floats) -> Floats:
+        """κ of some pairs and all targets, shape (c, t)."""
+        one = np.ones((len(positions), 1), dtype=np.float32)
+        exponent = np.concatenate([positions, half_squares(positions)[:, None], one], axis=1) @ self._targets
+        # A pair's distance to itself may come out a rounding below 0.
+        np.minimum(exponent, 0, out=exponent)
+        return np.exp2(exponent, out=exponent)
 
-    def gains(self, directions: Floats) -> Floats:
+    def _cover(self, positions: Floats) -> None:
+        np.maximum(self._covered, self._kernel(positions).max(axis=0), out=self._covered)
+
+    def gains(self, positions: Floats) -> Floats:
         """How much choosing each of some pairs would add, shape (c, r) to (c,)."""
-        result = np.empty(len(directions), dtype=np.float32)
-        for start in range(0, len(directions), _BLOCK_ROWS):
+        result = np.empty(len(positions), dtype=np.float32)
+        for start in range(0, len(positions), _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
-            kernel = self._kernel(np.asarray(directions[rows], dtype=np.float32) @ self._targets.T)
+            kernel = self._kernel(positions[rows])
             kernel -= self._covered
             np.maximum(kernel, 0, out=kernel)
             result[rows] = kernel @ self._weights
         return result
 
-    def add(self, direction: Floats) -> None:
+    def add(self, position: Floats) -> None:
         """Count a pair as chosen, shape (r,)."""
-        np.maximum(self._covered, self._kernel(self._targets @ direction), out=self._covered)
+        self._cover(position[None])
 
     @property
     def share(self) -> float:
@@ -186,37 +199,43 @@ class Coverage:
 
 
 class Farthest:
-    """Cosine distance of every candidate to the nearest training or chosen pair (k-centre greedy).
+    """Half the squared distance of every candidate to the nearest training or chosen pair (k-centre greedy).
 
     Source: Sener and Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set Approach" (ICLR 2018).
 
     Args:
-        directions: of the pool, unit length, shape (n, r); may be a memory map.
+        positions: of the pool, shape (n, r); may be a memory map.
         training: shape (m, r).
     """
 
-    def __init__(self, directions: NDArray[np.float16], training: Floats) -> None:
-        self._directions = directions
-        self.distance = np.full(len(directions), 2.0, dtype=np.float32)
+    def __init__(self, positions: NDArray[np.float16], training: Floats) -> None:
+        self._positions = positions
+        self.distance = np.full(len(positions), np.inf, dtype=np.float32)
         self._centres: list[Floats] = []
         # How many of the chosen centres a row's distance accounts for: the others are looked at when it matters.
-        self._seen = np.zeros(len(directions), dtype=np.int32)
-        for start in range(0, len(directions), _BLOCK_ROWS):
+        self._seen = np.zeros(len(positions), dtype=np.int32)
+        parts = [training[start : start + _BLOCK_COLUMNS] for start in range(0, len(training), _BLOCK_COLUMNS)]
+        for start in range(0, len(positions), _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
-            block = np.asarray(directions[rows], dtype=np.float32)
-            for first in range(0, len(training), 8 * _BLOCK_ROWS):
-                nearest = (block @ training[first : first + 8 * _BLOCK_ROWS].T).max(axis=1)
-                np.minimum(self.distance[rows], 1 - nearest, out=self.distance[rows])
+            for part in parts:
+                np.minimum(self.distance[rows], self._nearest(rows, part), out=self.distance[rows])
+
+    def _nearest(self, rows: Rows | slice, centres: Floats) -> Floats:
+        block = np.asarray(self._positions[rows], dtype=np.float32)
+        products = block @ centres.T
+        np.subtract(half_squares(centres), products, out=products)
+        nearest: Floats = np.maximum(products.min(axis=1) + half_squares(block), 0)
+        return nearest
 
     def value(self, rows: Rows) -> Floats:
         """Today's distances of some rows."""
         unseen = int(self._seen[rows].min())
         if unseen < len(self._centres):
-            block = np.asarray(self._directions[rows], dtype=np.float32)
-            nearest = (block @ np.stack(self._centres[unseen:]).T).max(axis=1)
-            self.distance[rows] = np.minimum(self.distance[rows], 1 - nearest)
+            nearest = self._nearest(rows, np.stack(self._centres[unseen:]))
+            self.distance[rows] = np.minimum(self.distance[rows], nearest)
             self._seen[rows] = len(self._centres)
         return self.distance[rows]
 
     def choose(self, row: int) -> None:
-        self._centres.append(np.asarray(self._directions[row], dtype=np.float32))
+        """Make a row a centre."""
+        self._centres.append(np.asarray(self._positions[row], dtype=np.float32))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from darl_rerank.errors import InputError
 from darl_rerank.offline import prepare, wanted_documents
@@ -54,35 +55,42 @@ def labelled_split(
 
 def without_overlap(
     pool: Sequence[GradedPair], labelled: Sequence[GradedPair], tested: Sequence[GradedPair], *, refuse: bool
-) -> tuple[list[GradedPair], dict[str, int]]:
-    """The pool without repeats, labelled pairs and queries of the test set, and how many of each there were.
+) -> tuple[NDArray[np.intp], dict[str, int]]:
+    """Which pairs of the pool are no repeats, not labelled and not of the test set's queries, and the counts of those.
 
     Texts are compared without regard to case and white space.
 
     Args:
+        pool, labelled, tested: pairs.
         refuse: raise an error if the pool shares queries with the test set, instead of leaving them out.
+
+    Returns:
+        numbers of the pairs that are left, increasing, shape (n,), and counts by reason.
 
     Raises:
         InputError: it does (with `refuse`), or nothing is left.
     """
-    known = {pair.key for pair in labelled}
+    # Hashes of the texts, not the texts: a pool of a million pairs would stand in memory twice. 64 bits: that any two
+    # of them agree by chance has a probability below 1e-7.
+    known = {hash(pair.key) for pair in labelled}
     test_queries = {pair.key[0] for pair in tested}
-    seen: set[tuple[str, str]] = set()
-    kept: list[GradedPair] = []
+    seen: set[int] = set()
+    kept: list[int] = []
     counts = {"duplicates": 0, "already_labelled": 0, "in_test_set": 0}
     shared: dict[str, str] = {}
-    for pair in pool:
+    for row, pair in enumerate(pool):
         key = pair.key
+        digest = hash(key)
         if key[0] in test_queries:
             counts["in_test_set"] += 1
             shared.setdefault(key[0], pair.query)
-        elif key in known:
+        elif digest in known:
             counts["already_labelled"] += 1
-        elif key in seen:
+        elif digest in seen:
             counts["duplicates"] += 1
         else:
-            seen.add(key)
-            kept.append(pair)
+            seen.add(digest)
+            kept.append(row)
     if shared and refuse:
         some = "; ".join(list(shared.values())[:_SHOWN]) + (" …" if len(shared) > _SHOWN else "")
         raise InputError(
@@ -91,4 +99,4 @@ def without_overlap(
         )
     if not kept:
         raise InputError(f"nothing of the pool's {len(pool)} pairs is left: {counts}")
-    return kept, counts
+    return np.array(kept, dtype=np.intp), counts

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from darl_rerank.checkpoint import Checkpoint
 from darl_rerank.errors import InputError
-from darl_rerank.novelty import fit_novelty
+from darl_rerank.novelty import fit_novelty, middle_layer
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair, read_graded_pairs
 
@@ -309,8 +309,9 @@ class _Training:
             for name, members in sets.items()
         }  # fmt: skip
         model = fit_novelty(
-            known.features, hard_grades(pairs), seen[ID_DEV].features, k=min(10, len(pairs) - 1), seed=self.recipe.seed
-        )
+            known.features, seen[ID_DEV].features, weights=middle_layer(known.features.shape[1]),
+            k=min(10, len(pairs) - 1), seed=self.recipe.seed,
+        )  # fmt: skip
         novelty = np.concatenate([model.score(seen[name].features) for name in sets])
         weights = np.concatenate([np.full(len(members), 1 / len(members)) for members in sets.values()])
         labels = np.concatenate([label_matrix(members, grades) for members in sets.values()])

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darl_rerank.errors import InputError
-from darl_rerank.novelty import fit_novelty
+from darl_rerank.novelty import fit_novelty, middle_layer
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair
 
 from .candidates import describe_pool
-from .features import extract_features
+from .features import PairFeatures, extract_features, open_features
 from .selection import select
 from .strategies import SelectionSettings
 
@@ -51,27 +51,41 @@ def select_pairs(
     strategy: str,
     budget: int,
     settings: SelectionSettings,
+    rows: NDArray[np.intp] | None = None,
+    pool_features: Path | None = None,
     progress: bool = True,
 ) -> SelectedPairs:
     """Compute what `selection.select` needs, streamed to `folder`, and select.
 
     Args:
-        pool: unlabelled pairs.
+        pool: unlabelled pairs. Features are computed of all of them, so they serve again when more are labelled.
         training: labelled pairs that count as covered.
         held_out: labelled pairs of other queries, which novelty's percentiles are made from.
         model: the current model, whose uncertainty counts.
         features: the base model, whose features count; may be `model`.
         folder: for features; the same call after a kill goes on from there.
         strategy, budget, settings: as in `selection.select`.
+        rows: numbers of the pairs of `pool` that may be chosen, shape (n,); all if None.
+        pool_features: a folder with the finished features of `pool`, from an earlier selection or `extract_features`;
+            they are computed, to `folder`, if None.
         progress: show rate and time left on stderr.
+
+    Raises:
+        InputError: `pool_features` is not finished, or is of another model or other pairs; or as in `select`.
     """
 
-    def of(name: str, pairs: Sequence[GradedPair]) -> Any:
-        return extract_features(features, pairs, folder / name, progress=progress, description=name)
+    def of(name: str, pairs: Sequence[GradedPair], ready: Path | None = None) -> PairFeatures:
+        return extract_features(features, pairs, ready or folder / name, progress=progress, description=name)
 
-    known, home, seen = of("training", training), of("held-out", held_out), of("pool", pool)
-    grades = np.array([pair.hard_grade for pair in training])
-    novelty = fit_novelty(known.features, grades, home.features, k=min(10, len(known) - 1), seed=settings.seed)
+    if pool_features is not None:
+        # An unfinished folder is an error, not a reason to run a model for days.
+        open_features(pool_features)
+    # The pool first: if its features are another pool's, nothing has been computed in vain.
+    seen = of("pool", pool, pool_features)
+    known, home = of("training", training), of("held-out", held_out)
+    rows = np.arange(len(pool)) if rows is None else rows
+    weights = middle_layer(known.features.shape[1])
+    novelty = fit_novelty(known.features, home.features, weights=weights, k=min(10, len(known) - 1), seed=settings.seed)
     logits, features_of_model = seen.logits, seen.features
     if model is not features:
         wants = model.checkpoint.calibration.needs_novelty
@@ -87,10 +101,11 @@ def select_pairs(
         strange = model.checkpoint.novelty.score(features_of_model)
     probabilities = calibration.probabilities(logits, strange)
     candidates = describe_pool(
-        seen.features, probabilities, [pair.qid for pair in pool], known.features, novelty,
-        workspace=folder, progress=progress,
+        seen.features, probabilities[rows], [pool[row].qid for row in rows], known.features, novelty,
+        rows=rows, workspace=folder, progress=progress,
     )  # fmt: skip
     found = select(candidates, budget, strategy, settings)
+    chosen = rows[found.rows]
     return SelectedPairs(
-        found.rows, candidates.novelty[found.rows], probabilities[found.rows], found.above_band, found.summary
+        chosen, candidates.novelty[found.rows], probabilities[chosen], rows[found.above_band], found.summary
     )

@@ -27,8 +27,8 @@ class SelectionSettings:
         band: novelty percentiles between which a pair is near enough to be about something and far enough to be new.
             Above lies mostly junk: empty, other language, broken markup.
         per_query: at most so many pairs of one query; no limit if None. It holds for every strategy.
-        half_distance: cosine distance at which a chosen pair covers another by half; the typical distance of
-            in-distribution pairs to the training set if None.
+        half_distance: half the squared distance at which a chosen pair covers another by half; what is typical between
+            held-out pairs and the training set if None.
         targets: pairs of the pool, a seeded sample, whose coverage is maximised.
         seed: of all sampling.
     """
@@ -46,8 +46,8 @@ class SelectionSettings:
             faults.append(f"band must be two percentiles, 0 <= low < high <= 100, got {low}, {high}")
         if self.per_query is not None and self.per_query < 1:
             faults.append(f"per_query must be at least 1, got {self.per_query}")
-        if self.half_distance is not None and not 0 < self.half_distance <= 2:
-            faults.append(f"half_distance must be a cosine distance above 0 and up to 2, got {self.half_distance}")
+        if self.half_distance is not None and not self.half_distance > 0:
+            faults.append(f"half_distance must be above 0, got {self.half_distance}")
         if self.targets < 1:
             faults.append(f"targets must be at least 1, got {self.targets}")
         if faults:
@@ -92,7 +92,7 @@ def uncertainty(candidates: Candidates, budget: int, settings: SelectionSettings
 
 
 def mahalanobis(candidates: Candidates, budget: int, settings: SelectionSettings) -> Choice:
-    """The pairs of the largest relative Mahalanobis distance (Ren et al. 2021)."""
+    """The pairs of the largest Mahalanobis distance to the training set (Lee et al., NeurIPS 2018)."""
     return _highest(candidates.mahalanobis, candidates, budget, settings)
 
 
@@ -103,7 +103,7 @@ def knn(candidates: Candidates, budget: int, settings: SelectionSettings) -> Cho
 
 def kcenter(candidates: Candidates, budget: int, settings: SelectionSettings) -> Choice:
     """Again and again the pair farthest from all training and chosen pairs (Sener and Savarese, ICLR 2018)."""
-    farthest = Farthest(candidates.directions, candidates.training)
+    farthest = Farthest(candidates.positions, candidates.training)
     rows = lazy_greedy(
         np.arange(len(candidates)),
         farthest.distance.copy(),
@@ -151,7 +151,7 @@ def _cover(rows: Rows, candidates: Candidates, budget: int, settings: SelectionS
     targets = rows if few else np.sort(rng.choice(rows, settings.targets, replace=False))
     half_distance = settings.half_distance or candidates.typical_distance
     coverage = Coverage(
-        _directions(candidates, targets), candidates.uncertainty[targets], candidates.training, half_distance
+        _positions(candidates, targets), candidates.uncertainty[targets], candidates.training, half_distance
     )
     before = coverage.share
     chosen = lazy_greedy(
@@ -159,21 +159,21 @@ def _cover(rows: Rows, candidates: Candidates, budget: int, settings: SelectionS
         _gains(coverage, candidates, rows),
         budget,
         QueryCap(candidates.queries, settings.per_query),
-        lambda some: coverage.gains(_directions(candidates, some)),
-        lambda row: coverage.add(np.asarray(candidates.directions[row], dtype=np.float32)),
+        lambda some: coverage.gains(_positions(candidates, some)),
+        lambda row: coverage.add(np.asarray(candidates.positions[row], dtype=np.float32)),
     )
     notes = {"half_distance": half_distance, "covered_before": before, "covered_after": coverage.share}
     return Choice(chosen, banded, notes)
 
 
-def _directions(candidates: Candidates, rows: Rows) -> NDArray[np.float32]:
-    return np.asarray(candidates.directions[rows], dtype=np.float32)
+def _positions(candidates: Candidates, rows: Rows) -> NDArray[np.float32]:
+    return np.asarray(candidates.positions[rows], dtype=np.float32)
 
 
 def _gains(coverage: Coverage, candidates: Candidates, rows: Rows) -> NDArray[np.float32]:
-    """First gains of all rows, a piece at a time: the directions may be a memory map larger than memory."""
+    """First gains of all rows, a piece at a time: the positions may be a memory map larger than memory."""
     pieces = [
-        coverage.gains(_directions(candidates, rows[start : start + 16384])) for start in range(0, len(rows), 16384)
+        coverage.gains(_positions(candidates, rows[start : start + 16384])) for start in range(0, len(rows), 16384)
     ]
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)
 

@@ -69,3 +69,36 @@ def test_bad_arguments(files: Path, tiny_model: Path) -> None:
     result = run(files, tiny_model, "--strategy", "best")
     assert result.exit_code == 3
     assert "known: dasa" in result.output
+
+
+def test_a_second_round_reads_the_pools_features_of_the_first(files: Path, tiny_model: Path) -> None:
+    """More pairs are labelled by then, so the pool that may be chosen from is smaller; the features are the same."""
+    wide = ("--band", "0", "100", "--strategy", "random")
+    assert run(files, tiny_model, *wide).exit_code == 0
+    chosen = [json.loads(line) for line in (files / "out.jsonl").read_text("utf-8").splitlines()]
+    with (files / "labelled.jsonl").open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps({**row, "grade": 1}) + "\n" for row in chosen)
+    features = files / "out.jsonl.work" / "pool"
+    again = (*wide, "--workspace", str(files / "second"), "--pool-features", str(features))
+    result = run(files, tiny_model, *again)
+    assert result.exit_code == 0, result.output
+    assert not (files / "second" / "pool").exists()
+    summary = json.loads((files / "out.jsonl.summary.json").read_text("utf-8"))
+    assert summary["pool"]["already_labelled"] == 14
+    rows = [json.loads(line) for line in (files / "out.jsonl").read_text("utf-8").splitlines()]
+    assert not {(row["query"], row["document"]) for row in rows} & {(row["query"], row["document"]) for row in chosen}
+
+
+def test_features_that_are_not_the_pools_are_refused(files: Path, tiny_model: Path) -> None:
+    wide = ("--band", "0", "100")
+    assert run(files, tiny_model, *wide).exit_code == 0
+    work = files / "out.jsonl.work"
+    result = run(files, tiny_model, *wide, "--pool-features", str(work / "training"))
+    assert result.exit_code == 3
+    assert "training: holds the features of other pairs" in result.output
+    result = run(files, tiny_model, *wide, "--pool-features", str(files / "nowhere"))
+    assert result.exit_code == 3
+    assert "nowhere: expected finished features, found none" in result.output
+    result = run(files, tiny_model, *wide, "--pool-features", str(work / "pool"), "--long-documents", "window")
+    assert result.exit_code == 3
+    assert "holds the features of another model" in result.output

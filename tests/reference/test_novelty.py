@@ -8,48 +8,69 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from darl_rerank import novelty as module
-from darl_rerank.novelty import MAHALANOBIS, NEIGHBOUR, NoveltyModel, PercentileTable, fit_novelty, unit_rows
+from darl_rerank.novelty import MAHALANOBIS, NEIGHBOUR, NoveltyModel, fit_novelty
+from darl_rerank.percentiles import PercentileTable
 
 FEATURES = 40
 
 
+def unit_rows(rows: NDArray[Any]) -> NDArray[np.float32]:
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+
 @pytest.fixture(scope="module")
 def data() -> dict[str, NDArray[Any]]:
-    """Pairs of 5 topics, their grades visible in the features."""
+    """Pairs of 5 topics."""
     rng = np.random.default_rng(0)
     topics = 2 * rng.normal(size=(5, FEATURES))
 
-    def pairs(n: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        grades = rng.integers(3, size=n)
-        rows = topics[rng.integers(5, size=n)] + rng.normal(size=(n, FEATURES))
-        rows[:, 0] += 4 * grades
-        return unit_rows(rows.astype(np.float32)), grades
+    def pairs(n: int) -> NDArray[Any]:
+        return unit_rows(topics[rng.integers(5, size=n)] + rng.normal(size=(n, FEATURES)))
 
-    training, grades = pairs(600)
-    return {"training": training, "grades": grades, "held_out": pairs(300)[0], "new": pairs(200)[0]}
+    return {"training": pairs(600), "held_out": pairs(300), "new": pairs(200)}
 
 
 @pytest.fixture(scope="module")
 def model(data: dict[str, NDArray[Any]]) -> NoveltyModel:
-    return fit_novelty(data["training"], data["grades"], data["held_out"], dimensions=20, k=7)
+    return fit_novelty(data["training"], data["held_out"], dimensions=20, k=7)
 
 
-def test_relative_mahalanobis_is_scikit_learns(data: dict[str, NDArray[Any]], model: NoveltyModel) -> None:
-    known, new, grades = model.project(data["training"]), model.project(data["new"]), data["grades"]
-    means = np.stack([known[grades == g].mean(0) for g in range(3)])
-    tied = LedoitWolf(assume_centered=True).fit(known - means[grades])
-    nearest = np.min([tied.mahalanobis(new - mean) for mean in means], axis=0)
-    background = LedoitWolf().fit(known).mahalanobis(new)
-    np.testing.assert_allclose(model.raw(data["new"])[MAHALANOBIS], nearest - background, rtol=1e-3, atol=1e-3)
+def test_mahalanobis_with_all_directions_is_scikit_learns(data: dict[str, NDArray[Any]]) -> None:
+    model = fit_novelty(data["training"], data["held_out"], dimensions=FEATURES, variance=1.0)
+    expected = LedoitWolf().fit(data["training"].astype(np.float64)).mahalanobis(data["new"])
+    # The components are kept in float16.
+    np.testing.assert_allclose(model.raw(data["new"])[MAHALANOBIS], expected, rtol=5e-3)
+
+
+def test_mahalanobis_with_some_directions_is_that_of_probabilistic_pca(
+    data: dict[str, NDArray[Any]], model: NoveltyModel
+) -> None:
+    pca = PCA(20, svd_solver="full").fit(data["training"].astype(np.float64))
+    shrunk = LedoitWolf().fit(data["training"].astype(np.float64))
+    # scikit-learn's model of the same rank, with the shrunk eigenvalues in the place of its own.
+    values = np.sort(np.linalg.eigvalsh(shrunk.covariance_))[::-1]
+    pca.explained_variance_, pca.noise_variance_ = values[:20], values[20:].mean()
+    centred = data["new"] - pca.mean_
+    expected = np.einsum("ij,jk,ik->i", centred, pca.get_precision(), centred)
+    np.testing.assert_allclose(model.raw(data["new"])[MAHALANOBIS], expected, rtol=5e-3)
 
 
 def test_neighbour_distance_is_scikit_learns(data: dict[str, NDArray[Any]], model: NoveltyModel) -> None:
-    search = NearestNeighbors(n_neighbors=7, metric="cosine").fit(model.project(data["training"]))
-    expected = search.kneighbors(model.project(data["new"]))[0][:, -1]
+    positions, rest = model.project(data["new"])
+    search = NearestNeighbors(n_neighbors=7).fit(model.project(data["training"])[0])
+    expected = np.square(search.kneighbors(positions)[0][:, -1]) / 2 + rest
     # The bank is kept in float16.
+    np.testing.assert_allclose(model.raw(data["new"])[NEIGHBOUR], expected, atol=1e-3)
+
+
+def test_neighbour_distance_of_unit_features_is_the_cosine_distance(data: dict[str, NDArray[Any]]) -> None:
+    model = fit_novelty(data["training"], data["held_out"], dimensions=FEATURES, variance=1.0, k=7)
+    search = NearestNeighbors(n_neighbors=7, metric="cosine").fit(data["training"])
+    expected = search.kneighbors(data["new"])[0][:, -1]
     np.testing.assert_allclose(model.raw(data["new"])[NEIGHBOUR], expected, atol=1e-3)
 
 
@@ -78,6 +99,6 @@ def test_the_table_is_the_rank() -> None:
 
 def test_a_new_topic_is_novel(data: dict[str, NDArray[Any]], model: NoveltyModel) -> None:
     rng = np.random.default_rng(9)
-    away = unit_rows((2 * rng.normal(size=FEATURES) + rng.normal(size=(100, FEATURES))).astype(np.float32))
-    search = model.raw(away)[NEIGHBOUR]
-    assert np.median(search) > np.quantile(model.raw(data["held_out"])[NEIGHBOUR], 0.9)
+    away = unit_rows(2 * rng.normal(size=FEATURES) + rng.normal(size=(100, FEATURES)))
+    for name, scores in model.raw(away).items():
+        assert np.median(scores) > np.quantile(model.raw(data["held_out"])[name], 0.9)
