@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from darl_rerank.checkpoint import Checkpoint
-from darl_rerank.novelty import NoveltyModel, fit_novelty
+from darl_rerank.novelty import NoveltyModel, fit_novelty, middle_layer
 from darl_rerank.training.candidates import Candidates, describe_pool
 from darl_rerank.training.coverage import QueryCap, take_in_order
 from darl_rerank.training.probe import fit_probe
@@ -42,8 +42,9 @@ def prepare_seed(data: Collections, study: Study, states: BaseStates, checkpoint
     """Fit novelty and the first head, and describe the pool."""
     sets = seed_sets(data, study, number)
     train, dev = sets.train, data.roles["home_dev"]
+    features = states.features
     novelty = fit_novelty(
-        states.features[train], data.labels[train], states.features[dev], k=min(10, len(train) - 1), seed=number
+        features[train], features[dev], weights=middle_layer(features.shape[1]), k=min(10, len(train) - 1), seed=number
     )
     head = fit_probe(
         checkpoint.head, *probe_set(data, states, train), probe_set(data, states, dev), checkpoint.scale.gains,
@@ -54,8 +55,8 @@ def prepare_seed(data: Collections, study: Study, states: BaseStates, checkpoint
     }  # fmt: skip
     in_pool = states.finals[sets.pool] @ head.weight.T + head.bias
     candidates = describe_pool(
-        states.features[sets.pool], temperature(logits, data).probabilities(in_pool), data.queries[sets.pool],
-        states.features[train], novelty, progress=False,
+        features[sets.pool], temperature(logits, data).probabilities(in_pool), data.queries[sets.pool],
+        features[train], novelty, progress=False,
     )  # fmt: skip
     return Seed(number, sets, novelty, candidates)
 
