@@ -12,6 +12,8 @@ from darl_rerank.evaluation.significance import holm
 from .measured import ID, OOD, Run, better_sign, difference
 from .settings import MARGIN
 
+# With fewer, an interval says next to nothing of how much hangs on the seed, and the verdict says so.
+_FEW_SEEDS = 3
 HOLDS, REFUTED, NOT_MEASURED = "holds", "refuted", "not measured"
 
 
@@ -118,6 +120,8 @@ def judge(claim: Claim, arms: Mapping[tuple[str, int], Mapping[int, Run]], budge
     for part, corrected in zip(result["parts"], holm([p["p"] for p in result["parts"]]), strict=True):
         part["p_holm"] = corrected
     result["verdict"] = overall([part["verdict"] for part in result["parts"]])
+    if seeds and len(seeds) < _FEW_SEEDS:
+        result["verdict"] += f", {len(seeds)} seed{'s' if len(seeds) > 1 else ''} only"
     return result
 
 

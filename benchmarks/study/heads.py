@@ -27,6 +27,8 @@ from .measured import Run, Tests, measure_run, read_run
 from .settings import Study, digest
 from .states import BaseStates
 
+# There are many of these arms, and a bootstrap takes longer than training a head.
+MEASURES = ("ndcg@10", "qwk", "macro_f1", "nll", "rps", "ece", "ece_before", "mass_above")
 MEASURED_ROLES = ("home_dev", "away_dev", "home_test", "away_test")
 
 
@@ -82,7 +84,7 @@ def run_head_arm(
     if arm.strategy:
         more, facts["selection"] = chosen_rows(seed, study, arm.strategy, budget, data.roles["home"])
         rows = np.concatenate([rows, more])
-    name = digest([asdict(arm), facts, digest(rows.tolist()), study.resamples, len(tests.rows)])
+    name = digest([asdict(arm), facts, digest(rows.tolist()), study.resamples, checkpoint.fingerprint, MEASURES])
     found = read_run(folder / name)
     if found is not None:
         return found
@@ -95,7 +97,7 @@ def run_head_arm(
         head = outcome.head
         facts |= {"epochs": outcome.epochs, "norm": outcome.norm, "pairs": len(rows)}
     logits = head_logits(head, arm.loss or "ce", states, data)
-    return measure_run(folder / name, logits, data, tests, checkpoint.scale.gains, facts, study.resamples)
+    return measure_run(folder / name, logits, data, tests, checkpoint.scale.gains, facts, study.resamples, MEASURES)
 
 
 def head_logits(

@@ -94,8 +94,13 @@ def measure_run(
     gains: NDArray[np.float64],
     facts: Mapping[str, Any],
     resamples: int,
+    names: Sequence[str] | None = None,
 ) -> Run:
-    """Measure logits, by role (the two dev and the two test roles), and keep the result in `folder`."""
+    """Measure logits, by role (the two dev and the two test roles), and keep the result in `folder`.
+
+    `names` are the measures wanted, all of `measures_of` but the calibration error of each grade if None;
+    "ece_before" is the calibration error before temperature scaling.
+    """
     calibration = temperature(logits, data)
     test_logits = np.concatenate([logits["home_test"], logits["away_test"]])
     plain, scaled = Calibration.identity().probabilities(test_logits), calibration.probabilities(test_logits)
@@ -104,9 +109,9 @@ def measure_run(
     for group, mask in tests.groups.items():
         labels, queries = tests.labels[mask], tests.queries[mask]
         own = measures_of(labels, scaled[mask], gains, queries)
-        own = {name: measure for name, measure in own.items() if not name.startswith("ece:")}
         own["ece_before"] = measures_of(labels, plain[mask], gains, queries)["ece"]
-        measures |= {f"{group}/{name}": _on(measure, mask) for name, measure in own.items()}
+        wanted = [name for name in own if not name.startswith("ece:")] if names is None else names
+        measures |= {f"{group}/{name}": _on(own[name], mask) for name in wanted}
         reliability[group] = {
             "before": reliability_curve(labels, plain[mask], bins=10),
             "after": reliability_curve(labels, scaled[mask], bins=10),
@@ -163,7 +168,7 @@ def described(runs: Sequence[Run]) -> dict[str, Any]:
         group, _, measure = key.partition("/")
         value, draws = mean_over_seeds(runs, key)
         found["groups"].setdefault(group, {})[measure] = {
-            **interval(value, draws).to_dict(), "seeds": [run.value(key) for run in runs],
+            **interval(value, draws).to_dict(), "seeds": [_json_number(run.value(key)) for run in runs],
         }  # fmt: skip
         if group != ID:
             home, home_draws = mean_over_seeds(runs, f"{ID}/{measure}")
@@ -172,7 +177,11 @@ def described(runs: Sequence[Run]) -> dict[str, Any]:
     return found
 
 
-def difference(second: Sequence[Run], first: Sequence[Run], key: str) -> tuple[Interval, float, list[float]]:
+def _json_number(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def difference(second: Sequence[Run], first: Sequence[Run], key: str) -> tuple[Interval, float, list[float | None]]:
     """`second` less `first` with the same seeds in both: interval, two-sided p-value, and the difference of each seed.
 
     The p-value is that of `darl_rerank.evaluation.bootstrap.paired_difference`: twice the smaller part of the draws on
@@ -184,7 +193,7 @@ def difference(second: Sequence[Run], first: Sequence[Run], key: str) -> tuple[I
     defined = gaps[np.isfinite(gaps)]
     smaller = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
     p_value = min(1.0, 2 * (smaller + 1) / (len(defined) + 1))
-    each = [b.value(key) - a.value(key) for a, b in zip(first, second, strict=True)]
+    each = [_json_number(b.value(key) - a.value(key)) for a, b in zip(first, second, strict=True)]
     return interval(value - base, gaps), p_value, each
 
 

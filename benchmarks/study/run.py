@@ -4,16 +4,19 @@
 
 COLLECTIONS holds one folder a collection, WORK what is kept between runs: states of the base model, trainings and
 measured arms, each by a digest of its settings. The command may be interrupted at any time and given again; with
-`--minutes` it stops by itself after so long. What is done first: the pass over all pairs, the screening of heads, then
-fine-tuned arms in the order of `tuned.queue`: all arms for the first seed, then further seeds, then the next budget.
+`--minutes` it stops by itself after so long. The order: the pass over all pairs; fine-tuned arms for the first seed,
+those that decide claims (d) and (a) first; the screening of heads; fine-tuned arms for further seeds; then the next
+budget.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +29,30 @@ from study.study_run import StudyRun
 
 
 class TimeIsUpError(BaseException):
-    """The minutes are over. Not an Exception, so that nothing on the way takes it for a failure."""
+    """The minutes are over, or somebody asked to stop. Not an Exception: nothing may take it for a failure."""
 
 
-def _stop(*_: Any) -> None:
-    raise TimeIsUpError
+@contextlib.contextmanager
+def stopping_after(minutes: float | None) -> Iterator[None]:
+    """Ends the block early, and well, after so many minutes, at SIGTERM and at Ctrl-C."""
+
+    def stop(*_: Any) -> None:
+        raise TimeIsUpError
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGALRM, signal.SIGTERM)}
+    begun = time.monotonic()
+    try:
+        if minutes is not None:
+            signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+        yield
+        print("all arms are done", file=sys.stderr)
+    except (TimeIsUpError, KeyboardInterrupt):
+        spent = (time.monotonic() - begun) / 60
+        print(f"\nstopped after {spent:.1f} minutes; the same command goes on from here", file=sys.stderr)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main() -> None:
@@ -49,23 +71,15 @@ def main() -> None:
     if arguments.budgets:
         changes["budgets"] = tuple(arguments.budgets)
     study = replace(study, **changes)
-    if arguments.minutes:
-        signal.signal(signal.SIGALRM, _stop)
-        signal.setitimer(signal.ITIMER_REAL, 60 * arguments.minutes)
-    signal.signal(signal.SIGTERM, _stop)
-    begun = time.monotonic()
-    try:
+    with stopping_after(arguments.minutes):
         run = StudyRun(study, arguments.work, sys.argv)
+        if arguments.level == "all":
+            run.tune(first_seed_only=True)
         if arguments.level in ("head", "all"):
             run.heads()
         if arguments.level in ("tuned", "all"):
             run.tune()
             run.write_tuned()
-    except (TimeIsUpError, KeyboardInterrupt):
-        minutes = (time.monotonic() - begun) / 60
-        print(f"\nstopped after {minutes:.1f} minutes; the same command goes on from here", file=sys.stderr)
-        return
-    print("all arms are done", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Study:
     away_groups: bool = False
     head_seeds: int = 5
     seeds: int = 3
-    finetune: FinetuneSettings = field(default_factory=lambda: FinetuneSettings(epochs=3, save_minutes=1))
+    finetune: FinetuneSettings = field(default_factory=lambda: FinetuneSettings(batch=16, epochs=2, save_minutes=1))
     alphas: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     resamples: int = 1000
 

@@ -23,7 +23,7 @@ from .heads import HEAD_ARMS, ZERO_SHOT, run_head_arm
 from .measured import Run, described, novelty_of_groups, tests_of
 from .settings import Study
 from .states import base_states
-from .tuned import Tuner, by_arm, queue
+from .tuned import ARMS, Tuner, by_arm, queue
 
 COMPARED = ("ndcg@10", "qwk", "mass_above", "rps", "nll", "ece")
 
@@ -91,10 +91,10 @@ class StudyRun:
             argv=self.argv,
         )
 
-    def tune(self) -> None:
+    def tune(self, *, first_seed_only: bool = False) -> None:
         """The decisive level; its file is written after every finished arm."""
         jobs = queue(self.study)
-        for arm, budget, number in jobs:
+        for arm, budget, number in jobs[: len(ARMS)] if first_seed_only else jobs:
             if self.tuner.run(arm, budget, number, only_kept=True) is None:
                 print(f"{arm.name}, budget {budget}, seed {number}", file=sys.stderr, flush=True)
                 self.tuner.run(arm, budget, number)

@@ -82,7 +82,7 @@ def claim_sections(result: Mapping[str, Any]) -> Lines:
         parts = [
             [
                 f"{part['group']} {NAMES[part['measure']]} {part['kind']}", cell(part, "+"), f"{part['p_holm']:.3f}",
-                ", ".join(f"{d:+.3f}" for d in part["each_seed"]), part["verdict"],
+                ", ".join("–" if d is None else f"{d:+.3f}" for d in part["each_seed"]), part["verdict"],
             ]
             for part in claim["parts"]
         ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -76,13 +77,15 @@ ARMS = (
     Arm("LPFT + interpolation", (LPFT,), interpolate=True),
     Arm("LPFT", (LPFT,)),
     Arm("DASA", (Training("ce", "dasa", probe=False),)),
+    # WiSE-FT as its authors have it: from the zero-shot model, without a probe.
+    Arm("interpolation without LP", (PLAIN,), interpolate=True),
 )
 # Costs two more trainings, so it comes last and for the first seed only.
 SOUP = Arm("LPFT + interpolation + soup", (LPFT, replace(LPFT, repeat=1), replace(LPFT, repeat=2)), interpolate=True)
 
 
 def queue(study: Study) -> list[tuple[Arm, int, int]]:
-    """Arms with budget and seed in the order in which they are run."""
+    """Arms with budget and seed in the order in which they are run; the first seed's arms are the decisive ones."""
     order = [(arm, budget, seed) for budget in study.budgets for seed in range(study.seeds) for arm in ARMS]
     first = sum(1 for _, budget, _ in order if budget == study.budgets[0])
     return [*order[:first], (SOUP, study.budgets[0], 0), *order[first:]]
@@ -181,6 +184,8 @@ class Tuner:
             with atomic_write(folder / "outcome.json") as stream:
                 json.dump(asdict(outcome), stream)
             save_weights(path, model.trainable_state())
+            for state in folder.glob("checkpoint-*"):
+                shutil.rmtree(state)
         return load_file(path)
 
     def _outcome(self, job: Mapping[str, Any]) -> Any:

@@ -32,6 +32,7 @@ from darl_rerank.training.steps import query_examples
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from provenance import provenance
+from study import run as run_module
 from study import states as states_module
 from study import study_run as study_run_module
 from study import tables
@@ -257,6 +258,22 @@ def test_a_whole_study(run: StudyRun, tmp_path: Path, monkeypatch: pytest.Monkey
     # Everything is found again, nothing is trained twice.
     monkeypatch.setattr(study_run_module.Tuner, "_trained", lambda *_: pytest.fail("trained again"))
     run.tune()
+
+
+def test_it_stops_when_the_minutes_are_over_and_goes_on(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(study_run_module, "write_result", lambda name, values, argv: written.append(name))
+    monkeypatch.setitem(run_module.STUDIES, "toy", lambda data: study)
+    command = ["run.py", "toy", "nowhere", str(tmp_path), "--level", "head", "--head-seeds", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "--minutes", "0.0005"])
+    run_module.main()
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert not written
+    monkeypatch.setattr(sys, "argv", command)
+    run_module.main()
+    assert written == ["study_toy_head"]
 
 
 def assert_page_says_what_json_says(written: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
