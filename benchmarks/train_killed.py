@@ -4,12 +4,16 @@
 
 Whole forum categories are the out-of-distribution test set. The set-up is small so that two shared cores do it in a
 quarter of an hour: a part of the questions, prompts of at most 192 tokens, the decoder's last 10 layers, a wide band.
+
+OUT is a new folder, or one where this script was ended before it was done: it then goes on, and its history, which it
+keeps in OUT/history.json after every event, says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -101,23 +105,36 @@ def run_killing(command: list[str], work: Path, stages: list[str], log: Path) ->
     """Run the command again and again; in each of `stages` it is killed once, with SIGKILL."""
     record = log.with_name("history.json")
     history: list[dict[str, object]] = json.loads(record.read_text("utf-8")) if record.is_file() else []
+
+    def happened(**event: object) -> None:
+        history.append(event)
+        record.write_text(json.dumps(history, indent=1), "utf-8")
+        print(" ".join(f"{key} {value}" for key, value in event.items()), flush=True)
+
+    if work.exists():
+        happened(script_started_again=True)
     done = {entry.get("killed_in") for entry in history}
     left = [stage for stage in stages if stage not in done]
     with log.open("ab") as stream:
         while True:
             started = time.monotonic()
             process = subprocess.Popen(command, stdout=stream, stderr=stream)
-            killed = wait(process, work, lambda stage: stage in left)
+            try:
+                killed = wait(process, work, lambda stage: stage in left)
+            finally:
+                # If this script is ended itself, no training goes on behind its back.
+                process.kill()
+                process.wait()
             seconds = round(time.monotonic() - started, 1)
             if killed is None:
-                history.append({"ended": process.returncode, "seconds": seconds})
+                happened(ended=process.returncode, seconds=seconds)
                 if process.returncode:
                     raise SystemExit(f"the training failed: see {log}")
+                if left:
+                    raise SystemExit(f"the training ended before it could be killed in {', '.join(left)}")
                 return history
             left.remove(killed)
-            history.append({"killed_in": killed, "seconds": seconds})
-            record.write_text(json.dumps(history), "utf-8")
-            print(f"killed in {killed} after {seconds} s", flush=True)
+            happened(killed_in=killed, seconds=seconds)
 
 
 def wait(process: subprocess.Popen[bytes], work: Path, wanted: Callable[[str], bool]) -> str | None:
@@ -141,6 +158,9 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=500)
     arguments = parser.parse_args()
     out = arguments.out.resolve()
+    if (out / "model").exists():
+        parser.error(f"{out} holds a finished training; name a new folder")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     out.mkdir(parents=True, exist_ok=True)
     text = recipe(arguments.data.resolve(), arguments.scale, arguments.budget)
     (out / "recipe.toml").write_text(text, "utf-8")
@@ -152,11 +172,14 @@ def main() -> None:
     results = {path.parent.name: json.loads(path.read_text("utf-8")) for path in work.glob("*/result.json")}
     results["select"].pop("rows")
     lines = [json.loads(line) for line in (work / "finetune-1" / "log.jsonl").read_text("utf-8").splitlines()]
+    report = (work / "evaluate" / "report.html").read_text("utf-8")
     path = write_result("train_killed", {
         "setting": {"scale": arguments.scale, "budget": arguments.budget, "recipe": text.replace(
             str(arguments.data.resolve()), arguments.data.name)},
         "history": history,
         "stages": results,
+        "report_headings": re.findall(r"<h[23][^>]*>(.*?)</h[23]>", report),
+        "report_plots": report.count("<svg") + report.count("<img"),
         "finetune_steps": [line["step"] for line in lines],
         "finetune_loss": [line["loss"] for line in lines],
     })  # fmt: skip

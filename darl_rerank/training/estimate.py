@@ -1,9 +1,11 @@
-"""How long a training will take here, from a few seconds of measuring."""
+"""How long a training will take here, from half a minute of measuring."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 
@@ -18,7 +20,27 @@ from .start import start_checkpoint
 from .steps import query_examples
 from .training_set import TrainingSet
 
+# Pairs of a timed batch; how many batches after one to warm up, of other pairs each; and when to be content with three:
+# so many seconds after the start.
 _SAMPLE = 32
+_BATCHES = 7
+_LONG = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Pairs a second in the timed batches: the median, the slowest and the fastest.
+
+    One batch says little where other programs share the cores, or where pairs are of very different lengths.
+    """
+
+    usual: float
+    slowest: float
+    fastest: float
+
+    @classmethod
+    def of(cls, rates: list[float]) -> Speed:
+        return cls(median(rates), min(rates), max(rates))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,30 +50,34 @@ class StageEstimate:
     Attributes:
         stage: its name.
         work: what it does, in words.
-        seconds: how long, at the measured speed.
+        seconds: how long, at the median of the measured speeds.
+        least, most: how long at the fastest and at the slowest of them.
     """
 
     stage: str
     work: str
     seconds: float
+    least: float
+    most: float
 
 
 def estimate(recipe: Recipe, data: TrainingSet) -> list[StageEstimate]:
     """The plan of a training, each stage with the time it will take.
 
-    Both speeds, of judging and of training, are measured on a few of the recipe's own pairs with its own model.
+    Both speeds, of judging and of training, are measured on batches of the recipe's own pairs with its own model.
     """
-    judging, training = _speeds(recipe, sampled_queries(data.train, _SAMPLE, recipe.seed))
+    sample = sampled_queries(data.train, (_BATCHES + 1) * _SAMPLE, recipe.seed)
+    judging, training = _speeds(recipe, sample)
     train, dev = len(data.train), len(data.dev)
     ood_dev, tests = len(data.of("ood_dev")), len(data.of("test", "ood_test"))
     found = []
     if recipe.probe is not None:
-        found.append(StageEstimate("probe", f"features of {train + dev:,} pairs", (train + dev) / judging))
+        found.append(_stage("probe", f"features of {train + dev:,} pairs", train + dev, judging))
     total = train
     if recipe.select is not None:
         pool = len(data.of("pool"))
         work = f"features of {train + dev + pool:,} pairs, {recipe.select.budget} of {pool:,} chosen"
-        found.append(StageEstimate("select", work, (train + dev + pool) / judging))
+        found.append(_stage("select", work, train + dev + pool, judging))
         replayed = train if recipe.replay is None else min(train, recipe.replay * recipe.select.budget)
         total = int(replayed + recipe.select.budget)
     settings = recipe.finetune
@@ -59,31 +85,36 @@ def estimate(recipe: Recipe, data: TrainingSet) -> list[StageEstimate]:
     if settings.max_examples is not None:
         examples = min(examples, settings.max_examples)
     for seed in recipe.seeds:
-        seconds = examples / training
-        if settings.max_minutes is not None:
-            seconds = min(seconds, 60 * settings.max_minutes)
         work = f"{examples:,} examples, {settings.loss}, {recipe.trainable.weights}"
-        found.append(StageEstimate(f"finetune-{seed}", work, seconds))
+        found.append(_stage(f"finetune-{seed}", work, examples, training, settings.max_minutes))
     if recipe.interpolate is not None:
         count = len(recipe.interpolate.alphas)
         work = f"{count} weights of {dev + ood_dev:,} held-out pairs"
-        found.append(StageEstimate("merge", work, count * (dev + ood_dev) / judging))
+        found.append(_stage("merge", work, count * (dev + ood_dev), judging))
     if recipe.calibrate and dev:
         known = min(train, 10_000) + dev + ood_dev
-        found.append(StageEstimate("calibrate", f"features of {known:,} pairs", known / judging))
+        found.append(_stage("calibrate", f"features of {known:,} pairs", known, judging))
     if tests:
-        found.append(StageEstimate("evaluate", f"{tests:,} test pairs", tests / judging))
+        found.append(_stage("evaluate", f"{tests:,} test pairs", tests, judging))
     return found
+
+
+def _stage(name: str, work: str, pairs: int, speed: Speed, max_minutes: float | None = None) -> StageEstimate:
+    limit = float("inf") if max_minutes is None else 60 * max_minutes
+    usual, least, most = (min(pairs / rate, limit) for rate in (speed.usual, speed.fastest, speed.slowest))
+    return StageEstimate(name, work, usual, least, most)
 
 
 def plan_table(stages: list[StageEstimate]) -> str:
     """The plan, a line a stage."""
-    lines = [f"  {s.stage:<12} {s.work:<60} {_clock(s.seconds):>9}" for s in stages]
-    return "\n".join(["plan, with times as measured here just now:", *lines, f"  {'':<73} {_clock(_total(stages)):>9}"])
+    lines = [f"  {s.stage:<12} {s.work:<60} {_clock(s.seconds):>9} {_range(s.least, s.most):>21}" for s in stages]
+    usual, least, most = (sum(getattr(s, name) for s in stages) for name in ("seconds", "least", "most"))
+    head = "plan, with times as measured here just now: median, and range between the batches measured"
+    return "\n".join([head, *lines, f"  {'':<73} {_clock(usual):>9} {_range(least, most):>21}"])
 
 
-def _total(stages: list[StageEstimate]) -> float:
-    return sum(stage.seconds for stage in stages)
+def _range(least: float, most: float) -> str:
+    return f"({_clock(least)} to {_clock(most)})"
 
 
 def _clock(seconds: float) -> str:
@@ -92,30 +123,38 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def _speeds(recipe: Recipe, pairs: list[GradedPair]) -> tuple[float, float]:
+def _speeds(recipe: Recipe, pairs: list[GradedPair]) -> tuple[Speed, Speed]:
     """Pairs judged and examples trained on in a second."""
     checkpoint = start_checkpoint(recipe.model)
     model = load_grade_model(checkpoint, recipe.trainable, seed=recipe.seed)
     encoder = checkpoint.encoder()
-    examples = query_examples(pairs, recipe.grades)
 
-    def judge() -> None:
-        predict_logits(model, encoder, pairs, progress=False)
+    def judge(some: list[GradedPair]) -> None:
+        predict_logits(model, encoder, some, progress=False)
 
-    def train() -> None:
+    def train(some: list[GradedPair]) -> None:
+        examples = query_examples(some, recipe.grades)
         packed = pack([encoder.encode(example.query, example.documents) for example in examples])
         with reduced_precision(torch.device("cpu")):
             model(packed.last, **packed.inputs()).square().mean().backward()
 
-    return len(pairs) / _seconds(judge), len(pairs) / _seconds(train)
+    return _speed(judge, pairs), _speed(train, pairs)
 
 
-def _seconds(work: object) -> float:
-    """Of the faster of two runs after one to warm up."""
-    assert callable(work)
-    times = []
-    for _ in range(3):
+def _speed(work: Callable[[list[GradedPair]], None], pairs: list[GradedPair]) -> Speed:
+    """Of some batches, one after the other through `pairs`, after one to warm up."""
+    batches = [pairs[start : start + _SAMPLE] for start in range(0, len(pairs), _SAMPLE)]
+    if len(batches) > 1 and len(batches[-1]) < _SAMPLE:
+        batches.pop()
+    rates: list[float] = []
+    started = time.perf_counter()
+    for i in range(_BATCHES + 1):
+        batch = batches[i % len(batches)]
         begun = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begun)
-    return max(min(times[1:]), 1e-9)
+        work(batch)
+        now = time.perf_counter()
+        if i:
+            rates.append(len(batch) / max(now - begun, 1e-9))
+        if len(rates) >= 3 and now - started > _LONG:
+            break
+    return Speed.of(rates)

@@ -76,6 +76,7 @@ def test_a_dry_run_trains_nothing(base: Path, pairs: Path, tmp_path: Path) -> No
     result = call("--pairs", pairs, "--base", base, "--output", tmp_path / "model", "--max-length", 96, "--dry-run")
     assert result.exit_code == 0, result.output
     assert "240" in result.output or "216" in result.output
+    assert "median, and range between the batches measured" in result.output
     assert not (tmp_path / "model").exists()
 
 
