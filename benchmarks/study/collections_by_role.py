@@ -49,8 +49,12 @@ class Collections:
         return [self.pairs[row] for row in rows]
 
     def table(self) -> dict[str, Any]:
-        """Counts by role, JSON types."""
+        """Counts by role, JSON types; of tests also how many documents stand in another role, with other queries."""
         found: dict[str, Any] = {}
+        tests = ("home_test", "away_test")
+        known = {
+            self.pairs[row].key[1] for role, rows in self.roles.items() if role not in tests for row in rows
+        }  # fmt: skip
         for role, rows in self.roles.items():
             found[role] = {
                 "pairs": len(rows),
@@ -59,6 +63,8 @@ class Collections:
                 "groups": dict(Counter(self.pairs[row].group or "" for row in rows).most_common()),
                 **self.dropped[role],
             }
+            if role in tests:
+                found[role]["documents_elsewhere"] = sum(self.pairs[row].key[1] in known for row in rows)
         return found
 
 

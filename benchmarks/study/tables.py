@@ -56,6 +56,13 @@ def data_section(result: Mapping[str, Any]) -> Lines:
         f"and the budget's pairs of the pool, at most {settings['per_query']} of a query; the pool is the role's pairs "
         f"and about {settings['pool_home']} ID pairs of other queries."
     )
+    elsewhere = {
+        role: v["documents_elsewhere"] for role, v in result["data"]["roles"].items() if role.endswith("_test")
+    }
+    text += (
+        f" No query is in two roles. Documents of the tests that also stand elsewhere, with other queries: "
+        f"{elsewhere['home_test']} (ID), {elsewhere['away_test']} (OOD)."
+    )
     return [text, "", *table(["role", "queries", "pairs", "by grade", "largest groups"], rows)]
 
 
@@ -174,7 +181,7 @@ def reliability_section(result: Mapping[str, Any], names: Sequence[str]) -> Line
 
 def selection_section(result: Mapping[str, Any]) -> Lines:
     """What each strategy chose with the first seed."""
-    rows = {}
+    rows: dict[tuple[int, str], Lines] = {}
     for arm in result["arms"]:
         for run in arm["runs"][:1]:
             found = run.get("selection")

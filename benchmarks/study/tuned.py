@@ -186,7 +186,8 @@ class Tuner:
             save_weights(path, model.trainable_state())
             for state in folder.glob("checkpoint-*"):
                 shutil.rmtree(state)
-        return load_file(path)
+        trained: dict[str, Tensor] = load_file(path)
+        return trained
 
     def _outcome(self, job: Mapping[str, Any]) -> Any:
         path = self.folder / "trainings" / job["name"] / "outcome.json"

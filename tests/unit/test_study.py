@@ -136,6 +136,15 @@ def test_roles_must_not_share_queries(study: Study) -> None:
         load_collections(shared, checkpoint.encoder(), 4)
 
 
+def test_documents_of_tests_that_stand_elsewhere_are_counted(run: StudyRun) -> None:
+    pairs, roles = list(run.data.pairs), run.data.roles
+    clean = run.data.table()["away_test"]["documents_elsewhere"]
+    first, other = int(roles["away_test"][0]), int(roles["home"][0])
+    pairs[first] = replace(pairs[first], document="a text that no other pair has")
+    pairs[other] = replace(pairs[other], document="A text that no  other pair has")
+    assert replace(run.data, pairs=pairs).table()["away_test"]["documents_elsewhere"] == clean + 1
+
+
 def test_seed_sets_are_whole_queries_apart_from_tests(run: StudyRun, study: Study) -> None:
     first, second = (seed_sets(run.data, study, seed) for seed in (0, 1))
     for sets in (first, second):
