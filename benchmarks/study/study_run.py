@@ -49,6 +49,7 @@ class StudyRun:
         folder = work / "states" / f"{self.checkpoint.fingerprint[:12]}-{self.data.digest}-{study.layers}"
         self.states = base_states(self.checkpoint, study.layers, self.data.pairs, folder)
         self.seed = lru_cache(maxsize=None)(self._seed)
+        self.novelty = lru_cache(maxsize=None)(self._novelty)
         self.tuner = Tuner(
             study, self.data, self.tests, self.states, self.checkpoint, work / "tuned" / self.data.digest, self.seed
         )
@@ -86,7 +87,7 @@ class StudyRun:
                 "arms": self._arms(arms),
                 "claims": {str(b): {claim.name: judge(claim, arms, b) for claim in HEAD_CLAIMS} for b in budgets},
                 "against_CE": {str(b): compare_all(arms, "CE", b, COMPARED) for b in budgets},
-                "novelty": self._novelty(sorted({run.facts["seed"] for run in runs})),
+                "novelty": self.novelty(min((run.facts["seed"] for run in runs), default=0)),
             },
             argv=self.argv,
         )
@@ -120,7 +121,7 @@ class StudyRun:
                 },
                 "against_plain": {str(b): compare_all(arms, "plain", b, COMPARED) for b in self.study.budgets},
                 "missing": missing,
-                "novelty": self._novelty(sorted({run.facts["seed"] for run in runs})),
+                "novelty": self.novelty(min((run.facts["seed"] for run in runs), default=0)),
             },
             argv=self.argv,
         )
@@ -146,12 +147,10 @@ class StudyRun:
             for (name, budget), runs in arms.items()
         ]
 
-    def _novelty(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """How well novelty, fitted on the first seed's training pairs, tells OOD test pairs from ID ones."""
-        if not seeds:
-            return {}
-        scores = self.seed(seeds[0]).novelty.score(self.states.features[self.tests.rows])
+    def _novelty(self, number: int) -> dict[str, Any]:
+        """How well novelty, fitted on a seed's training pairs, tells OOD test pairs from ID ones."""
+        scores = self.seed(number).novelty.score(self.states.features[self.tests.rows])
         return {
-            "seed": seeds[0],
+            "seed": number,
             "groups": novelty_of_groups(scores, self.data, self.tests, self.study.resamples),
         }

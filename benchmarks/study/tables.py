@@ -146,8 +146,6 @@ def alpha_section(result: Mapping[str, Any]) -> Lines:
 
 
 def novelty_section(result: Mapping[str, Any]) -> Lines:
-    if not result["novelty"]:
-        return []
     rows = []
     for group, value in result["novelty"]["groups"].items():
         shares = value["share_by_tenth"]

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from darl_rerank.training.probe import fit_probe
 from darl_rerank.training.steps import query_examples
 
 from .chosen import Seed, chosen_rows, probe_set
-from .collections_by_role import Collections
+from .collections_by_role import Collections, Rows
 from .heads import MEASURED_ROLES
 from .measured import Run, Tests, measure_run, read_run
 from .settings import Study, digest
@@ -106,6 +107,8 @@ class Tuner:
     ) -> None:
         self.study, self.data, self.tests, self.states = study, data, tests, states
         self.checkpoint, self.folder, self.seed_of = checkpoint, folder, seed_of
+        # Asked for by every arm, each time a result file is written.
+        self._chosen = lru_cache(maxsize=None)(self._choose)
 
     def run(self, arm: Arm, budget: int, number: int, *, only_kept: bool = False) -> Run | None:
         """Measure one arm with one seed; with `only_kept` None instead of work."""
@@ -140,10 +143,13 @@ class Tuner:
             place, logits, self.data, self.tests, self.checkpoint.scale.gains, facts, self.study.resamples
         )
 
+    def _choose(self, strategy: str, budget: int, number: int) -> tuple[Rows, dict[str, Any]]:
+        return chosen_rows(self.seed_of(number), self.study, strategy, budget, self.data.roles["home"])
+
     def _job(self, training: Training, budget: int, number: int) -> dict[str, Any]:
         seed = self.seed_of(number)
-        rows, account = chosen_rows(seed, self.study, training.strategy, budget, self.data.roles["home"])
-        rows = np.concatenate([seed.sets.train, rows])
+        chosen, account = self._chosen(training.strategy, budget, number)
+        rows = np.concatenate([seed.sets.train, chosen])
         settings = replace(self.study.finetune, loss=training.loss, seed=100 * number + training.repeat)
         name = digest([
             asdict(training), asdict(settings), asdict(self.study.trainable), digest(rows.tolist()), self.data.digest,
