@@ -130,8 +130,6 @@ def run_killing(command: list[str], work: Path, stages: list[str], log: Path) ->
                 happened(ended=process.returncode, seconds=seconds)
                 if process.returncode:
                     raise SystemExit(f"the training failed: see {log}")
-                if left:
-                    raise SystemExit(f"the training ended before it could be killed in {', '.join(left)}")
                 return history
             left.remove(killed)
             happened(killed_in=killed, seconds=seconds)
@@ -185,6 +183,8 @@ def main() -> None:
     })  # fmt: skip
     print((model / "README.md").read_text("utf-8"))
     print(path)
+    if missed := set(stages) - {event.get("killed_in") for event in history}:
+        raise SystemExit(f"a stage was over before it could be killed: {', '.join(sorted(missed))}")
 
 
 if __name__ == "__main__":
