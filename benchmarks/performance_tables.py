@@ -1,0 +1,269 @@
+"""Fills the tables of docs/performance.md from results/*.json.
+
+    python benchmarks/performance_tables.py [--check]
+
+Between `<!-- table: NAME -->` and `<!-- end -->` stands what the function NAME here makes. A part that no result has is
+shown as "Not measured." With --check nothing is written, and the exit code is 5 if the page is not up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from provenance import RESULTS
+
+from darl_rerank.errors import CheckFailedError
+from darl_rerank.files import atomic_write
+
+PAGE = RESULTS.parent / "docs" / "performance.md"
+NOT_MEASURED = "Not measured."
+DEPTHS = (10, 50, 100)
+_MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def result(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def part(name: str, of: str = "throughput") -> dict[str, Any] | None:
+    found = result(of)
+    return None if found is None else found["parts"].get(name)
+
+
+def source(values: dict[str, Any], file: str) -> str:
+    at = values["provenance"]
+    machine = at["machine"]
+    versions = ", ".join(
+        f"{package} {at['versions'][package]}"
+        for package in ("torch", "transformers", "onnxruntime", "sentence-transformers")
+        if package in at["versions"]
+    )
+    return (
+        f"({machine['cpu']}, {machine['cores']} cores; {versions}; {at['date'][:10]}, commit {str(at['commit'])[:7]}; "
+        f"`results/{file}.json`)"
+    )
+
+
+def rows() -> str | None:
+    values = part("rows")
+    if values is None:
+        return None
+    tokens = values["tokens_per_pair"]
+    slowest = next(r for r in values["rows"] if r["name"] == "sentence-transformers CrossEncoder, float32")
+    lines = [
+        [
+            r["name"], f"{r['pairs_per_second']:.1f}", f"{r['pairs_per_second'] / slowest['pairs_per_second']:.1f}",
+            percent(r["share_of_ceiling_tokens_run"]), percent(r["share_of_ceiling_whole_pairs"]),
+            f"{r['largest_logit_difference']:.1g}",
+        ]
+        for r in values["rows"]
+    ]  # fmt: skip
+    head = [
+        "", "pairs a second", "times the CrossEncoder as installed", "share of ceiling, tokens run",
+        "share of ceiling, whole pairs", "largest logit difference to torch in float32",
+    ]  # fmt: skip
+    skipped = [f"- {name}: not measured, {reason}" for name, reason in values["skipped"].items()]
+    about = (
+        f"{values['pairs']} pairs of {values['collection']}, {values['per_query']} documents a query; "
+        f"{tokens['whole']:.0f} tokens a pair, of which {tokens['run']:.0f} are run where a query's prefix is shared; "
+        f"medians of {values['repeats']} runs in turn."
+    )
+    return "\n\n".join(
+        [about, table(head, lines), *(["\n".join(skipped)] if skipped else []), source(values, "throughput")]
+    )
+
+
+def ceiling() -> str | None:
+    values = part("rows")
+    if values is None:
+        return None
+    lines = [
+        [number_format, way, f"{rate / 1e12:.3f}"]
+        for number_format, ways in values["ceiling"].items()
+        for way, rate in ways.items()
+        if way != "best"
+    ]
+    return table(["number format", "product", "10¹² operations a second"], lines)
+
+
+def latency() -> str | None:
+    values = part("latency")
+    if values is None:
+        return None
+    lines = [
+        [r["engine"], r["documents"], f"{r['p50']:.2f}", f"{r['p95']:.2f}", len(r["seconds"])] for r in values["rows"]
+    ]
+    return table(["engine", "documents", "p50, s", "p95, s", "runs"], lines)
+
+
+def start() -> str | None:
+    values = part("start")
+    if values is None:
+        return None
+    lines = [
+        [r["engine"], f"{r['cold_start_seconds']:.1f}", r["cold_start_peak_mib"], r["peak_mib"]] for r in values["rows"]
+    ]
+    head = ["engine", "start of process to first result, s", "peak memory then, MiB", "after 50 pairs more, MiB"]
+    return table(head, lines)
+
+
+def scaling() -> str | None:
+    values = part("scaling")
+    if values is None:
+        return None
+    lines = [[r["engine"], r["pairs"], f"{r['pairs_per_second']:.1f}", r["peak_mib"]] for r in values["rows"]]
+    return table(["engine", "pairs", "pairs a second", "peak memory, MiB"], lines)
+
+
+def length() -> str | None:
+    values = part("length")
+    if values is None:
+        return None
+    lines = [
+        [
+            r["engine"], r["document_tokens"], f"{r['pairs_per_second']:.1f}",
+            f"{r['pairs_per_second'] * r['document_tokens']:.0f}",
+        ]
+        for r in values["rows"]
+    ]  # fmt: skip
+    return table(["engine", "tokens a document", "pairs a second", "document tokens a second"], lines)
+
+
+def threads() -> str | None:
+    values = part("threads")
+    if values is None:
+        return None
+    return table(
+        ["engine", "cores", "pairs a second"],
+        [[r["engine"], r["cores"], f"{r['pairs_per_second']:.1f}"] for r in values["rows"]],
+    )
+
+
+def steps() -> str | None:
+    values = result("torch_steps")
+    if values is None:
+        return None
+    precisions = values["precisions"]
+    names = [r["variant"] for r in next(iter(precisions.values()))["rows"]]
+    ratios = {p: {r["variant"]: r["ratio"] for r in v["rows"]} for p, v in precisions.items()}
+    lines = [[name, *(f"{ratios[p][name]:.2f}" for p in precisions)] for name in names]
+    kept = [v["memory_kept"] for v in precisions.values()]
+    lines.append(["memory given back after each use", *(f"{k['seconds_without'] / k['seconds']:.2f}" for k in kept)])
+    shares = [
+        f"{precision}: tokenising takes {percent(v['tokenising_share'], 2)} of the time; profile "
+        + "; ".join(
+            f"{name}: products {percent(p['products'])}, attention {percent(p['attention'])}, rest {percent(p['rest'])}"
+            for name, p in v["profile"].items()
+        )
+        + f"; page faults a run {v['memory_kept']['page_faults_without']} without and "
+        f"{v['memory_kept']['page_faults']} with memory kept."
+        for precision, v in precisions.items()
+    ]
+    first = next(iter(precisions.values()))
+    return "\n\n".join(
+        [
+            table(["variant", *(f"time, {p}" for p in precisions)], lines),
+            "\n".join(f"- {share}" for share in shares),
+            source(first, "torch_steps"),
+        ]
+    )
+
+
+def operators() -> str | None:
+    values = result("torch_steps")
+    if values is None:
+        return None
+    precisions = values["precisions"]
+    names = next(iter(precisions.values()))["operators_ms"]
+    lines = [[name, *(f"{v['operators_ms'][name]:.2f}" for v in precisions.values())] for name in names]
+    return table(["operator", *(f"ms, {p}" for p in precisions)], lines)
+
+
+def sizing() -> str | None:
+    """Cores for one query a second, from the speed of all this machine's cores."""
+    values = part("rows")
+    if values is None:
+        return None
+    cores = values["provenance"]["machine"]["cores"]
+    lines = []
+    for r in values["rows"]:
+        if r["name"].startswith("darl-rerank"):
+            each = r["pairs_per_second"] / cores
+            lines.append([r["name"], f"{each:.1f}", *(f"{depth / each:.1f}" for depth in DEPTHS)])
+    return table(["engine", "pairs a second and core", *(f"cores at depth {d}" for d in DEPTHS)], lines)
+
+
+def gpu() -> str | None:
+    values = result("gpu")
+    if values is None:
+        return None
+    lines = [
+        [r["model"], r["tokens"], r["name"], f"{r['pairs_per_second']:.0f}", percent(r["share_of_ceiling"])]
+        for r in values["rows"]
+    ]
+    skipped = [f"- {s['model']}, {s['name']}: not measured, {s['reason']}" for s in values["skipped"]]
+    return "\n\n".join([
+        table(["model", "tokens a pair", "", "pairs a second", "share of ceiling"], lines),
+        *(["\n".join(skipped)] if skipped else []), f"({values['gpu']})",
+    ])  # fmt: skip
+
+
+def invariance() -> str | None:
+    values = result("batch_invariance")
+    if values is None:
+        return None
+    lines = [
+        [
+            precision, name, f"{r['largest_difference']:.1e}", percent(r["same_order"], 2),
+            f"{r['widest_swapped_gap']:.2g}",
+        ]
+        for precision, named in values["rows"].items()
+        for name, r in named.items()
+    ]  # fmt: skip
+    return table(
+        ["precision", "batches", "largest probability difference", "pairs of one query ordered alike",
+         "widest swapped gap"], lines,
+    )  # fmt: skip
+
+
+_MADE = (rows, ceiling, latency, start, scaling, length, threads, steps, operators, sizing, gpu, invariance)
+TABLES: dict[str, Callable[[], str | None]] = {make.__name__: make for make in _MADE}
+
+
+def percent(share: float | None, digits: int = 0) -> str:
+    return "" if share is None else f"{share:.{digits}%}"
+
+
+def filled(text: str) -> str:
+    """`text` with every marked place filled."""
+    return _MARKED.sub(lambda m: f"{m[1]}\n{TABLES[m[2]]() or NOT_MEASURED}\n\n{m[3]}", text)
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="write nothing; fail if the page is not up to date")
+@click.option("--page", type=click.Path(path_type=Path), default=PAGE)
+def main(check: bool, page: Path) -> None:
+    """Fill the tables of docs/performance.md."""
+    before = page.read_text("utf-8")
+    after = filled(before)
+    if check and before != after:
+        click.echo(f"{page.name} is not up to date: run python benchmarks/performance_tables.py", err=True)
+        raise SystemExit(CheckFailedError.exit_code)
+    if before != after:
+        with atomic_write(page) as stream:
+            stream.write(after)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the benchmarks of speed share: pairs, contenders, ceilings, fresh processes, tables."""
