@@ -1,4 +1,4 @@
-"""Writes the tables of docs/study.md from results/study_*.json, between its markers; the text around them stays.
+"""Writes tables and figures of docs/study.md from results/study_*.json; the text around its markers stays.
 
     python benchmarks/study/tables.py
 
@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from provenance import RESULTS
 
 from darl_rerank.files import atomic_write
+from study.figures import draw_figures
 
 PAGE = RESULTS.parent / "docs" / "study.md"
 NAMES = {
@@ -244,6 +245,8 @@ def study_section(name: str) -> Lines:
             *selection_section(tuned),
         ]
         lines += ["#### Reliability", "", *reliability_section(tuned, ("plain", "all three"))]
+        figures = draw_figures(name, tuned, PAGE.parent / "figures")
+        lines += [line for caption, file in figures.items() for line in (f"![{caption}](figures/{file})", "")]
     if heads is not None:
         lines += [f"### Screening: {heads['level']}", "", f"`{heads['provenance']['command']}`, {_machine(heads)}.", ""]
         lines += [*claim_sections(heads), "#### All arms, head only", "", *arms_section(heads, "against_CE")]

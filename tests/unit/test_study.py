@@ -263,7 +263,11 @@ def test_a_whole_study(run: StudyRun, tmp_path: Path, monkeypatch: pytest.Monkey
     assert whole["runs"][0]["training"] == plain["runs"][0]["training"]
     assert whole["runs"][0]["curve"]["alphas"] == [0.0, 0.5, 1.0]
     assert set(tuned["novelty"]["groups"]) == {"ID", "OOD", "away"}
+    monkeypatch.setattr(tables, "PAGE", tmp_path / "study.md")
     assert_page_says_what_json_says(written, monkeypatch)
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"study_toy_{kind}.svg" for kind in ("alpha", "novelty", "reliability")
+    }
     # Everything is found again, nothing is trained twice.
     monkeypatch.setattr(study_run_module.Tuner, "_trained", lambda *_: pytest.fail("trained again"))
     run.tune()
