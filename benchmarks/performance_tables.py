@@ -184,10 +184,15 @@ def operators() -> str | None:
     values = result("torch_steps")
     if values is None:
         return None
-    precisions = values["precisions"]
-    names = next(iter(precisions.values()))["operators_ms"]
-    lines = [[name, *(f"{v['operators_ms'][name]:.2f}" for v in precisions.values())] for name in names]
-    return table(["operator", *(f"ms, {p}" for p in precisions)], lines)
+    lines = [
+        [precision, name, f"{milliseconds:.2f}"]
+        for precision, v in values["precisions"].items()
+        for name, milliseconds in v["operators_ms"].items()
+    ]
+    left = next(iter(values["precisions"].values()))["mib_of_100_shapes"]
+    memory = "; ".join(f"{precision} {mib} MiB" for precision, mib in left.items())
+    about = f"A hundred batched products of different shapes leave behind: {memory}."
+    return table(["states in", "operator", "ms"], lines) + "\n\n" + about
 
 
 def sizing() -> str | None:

@@ -33,6 +33,7 @@ from darl_rerank.engines.loading import default_checkpoint
 from darl_rerank.engines.products import Product, product_kind
 from darl_rerank.engines.torch_engine import TorchEngine
 from darl_rerank.prompt import PromptGroup
+from darl_rerank.training.progress import resident_mib
 
 BUDGETS = (256, 512, 1024, 2048, 4096)
 PRODUCTS = ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm", "aten::linear")
@@ -152,13 +153,19 @@ def profile(run: Run) -> dict[str, float]:
 
 
 def operators(precision: str) -> dict[str, float]:
-    """Milliseconds, best of half a second, of two ways to do the same, at the sizes of SmolLM2 with 13 documents."""
+    """Milliseconds, best of half a second, of ways to do the same, at the sizes of SmolLM2 with 13 documents."""
     dtype = getattr(torch, precision)
-    products = torch.randn(39, 234, 108).to(dtype)
+    queries, keys, values = (torch.randn(39, length, 64).to(dtype) for length in (234, 108, 108))
+    mask = torch.zeros(234, 108).masked_fill(torch.arange(108) > torch.arange(234)[:, None] % 78 + 30, -torch.inf)
     rows, places = torch.randn(15_000, 64).to(dtype), torch.randint(15_000, (13, 9, 78))
+
+    def attention(way: torch.dtype) -> torch.Tensor:
+        q, k, v = (part.to(way) for part in (queries, keys, values))
+        return torch.bmm(torch.baddbmm(mask.to(way), q, k.transpose(1, 2), alpha=1 / 8).softmax(-1), v).to(dtype)
+
     ways: dict[str, Callable[[], Any]] = {
-        "softmax": lambda: products.softmax(-1),
-        "softmax by way of float32": lambda: products.softmax(-1, dtype=torch.float32).to(dtype),
+        f"attention in {precision}": lambda: attention(dtype),
+        "attention in float32": lambda: attention(torch.float32),
         "rows by indexing": lambda: rows[places],
         "rows by index_select": lambda: rows.index_select(0, places.flatten()).view(*places.shape, -1),
     }
@@ -171,6 +178,19 @@ def operators(precision: str) -> dict[str, float]:
             way()
             best = min(best, time.perf_counter() - start)
         found[name] = 1000 * best
+    return found
+
+
+def memory_of_shapes() -> dict[str, int]:
+    """MiB that a hundred batched products leave behind, each of another number of documents and key heads."""
+    found = {}
+    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        a, b = torch.randn(100, 96, 64).to(dtype), torch.randn(100, 64, 128).to(dtype)
+        torch.bmm(a, b)
+        before = resident_mib()
+        for count in range(1, 100):
+            torch.bmm(a[:count], b[:count])
+        found[name] = resident_mib() - before
     return found
 
 
@@ -251,6 +271,8 @@ def main(
     checkpoint = default_checkpoint() if model is None else Checkpoint.load(model)
     encoder = checkpoint.encoder()
     found = read_pairs(collection, pairs, pairs)
+    # First, before other products leave memory behind that these could use.
+    memory = memory_of_shapes()
     begun = time.perf_counter()
     groups = [encoder.encode(query, documents) for query, documents in grouped(found)]
     tokenising = time.perf_counter() - begun
@@ -260,7 +282,7 @@ def main(
         "provenance": provenance(),
         "collection": "icecat" if collection is None else collection.name,
         "trained": checkpoint.trained, "pairs": len(found), "repeats": repeats, "seed": 0,
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads(), "mib_of_100_shapes": memory,
         "tokenising_seconds": tokenising, "tokenising_share": tokenising / built,
     }  # fmt: skip
     path = RESULTS / f"{name}.json"

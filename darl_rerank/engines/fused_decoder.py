@@ -27,6 +27,9 @@ from .products import Product, product_kind
 
 # Decoders whose layers are: RMS norm, attention with rotary positions, RMS norm, gated MLP, two residual sums.
 _MODEL_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
+# Packed lengths are multiples of this: each new size takes memory that is not given back (blocks that fit no other
+# size, and what oneDNN keeps for it), so that there should be few.
+_TOKEN_MULTIPLE = 32
 
 
 def is_fusable(model: Any, longest: int) -> bool:
@@ -56,7 +59,8 @@ class _Packing:
     """Where n sequences of T tokens stand, up to L each, behind a prefix of P tokens; A is P + L.
 
     Attributes:
-        ids: token ids, shape (T,).
+        ids: token ids, shape (T,), with padding at the end.
+        tokens: how many of the T are real.
         cos, sin: rotary factors of the tokens' positions, shape (T, 1, head size); the first half of `sin` is negated.
         last: where each sequence's last token stands among the T, shape (n,).
         queries: which of the T · (heads + 2 · key heads) rows stands where in a block (n, heads, L).
@@ -68,6 +72,7 @@ class _Packing:
     """
 
     ids: Tensor
+    tokens: int
     cos: Tensor
     sin: Tensor
     last: Tensor
@@ -165,7 +170,7 @@ class FusedDecoder:
             normed = self._normed(states, layer.mlp_norm)
             states = layer.down.plus(layer.up.times(normed, layer.gate.swish(normed)), states)
             if index == self._feature_layer - 1:
-                middle = states
+                middle = states[: packing.tokens]
         if self._shortened == len(self._layers):
             states = states[packing.last]
         return DecoderStates(self._normed(states, self._norm), middle, kept)
@@ -177,25 +182,31 @@ class FusedDecoder:
         inside = torch.arange(longest)
         real = inside < lengths[:, None]
         # Padding reads its sequence's last token: finite, and never seen.
-        tokens = (ends - lengths)[:, None] + torch.minimum(inside, lengths[:, None] - 1)
+        places = (ends - lengths)[:, None] + torch.minimum(inside, lengths[:, None] - 1)
         width = self._heads + 2 * self._key_heads
         head = torch.arange(width)
-        queries = tokens[:, None] * width + head[: self._heads, None]
-        keys_values = tokens[None, :, None] * width + head[self._heads :].view(2, 1, self._key_heads, 1)
+        queries = places[:, None] * width + head[: self._heads, None]
+        keys_values = places[None, :, None] * width + head[self._heads :].view(2, 1, self._key_heads, 1)
         rows = torch.arange(count)[:, None] * (self._heads * longest) + inside
         outputs = rows[real][:, None] + head[: self._heads] * longest
         key = torch.arange(before + longest)
         mask = torch.zeros(longest, before + longest).masked_fill(key > inside[:, None] + before, -torch.inf)
         positions = (inside + before).expand(count, -1)[real]
-        ids = torch.tensor([token for sequence in sequences for token in sequence])
+        # Padding at the end reads some real token's output: finite, and nothing reads the padding's own.
+        tokens = int(ends[-1])
+        padding = -tokens % _TOKEN_MULTIPLE
+        ids = torch.tensor([token for sequence in sequences for token in sequence] + [0] * padding)
+        positions, outputs = F.pad(positions, (0, padding)), F.pad(outputs, (0, 0, 0, padding))
         ids, positions, last, queries, keys_values, outputs, mask = (
             part.to(self._device) for part in (ids, positions, ends - 1, queries, keys_values, outputs, mask)
         )
-        mask = mask.to(self._dtype)
+        mask = mask.to(self._dtype if self._attention_kernel else torch.float32)
         cos, sin = self._rotary(self._embedding[:1], positions[None])
         sin = torch.cat([-sin[..., : self._size // 2], sin[..., self._size // 2 :]], dim=-1)
         last_mask = mask[lengths.to(self._device) - 1][:, None, None]
-        return _Packing(ids, cos[0, :, None], sin[0, :, None], last, queries, keys_values, outputs, mask, last_mask)
+        return _Packing(
+            ids, tokens, cos[0, :, None], sin[0, :, None], last, queries, keys_values, outputs, mask, last_mask
+        )
 
     def _normed(self, states: Tensor, weight: Tensor) -> Tensor:
         """RMS norm over the last axis, taken in float32 (Zhang and Sennrich 2019), as transformers does it."""
@@ -227,18 +238,19 @@ class FusedDecoder:
         """
         count, _, length, size = queries.shape
         shared = self._heads // self._key_heads
+        dtype = queries.dtype
         if self._attention_kernel:
             keys, values = (part.repeat_interleave(shared, dim=1) for part in keys_values)
             return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         # The query heads of one key head stand one below the other, so keys and values need not be repeated.
-        queries = queries.reshape(count * self._key_heads, shared * length, size)
-        keys, values = keys_values.flatten(1, 2)
+        # In float32, whose batched products keep no memory for each new shape as oneDNN's in bfloat16 do.
+        queries = queries.reshape(count * self._key_heads, shared * length, size).float()
+        keys, values = keys_values.flatten(1, 2).float()
         whole = mask.dim() == 2
         added = mask.repeat(shared, 1) if whole else mask.expand(-1, self._key_heads, shared, -1).flatten(0, 1)
         products = torch.baddbmm(added, queries, keys.transpose(1, 2), alpha=size**-0.5)
-        # By way of float32, as transformers does it: the softmax of bfloat16 alone takes twice as long.
-        weights = products.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
-        return torch.bmm(weights, values).view(count, self._heads, length, size)
+        attended = torch.bmm(products.softmax(dim=-1), values).to(dtype)
+        return attended.view(count, self._heads, length, size)
 
 
 def _taken(rows: Tensor, places: Tensor) -> Tensor:
