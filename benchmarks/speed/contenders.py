@@ -17,6 +17,8 @@ from darl_rerank.engines.loading import load_engine
 Run = Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]
 # What sentence-transformers takes if not told otherwise.
 BATCH = 32
+# Stands between the parts of a prompt that other libraries tokenise whole; no text has it.
+_MARK = "\u241e"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +113,25 @@ def of_transformers(folder: Path, checkpoint: Checkpoint, precision: str, device
 
 
 def whole_texts(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Prompt texts in two parts, so that other libraries see the same tokens: up to the document, and from it on."""
+    """Prompts in two texts, up to the document and from it on, for the tokenizer of `write_classifier`.
+
+    Our prompt's parts are tokenised one by one; marks between them have other libraries do the same.
+    """
     prompt = checkpoint.prompt
-    return [(prompt.instruction + q.strip() + prompt.separator, d.strip() + prompt.answer) for q, d in pairs]
+    return [
+        (_MARK.join((prompt.instruction, query.strip(), prompt.separator)), document.strip() + _MARK + prompt.answer)
+        for query, document in pairs
+    ]
 
 
 def write_classifier(checkpoint: Checkpoint, folder: Path) -> Path:
     """The checkpoint's decoder and head as a folder of transformers' sequence classification; kept if it is there."""
     marker = folder / "darl_rerank_source.json"
-    source = {"fingerprint": checkpoint.fingerprint}
+    source = {"fingerprint": checkpoint.fingerprint, "mark": _MARK}
     if marker.is_file() and json.loads(marker.read_text("utf-8")) == source:
         return folder
     import torch
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, pre_tokenizers
     from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
     from darl_rerank.engines.base_weights import load_body
@@ -139,6 +147,9 @@ def write_classifier(checkpoint: Checkpoint, folder: Path) -> Path:
         model.score.weight.copy_(torch.from_numpy(checkpoint.head.weight))
     model.save_pretrained(folder)
     tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json)
+    split = pre_tokenizers.Split(_MARK, "removed")
+    own = tokenizer.pre_tokenizer
+    tokenizer.pre_tokenizer = split if own is None else pre_tokenizers.Sequence([split, own])
     pad = tokenizer.id_to_token(config.pad_token_id)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad).save_pretrained(folder)
     marker.write_text(json.dumps(source), "utf-8")
