@@ -44,15 +44,16 @@ _BLOCK_ROWS = 512
 _GROUP = 50
 # From this many bank rows on FAISS searches, if it is installed: its exact search keeps no row-by-bank matrix.
 _LARGE_BANK = 50_000
-# Of the middle layer's mean, the middle layer's last token and the final layer's last token; see `middle_layer`.
-PART_WEIGHTS = (1.0, 1.0, 0.0)
+# Of the middle layer's mean, the middle layer's last token and the final layer's last token; see `middle_layer`. The
+# mean tells near domains apart, the last token far ones from web passages (benchmarks/novelty.py).
+PART_WEIGHTS = (0.5, 1.0, 0.0)
 
 
 @dataclass(frozen=True)
 class NoveltyModel:
     """What the training set looks like, small enough to travel with a checkpoint.
 
-    With F features of which C count, r kept directions and m bank rows it takes 4·F + C·(2·r + 4) + 4·r + 2·m·r bytes
+    With F features, of which C count, r kept directions and m bank rows it takes 4·F + C·(2·r + 4) + 4·r + 2·m·r bytes
     and a little: 2.9 MB at F = 1728, C = 1152, r = 128, m = 10,000.
 
     Attributes:
@@ -234,7 +235,7 @@ _ARRAYS: dict[str, type[np.floating[Any]]] = {
 
 
 def middle_layer(feature_size: int) -> NDArray[np.float32]:
-    """Weights of an engine's F features that leave the middle layer's: the first two of its three parts.
+    """Weights of an engine's F features, shape (F,), that leave the middle layer's: the first two of its three parts.
 
     The last layer is seldom the best for novelty (Darrin et al., AAAI 2024), and once fine-tuned it holds the grade.
     """
