@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from page import DOCS, command, result, source, table
 
+PAGE = DOCS / "export.md"
 # Measures that a sample or a model may lack.
 OPTIONAL = ("kendall_tau", "ndcg_difference", "novelty_difference")
 
@@ -79,5 +80,8 @@ def footprint() -> str | None:
     ])  # fmt: skip
 
 
+TABLES = (exports, ranking, prefix, footprint)
+
+
 if __name__ == "__main__":
-    command(DOCS / "export.md", (exports, ranking, prefix, footprint))()
+    command(PAGE, TABLES)()

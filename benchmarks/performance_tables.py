@@ -1,58 +1,21 @@
-"""Fills the tables of docs/performance.md from results/*.json.
+"""Fills the tables of docs/performance.md from results/*.json; see `page`.
 
-    python benchmarks/performance_tables.py [--check]
-
-Between `<!-- table: NAME -->` and `<!-- end -->` stands what the function NAME here makes. A part that no result has is
-shown as "Not measured." With --check nothing is written, and the exit code is 5 if the page is not up to date.
+python benchmarks/performance_tables.py [--check]
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import click
-from provenance import RESULTS
+from page import DOCS, command, percent, result, source, table
 
-from darl_rerank.errors import CheckFailedError
-from darl_rerank.files import atomic_write
-
-PAGE = RESULTS.parent / "docs" / "performance.md"
-NOT_MEASURED = "Not measured."
+PAGE = DOCS / "performance.md"
 DEPTHS = (10, 50, 100)
-_MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def result(name: str) -> dict[str, Any] | None:
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
 def part(name: str, of: str = "throughput") -> dict[str, Any] | None:
     found = result(of)
     return None if found is None else found["parts"].get(name)
-
-
-def source(values: dict[str, Any], file: str) -> str:
-    at = values["provenance"]
-    machine = at["machine"]
-    versions = ", ".join(
-        f"{package} {at['versions'][package]}"
-        for package in ("torch", "transformers", "onnxruntime", "sentence-transformers")
-        if package in at["versions"]
-    )
-    return (
-        f"({machine['cpu']}, {machine['cores']} cores; {versions}; {at['date'][:10]}, commit {str(at['commit'])[:7]}; "
-        f"`results/{file}.json`)"
-    )
 
 
 def rows() -> str | None:
@@ -242,33 +205,8 @@ def invariance() -> str | None:
     )  # fmt: skip
 
 
-_MADE = (rows, ceiling, latency, start, scaling, length, threads, steps, operators, sizing, gpu, invariance)
-TABLES: dict[str, Callable[[], str | None]] = {make.__name__: make for make in _MADE}
-
-
-def percent(share: float | None, digits: int = 0) -> str:
-    return "" if share is None else f"{share:.{digits}%}"
-
-
-def filled(text: str) -> str:
-    """`text` with every marked place filled."""
-    return _MARKED.sub(lambda m: f"{m[1]}\n{TABLES[m[2]]() or NOT_MEASURED}\n\n{m[3]}", text)
-
-
-@click.command()
-@click.option("--check", is_flag=True, help="write nothing; fail if the page is not up to date")
-@click.option("--page", type=click.Path(path_type=Path), default=PAGE)
-def main(check: bool, page: Path) -> None:
-    """Fill the tables of docs/performance.md."""
-    before = page.read_text("utf-8")
-    after = filled(before)
-    if check and before != after:
-        click.echo(f"{page.name} is not up to date: run python benchmarks/performance_tables.py", err=True)
-        raise SystemExit(CheckFailedError.exit_code)
-    if before != after:
-        with atomic_write(page) as stream:
-            stream.write(after)
+TABLES = (rows, ceiling, latency, start, scaling, length, threads, steps, operators, sizing, gpu, invariance)
 
 
 if __name__ == "__main__":
-    main()
+    command(PAGE, TABLES)()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import gpu  # noqa: E402
-import performance_tables  # noqa: E402
 import throughput  # noqa: E402
 from speed import contenders  # noqa: E402
 from speed.ceiling import higher, linear_parameters, linear_shapes  # noqa: E402
@@ -27,27 +25,6 @@ from darl_rerank import Checkpoint, Reranker  # noqa: E402
 from darl_rerank.errors import InputError  # noqa: E402
 
 PAIRS = [("laptop", "a notebook"), ("laptop", "a garden hose " * 5), ("hose", "a hose")]
-
-
-def test_the_page_of_performance_is_up_to_date() -> None:
-    text = performance_tables.PAGE.read_text("utf-8")
-    named = re.findall(r"<!-- table: (\w+) -->", text)
-    assert set(named) == set(performance_tables.TABLES)
-    assert performance_tables.filled(text) == text
-
-
-def test_a_table_is_filled_and_a_missing_result_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(performance_tables, "RESULTS", tmp_path)
-    page = tmp_path / "page.md"
-    page.write_text("a\n<!-- table: threads -->\nold\n<!-- end -->\nb\n", "utf-8")
-    assert CliRunner().invoke(performance_tables.main, ["--page", str(page), "--check"]).exit_code == 5
-    assert CliRunner().invoke(performance_tables.main, ["--page", str(page)]).exit_code == 0
-    assert page.read_text("utf-8") == "a\n<!-- table: threads -->\n\nNot measured.\n\n<!-- end -->\nb\n"
-    rows = [{"engine": "torch, bfloat16", "cores": 1, "pairs_per_second": 9.87}]
-    (tmp_path / "throughput.json").write_text(json.dumps({"parts": {"threads": {"rows": rows}}}), "utf-8")
-    CliRunner().invoke(performance_tables.main, ["--page", str(page)])
-    assert "| torch, bfloat16 | 1 | 9.9 |" in page.read_text("utf-8")
-    assert CliRunner().invoke(performance_tables.main, ["--page", str(page), "--check"]).exit_code == 0
 
 
 def test_a_part_replaces_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
