@@ -50,9 +50,7 @@ DEPTH = 30
 # Long answers say what they are about in the beginning, and training time goes by tokens.
 WORDS = 100
 # Share of the queries whose documents keep their titles. Most questions name what a Wikipedia article is about: a model
-# that sees every title compares the query with the title, and is lost where passages have none. A first training, all
-# documents titled, told the chosen passages of natural-questions from others 97 times of 100, without their titles 81,
-# and ranked the untitled passages of TREC Deep Learning no better than at random.
+# that sees every title compares the query with the title, and is lost where passages have none (docs/training.md).
 TITLED = 0.3
 
 
