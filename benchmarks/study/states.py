@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from darl_rerank.checkpoint import Checkpoint
-from darl_rerank.engines.hardware import cpu_has_bfloat16
 from darl_rerank.errors import InputError
 from darl_rerank.prompt import LongDocuments, PromptEncoder, PromptGroup
 from darl_rerank.scale import RelevanceScale
@@ -220,9 +219,9 @@ def group_states(
     finals = final[last].float()
     parts = (torch.stack(means), middle[last], finals)
     features = torch.cat([nn.functional.normalize(part, dim=-1) for part in parts], dim=-1)
-    # Where products are run in bfloat16 anyway, a state in float32 would hold nothing more.
-    dtype = torch.bfloat16 if device.type == "cuda" or cpu_has_bfloat16() else torch.float32
-    found = {"states": kept["below"][: packed.tokens].to(dtype), "features": features.half(), "finals": finals}
+    # In float32, as the decoder hands them on: a few dimensions are a thousand times larger than the rest, and rounding
+    # the states to bfloat16 moved SmolLM2's logits by up to 0.1.
+    found = {"states": kept["below"][: packed.tokens].float(), "features": features.half(), "finals": finals}
     return {name: value.cpu().contiguous() for name, value in found.items()}
 
 

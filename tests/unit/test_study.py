@@ -33,7 +33,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from provenance import provenance
 from study import run as run_module
-from study import states as states_module
 from study import study_run as study_run_module
 from study import tables
 from study.chosen import chosen_rows
@@ -80,7 +79,7 @@ def study(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 @pytest.fixture
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (states_module, predict_module, finetune_module):
+    for module in (predict_module, finetune_module):
         monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: False)
 
 
