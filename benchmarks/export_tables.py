@@ -20,12 +20,12 @@ def exports() -> str | None:
             continue
         m = found["measures"]
         rows.append([
-            name, f"{found['bytes'] / 2**20:.0f}", f"{found['seconds']:.0f}", len(found["kept in float32"]),
+            name, f"{found['bytes'] / 2**20:.0f}", f"{found['seconds']:.0f}", len(found["products in blocks"]),
             f"{m['largest_difference']:.2g}", f"{m['mean_difference']:.2g}", f"{m['grade_agreement']:.1%}",
             *("-" if m[key] is None else f"{m[key]:.3g}" for key in OPTIONAL),
         ])  # fmt: skip
     head = [
-        "", "MiB", "export, s", "products kept in float32", "largest difference", "mean", "same grade", "Kendall's tau",
+        "", "MiB", "export, s", "products in blocks", "largest difference", "mean", "same grade", "Kendall's tau",
         "nDCG@10", "novelty, points",
     ]  # fmt: skip
     about = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..files import atomic_folder
 from ..reranker import Reranker
 from ..trec.graded_pairs import GradedPair
 from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, GradeGraph, trace
-from .int8 import sensitive
+from .int8 import SENSITIVE, smooth, smoothing, token_errors
 from .parity import BOUNDS, Parity, bundled_sample, compare, layer_differences, name_products, violations
 from .precision import PRECISIONS, convert, products
 from .weights import share_weights
@@ -67,26 +67,36 @@ def export(
     pairs = bundled_sample() if sample is None else list(sample)
     if not pairs:
         raise InputError("the sample for parity is empty")
-    with atomic_folder(folder, overwrite=overwrite) as temporary:
+    with (
+        atomic_folder(folder, overwrite=overwrite) as temporary,
+        tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".export.") as scratch,
+    ):
         progress("load")
         graph = GradeGraph(checkpoint, "fused" if opset >= FUSED_OPSET else "plain").eval()
         calibration = _calibration(checkpoint, pairs)
-        with tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".export.") as scratch:
-            kept = _graphs(graph, Path(scratch), temporary, precision, opset, calibration, progress)
+        traced = _traced(graph, Path(scratch), opset, progress)
+        errors = _smoothed(traced, calibration, progress) if precision == "int8" else {}
         _write_config(graph, checkpoint, temporary)
-        exported = checkpoint.replace(
-            provenance={
-                **checkpoint.provenance, "export": {"precision": precision, "opset": opset, "kept in float32": kept},
-            },
-        )  # fmt: skip
-        exported.write_into(temporary)
-        progress("compare with torch")
         texts = [(pair.query, pair.document) for pair in pairs]
-        reference = Reranker(checkpoint, TorchEngine(checkpoint, device="cpu", precision="float32"))
-        candidate = Checkpoint.load(temporary)
-        scores = Reranker(candidate, OnnxEngine(candidate, device=device)).score_pairs(texts)
-        parity = compare(pairs, reference.score_pairs(texts), scores)
-        faults = violations(parity, BOUNDS[precision])
+        progress("grade with torch")
+        reference = Reranker(checkpoint, TorchEngine(checkpoint, device="cpu", precision="float32")).score_pairs(texts)
+        for bound in SENSITIVE if errors else (0.0,):
+            in_blocks = sorted(name for name, error in errors.items() if error > bound)
+            _write_graphs(traced, temporary, precision, in_blocks, progress)
+            exported = checkpoint.replace(
+                provenance={
+                    **checkpoint.provenance,
+                    "export": {"precision": precision, "opset": opset, "products in blocks": in_blocks},
+                },
+            )
+            exported.write_into(temporary)
+            progress("compare with torch")
+            candidate = Checkpoint.load(temporary)
+            scores = Reranker(candidate, OnnxEngine(candidate, device=device)).score_pairs(texts)
+            parity = compare(pairs, reference, scores)
+            faults = violations(parity, BOUNDS[precision])
+            if not faults:
+                break
         if faults:
             differences = layer_differences(graph, temporary / GRAPH, calibration[0])
             worst = sorted(enumerate(differences), key=lambda item: -item[1])[:_SHOWN_LAYERS]
@@ -101,31 +111,48 @@ def export(
     return parity
 
 
-def _graphs(
-    graph: GradeGraph, scratch: Path, target: Path, precision: str, opset: int, calibration: Any, progress: Any
-) -> list[str]:
-    """Trace, convert and write both graphs with one file of weights; the names of the products kept in float32."""
-    kept: list[str] = []
-    sources = {}
+def _traced(graph: GradeGraph, scratch: Path, opset: int, progress: Any) -> dict[str, Path]:
+    """Both graphs in float32, by their file's name."""
+    traced = {}
     for name, prefix in ((GRAPH, False), (PREFIX_GRAPH, True)):
         progress(f"trace {name}")
-        path = scratch / name
-        trace(graph, path, prefix=prefix, opset=opset)
-        outputs = name_products(path, graph.config.num_hidden_layers)
+        traced[name] = scratch / name
+        trace(graph, traced[name], prefix=prefix, opset=opset)
+        outputs = name_products(traced[name], graph.config.num_hidden_layers)
         if not prefix:
             graph.layer_outputs = tuple(outputs)
-            if precision == "int8":
-                progress("find sensitive layers")
-                kept = list(sensitive(path, products(onnx.load(str(path), load_external_data=False)), calibration))
+    return traced
+
+
+def _smoothed(traced: Mapping[str, Path], calibration: Any, progress: Any) -> dict[str, float]:
+    """Smooth both graphs in place; what one scale a token then costs each product."""
+    progress("find what to smooth, and sensitive products")
+    plain = traced[GRAPH]
+    factors = smoothing(plain, products(onnx.load(str(plain))), calibration)
+    for path in traced.values():
+        model = onnx.load(str(path))
+        smooth(model, products(model), factors)
+        path.with_name(path.name + ".data").unlink()
+        onnx.save(model, str(path), save_as_external_data=True, location=path.name + ".data")
+    return token_errors(plain, products(onnx.load(str(plain))), calibration)
+
+
+def _write_graphs(
+    traced: Mapping[str, Path], target: Path, precision: str, in_blocks: Sequence[str], progress: Any
+) -> None:
+    """Convert both graphs and write them with one file of weights."""
+    sources = {}
+    for name, path in traced.items():
+        source = path
         if precision != "fp32":
-            progress(f"convert {name} to {precision}")
-            converted = scratch / f"{precision}_{name}"
-            convert(path, converted, precision, kept)
-            path = converted
-        sources[path] = target / name
+            how = f" ({len(in_blocks)} products in blocks)" if in_blocks else ""
+            progress(f"convert {name} to {precision}{how}")
+            source = path.with_name(f"{precision}_{name}")
+            source.with_name(source.name + ".data").unlink(missing_ok=True)
+            convert(path, source, precision, in_blocks)
+        sources[source] = target / name
     progress("write")
     share_weights(sources, target / f"{GRAPH}_data")
-    return kept
 
 
 def _calibration(checkpoint: Checkpoint, pairs: Sequence[GradedPair]) -> list[dict[str, Any]]:

@@ -2,15 +2,15 @@
 
 - all three: the token embedding in float16.
 - fp16: products and attention in float16, norms, softmax, sums and head in float32; see `fp16`.
-- int8: weights with one scale a column, activations uint8 with one scale a token; see `int8`. Products that lose more
-  than `int8.SENSITIVE` of their output on a calibration set stay float32.
-- int4: weights in blocks of 32 (com.microsoft MatMulNBits).
+- int8: weights and activations in int8, activations with one scale a token (see `int8`); products for which that is too
+  coarse in blocks of 32, weights and activations alike (com.microsoft MatMulNBits), which is slower and finer.
+- int4: weights in blocks of 32, in the same way.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +22,48 @@ from .fp16 import halve
 from .int8 import quantize
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
+_BLOCK = 32
+# MatMulNBits' name for "activations in int8".
+_INT8 = 4
 
 
-def convert(source: Path, target: Path, precision: str, keep: Sequence[str] = ()) -> None:
-    """Write `source` in `precision` to `target` (with external data beside it); products named in `keep` stay float32.
+def convert(source: Path, target: Path, precision: str, in_blocks: Collection[str] = ()) -> None:
+    """Write `source` in `precision` to `target`, with external data beside it.
 
     Args:
         source: a float32 graph.
         target: the graph to write.
         precision: one of `PRECISIONS` but "fp32".
-        keep: names of the weights that stay float32.
+        in_blocks: under int8, names of the weights that are quantised in blocks.
     """
     model = onnx.load(str(source))
-    chosen = {name: node for name, node in products(model).items() if name not in keep}
     _half_embedding(model)
-    if precision == "int4":
-        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-        # It reports every node it leaves alone.
-        logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
-        quantizer = MatMulNBitsQuantizer(
-            model, bits=4, block_size=32, is_symmetric=False, accuracy_level=4,
-            nodes_to_exclude=[node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm")
-                              and node.input[1] not in chosen],
-        )  # fmt: skip
-        quantizer.process()
-        quantizer.model.save_model_to_file(str(target), use_external_data_format=True)
-        return
     if precision == "fp16":
-        halve(model, chosen)
+        halve(model, products(model))
+    elif precision == "int4":
+        model = _in_blocks(model, products(model), bits=4)
     else:
-        quantize(model, chosen)
+        model = _in_blocks(model, in_blocks, bits=8)
+        quantize(model, products(model))
     onnx.save(model, str(target), save_as_external_data=True, location=target.name + ".data")
+
+
+def _in_blocks(model: Any, chosen: Collection[str], *, bits: int) -> Any:
+    """`model` with the products of the weights called `chosen` as MatMulNBits; what it computes in is int8."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    if not chosen:
+        return model
+    # It reports every node that it leaves alone.
+    logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
+    others = [
+        node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] not in chosen
+    ]
+    quantizer = MatMulNBitsQuantizer(
+        model, bits=bits, block_size=_BLOCK, is_symmetric=bits == 8, accuracy_level=_INT8, nodes_to_exclude=others
+    )
+    quantizer.process()
+    return quantizer.model.model
 
 
 def products(model: Any) -> dict[str, Any]:

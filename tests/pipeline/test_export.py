@@ -177,14 +177,31 @@ def test_a_disk_that_fills_up_leaves_nothing(limit: int, tiny_model: Path, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_int8_does_not_depend_on_the_batch(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bound", [1.0, 0.0])  # above which products go in blocks: none of them, all of them
+def test_int8_does_not_depend_on_the_batch(
+    bound: float, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_folder, "SENSITIVE", (bound,))
     monkeypatch.setitem(export_folder.BOUNDS, "int8", {"grade_agreement": 0.9})  # random weights round badly
     parity = export_folder.export(Checkpoint.load(tiny_model), tmp_path / "int8", precision="int8")
-    assert parity.largest_difference > 1e-4  # something was quantised
+    assert parity.largest_difference > 1e-5  # something was quantised
+    kinds = {node.op_type for node in onnx.load(str(tmp_path / "int8" / GRAPH), load_external_data=False).graph.node}
+    assert kinds & {"MatMulIntegerToFloat", "MatMulNBits"} == {"MatMulIntegerToFloat" if bound else "MatMulNBits"}
     reranker = Reranker.from_pretrained(tmp_path / "int8")
     together = reranker.score_pairs(TEXTS)
     alone = [reranker.score_pairs([pair]).logits[0] for pair in TEXTS]
     np.testing.assert_allclose(together.logits, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(("largest", "in_blocks"), [(0.1, 0), (0.04, 14)])
+def test_int8_takes_products_in_blocks_where_the_gate_asks_for_it(
+    largest: float, in_blocks: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(export_folder.BOUNDS, "int8", {"largest_difference": largest})
+    parity = export_folder.export(Checkpoint.load(tiny_model), tmp_path / "int8", precision="int8")
+    assert parity.largest_difference <= largest
+    made = dict(Checkpoint.load(tmp_path / "int8").provenance)["export"]
+    assert len(made["products in blocks"]) == in_blocks
 
 
 def save_base(family: str, folder: Path) -> None:
