@@ -105,7 +105,7 @@ def smoothing(
         if _norm_of(model, source_name, members) is not None
     }
     seen = activations(source, list(groups), calibration)
-    factors = {}
+    factors: dict[str, NDArray[np.float32]] = {}
     for source_name, members in groups.items():
         width = weights[members[0]].shape[0]
         largest = np.max([np.abs(batch[source_name].reshape(-1, width)).max(axis=0) for batch in seen], axis=0)
