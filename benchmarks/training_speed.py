@@ -1,14 +1,17 @@
 """Training speed on this CPU: what packing, frozen layers and LoRA give, side by side.
 
-    python benchmarks/training_speed.py TOPICS CORPUS [--memory MINUTES]
+    python benchmarks/training_speed.py TOPICS CORPUS [--memory MINUTES] [--only VARIANT] [--compile] [--name NAME]
 
 Groups of a query with four random passages; a step is 32 examples. Each variant makes a few steps; the best counts,
-since others may use the machine. With --memory one variant trains on for so long and its memory is recorded.
+since others may use the machine. With --memory one variant trains on for so long and its memory is recorded. --compile
+runs the decoder's layers through torch.compile, the first step, which compiles, not counted; another allocator is tried
+with LD_PRELOAD, whose library's name is recorded.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import time
 from collections.abc import Callable
@@ -53,8 +56,13 @@ def padded_logits(model: GradeModel, groups: list[PromptGroup]) -> torch.Tensor:
     return logits
 
 
-def stepper(checkpoint: Checkpoint, trainable: Trainable, packed: bool) -> Callable[[list[PromptGroup]], None]:
+def stepper(
+    checkpoint: Checkpoint, trainable: Trainable, packed: bool, *, compiled: bool = False
+) -> Callable[[list[PromptGroup]], None]:
     model = load_grade_model(checkpoint, trainable)
+    if compiled:
+        for layer in model.body.layers:
+            layer.compile(dynamic=True)
     if not packed:
         model.body.config._attn_implementation = "sdpa"
     model.train()
@@ -84,6 +92,9 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--only", action="append", choices=VARIANTS, help="may be repeated; all if not given")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--name", default="training_speed", help="the result's name")
     parser.add_argument("--memory", type=float, default=0.0, help="minutes of training to watch memory over")
     arguments = parser.parse_args()
     checkpoint = Checkpoint.from_base("smollm2", RelevanceScale.named("trec4"))
@@ -103,15 +114,21 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     print(f"{tokens:.0f} tokens a pair, batch {EXAMPLES}, {torch.get_num_threads()} threads")
     for name, (trainable, packed) in VARIANTS.items():
-        step = stepper(checkpoint, trainable, packed)
+        if arguments.only and name not in arguments.only:
+            continue
+        step = stepper(checkpoint, trainable, packed, compiled=arguments.compile)
+        begun = time.perf_counter()
         step(batch(99))
+        first = time.perf_counter() - begun
         times = []
         for i in range(arguments.steps):
             groups = batch(i)
             begun = time.perf_counter()
             step(groups)
             times.append(time.perf_counter() - begun)
-        rows.append({"variant": name, "seconds": times, "examples_per_second": EXAMPLES / min(times)})
+        rows.append(
+            {"variant": name, "first_step": first, "seconds": times, "examples_per_second": EXAMPLES / min(times)}
+        )
         print(f"{name:<40} {EXAMPLES / min(times):5.1f} examples/s, {resident_mib()} MiB", flush=True)
     memory: list[tuple[float, int]] = []
     if arguments.memory:
@@ -123,8 +140,12 @@ def main() -> None:
             seed += 1
             memory.append((round(time.monotonic() - begun, 1), resident_mib()))
         print(f"memory: {memory[min(5, len(memory) - 1)][1]} MiB after some steps, {memory[-1][1]} MiB at the end")
-    print(write_result("training_speed", {"tokens": tokens, "threads": torch.get_num_threads(), "variants": rows,
-                                          "memory_mib": memory}))  # fmt: skip
+    values = {
+        "tokens": tokens, "threads": torch.get_num_threads(), "compiled": arguments.compile,
+        "allocator": Path(os.environ.get("LD_PRELOAD", "")).name or "the system's", "variants": rows,
+        "memory_mib": memory,
+    }  # fmt: skip
+    print(write_result(arguments.name, values))
 
 
 if __name__ == "__main__":

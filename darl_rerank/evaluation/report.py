@@ -251,5 +251,6 @@ def _alpha(curve: Sequence[Mapping[str, float]]) -> str:
         axis.plot(weights, [point[name] for point in curve], marker="o", markersize=4, label=name)
     axis.set(xlabel="α: 0 the linear probe, 1 the fine-tuned model", ylabel="measure")
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
+    # Beside the lines, which may run anywhere within.
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _svg(figure, "Every point is a model whose weights lie between the two.")
