@@ -98,7 +98,7 @@ def smoothing(
         calibration: inputs of the graph.
     """
     model = onnx.load(str(source))
-    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name in products}
+    weights = _weights(model, products)
     groups = {
         source_name: members
         for source_name, members in _by_input(products).items()
@@ -134,6 +134,11 @@ def smooth(model: Any, products: Mapping[str, Any], factors: Mapping[str, NDArra
     read = {name for node in model.graph.node for name in node.input}
     for tensor in [t for t in model.graph.initializer if t.name not in read]:
         model.graph.initializer.remove(tensor)
+
+
+def _weights(model: Any, products: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+    """The products' weights, shape (in, out), by name."""
+    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name in products}
 
 
 def _by_input(products: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -195,8 +200,7 @@ def token_errors(
         products: its MatMul nodes by the name of their weight.
         calibration: inputs of the graph.
     """
-    model = onnx.load(str(source))
-    weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name in products}
+    weights = _weights(onnx.load(str(source)), products)
     low: dict[str, NDArray[np.float32]] = {}
     for name, weight in weights.items():
         whole, scale = quantized_columns(weight)

@@ -50,7 +50,7 @@ DEPTH = 30
 # Long answers say what they are about in the beginning, and training time goes by tokens.
 WORDS = 100
 # Share of the queries whose documents keep their titles. Most questions name what a Wikipedia article is about: a model
-# that sees every title compares the query with the title, and is lost where passages have none (docs/training.md).
+# that sees every title could compare the query with the title alone, which helps nobody where passages have none.
 TITLED = 0.3
 
 

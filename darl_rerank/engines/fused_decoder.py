@@ -8,8 +8,8 @@ blocks of equal length, each sequence behind the prefix that all share. Against 
   heads that share them;
 - of the last layer all but keys and values is computed for each sequence's last token only.
 
-docs/performance.md says what each is worth. The result is transformers' own to within rounding, which tests hold it
-to.
+benchmarks/torch_steps.py measures what each is worth. The result is transformers' own to within rounding, which tests
+hold it to.
 """
 
 from __future__ import annotations

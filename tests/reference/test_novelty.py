@@ -43,7 +43,7 @@ def test_mahalanobis_with_all_directions_is_scikit_learns(data: dict[str, NDArra
     model = fit_novelty(data["training"], data["held_out"], dimensions=FEATURES, variance=1.0)
     expected = LedoitWolf().fit(data["training"].astype(np.float64)).mahalanobis(data["new"])
     # The components are kept in float16.
-    np.testing.assert_allclose(model.raw(data["new"])[MAHALANOBIS], expected, rtol=5e-3)
+    np.testing.assert_allclose(model.raw(data["new"])[MAHALANOBIS], expected, rtol=1e-3)
 
 
 def test_mahalanobis_with_some_directions_is_that_of_probabilistic_pca(
@@ -56,7 +56,8 @@ def test_mahalanobis_with_some_directions_is_that_of_probabilistic_pca(
     pca.explained_variance_, pca.noise_variance_ = values[:20], values[20:].mean()
     centred = data["new"] - pca.mean_
     expected = np.einsum("ij,jk,ik->i", centred, pca.get_precision(), centred)
-    np.testing.assert_allclose(model.raw(data["new"])[MAHALANOBIS], expected, rtol=5e-3)
+    # What float16 components leave over counts as lying off them, where a unit costs more than along them.
+    np.testing.assert_allclose(model.raw(data["new"])[MAHALANOBIS], expected, rtol=2e-3)
 
 
 def test_neighbour_distance_is_scikit_learns(data: dict[str, NDArray[Any]], model: NoveltyModel) -> None:
