@@ -1,4 +1,4 @@
-"""Puts a trained checkpoint where the package looks for the one that ships, with its adapter in float16.
+"""Puts a trained checkpoint where the package looks for the one that ships, with its adapter in 8-bit floats.
 
     python benchmarks/bundled/bundle.py CHECKPOINT
 
@@ -9,7 +9,6 @@ this very model. Run it again after benchmarks/bundled/evaluate.py.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -17,17 +16,16 @@ from typing import Any
 
 import click
 import torch
-from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from provenance import RESULTS
 
 from darl_rerank import Checkpoint
 from darl_rerank.errors import CheckFailedError
+from darl_rerank.training.lowrank import read_adapter, save_as_adapter
 
 TARGET = Path(__file__).resolve().parents[2] / "darl_rerank" / "data" / "model"
 LARGEST = 16 * 2**20
-WEIGHTS = "adapter_model.safetensors"
 MARK = "\n## Figures\n"
 
 
@@ -40,10 +38,9 @@ def main(source: Path) -> None:
     card = (checkpoint.folder / "README.md").read_text("utf-8").split(MARK)[0].rstrip() + "\n"
     with tempfile.TemporaryDirectory() as temporary:
         adapter = Path(temporary) / "adapter"
-        shutil.copytree(checkpoint.adapter_folder, adapter)
-        # Half the size; the rounding, 0.05 % of each factor, is far below that of serving in bfloat16.
-        halves = {name: tensor.to(torch.float16) for name, tensor in load_file(adapter / WEIGHTS).items()}
-        save_file(halves, adapter / WEIGHTS, metadata={"format": "pt"})
+        save_as_adapter(
+            read_adapter(checkpoint.adapter_folder), adapter, base_name=checkpoint.base.name, dtype=torch.float8_e4m3fn
+        )
         saved = checkpoint.save(TARGET, overwrite=True, adapter=adapter, card=card)
     size = sum(path.stat().st_size for path in TARGET.rglob("*") if path.is_file())
     if size > LARGEST:

@@ -44,11 +44,11 @@ LIKELIHOOD = {
     "passed over": (1.00, 0.70, 0.15, 0.05),
     "unseen": (1.00, 0.90, 0.40, 0.25),
 }
-# The first hit of BM25 that nobody looked at is too often an answer.
+# The first hit that nobody looked at is too often an answer.
 SKIP = 1
 DEPTH = 30
 # Long answers say what they are about in the beginning, and training time goes by tokens.
-WORDS = 100
+WORDS = 64
 # Share of the queries whose documents keep their titles. Most questions name what a Wikipedia article is about: a model
 # that sees every title could compare the query with the title alone, which helps nobody where passages have none.
 TITLED = 0.3
@@ -62,7 +62,8 @@ class Collection:
         labels: its labels, as text, to a row of `LIKELIHOOD`.
         queries: how many, drawn at random.
         judged: documents of each label, at most, a query.
-        unseen: of BM25's first hits that nobody judged, a query.
+        bm25: of BM25's first hits that nobody judged, a query: the same words, mostly about something else.
+        dense: of the bi-encoder's first hits that nobody judged, a query: the same subject, mostly without the answer.
         titled: share of the queries whose documents keep their titles.
     """
 
@@ -70,21 +71,20 @@ class Collection:
     labels: Mapping[str, str]
     queries: int
     judged: Mapping[str, int]
-    unseen: int
+    bm25: int = 0
+    dense: int = 0
     titled: float = TITLED
 
 
 COLLECTIONS = (
-    Collection("natural-questions", {"1": "chosen"}, 5000, {"1": 1}, 2),
-    Collection("wiki-qa-mix", {"0": "passed over", "1": "chosen"}, 1200, {"0": 1, "1": 1}, 2),
-    Collection("selqa", {"0": "passed over", "1": "chosen"}, 800, {"0": 1, "1": 1}, 1),
-    Collection(
-        "product-questions", {"0": "passed over", "1": "partly", "2": "chosen"}, 700, {"0": 2, "1": 1, "2": 1}, 0
-    ),
-    Collection("msmarco-sample", {"0": "passed over", "1": "chosen"}, 4000, {"0": 1, "1": 1}, 2),
+    Collection("natural-questions", {"1": "chosen"}, 4000, {"1": 1}, bm25=1, dense=1),
+    Collection("wiki-qa-mix", {"0": "passed over", "1": "chosen"}, 1500, {"0": 1, "1": 1}, bm25=1),
+    Collection("selqa", {"0": "passed over", "1": "chosen"}, 2300, {"0": 2, "1": 1}),
+    Collection("product-questions", {"0": "passed over", "1": "partly", "2": "chosen"}, 900, {"0": 1, "1": 1, "2": 1}),
+    Collection("msmarco-sample", {"0": "passed over", "1": "chosen"}, 7500, {"0": 1, "1": 1}, bm25=1, dense=1),
     # What people ask of films is mostly their titles.
-    Collection("msrd", {"0": "passed over", "1": "chosen"}, 900, {"0": 2, "1": 2}, 0, titled=1.0),
-)  # fmt: skip
+    Collection("msrd", {"0": "passed over", "1": "chosen"}, 800, {"0": 2, "1": 1}, titled=1.0),
+)
 
 
 def main() -> None:
@@ -99,9 +99,8 @@ def main() -> None:
     counts = {}
     for collection in COLLECTIONS:
         rng = random.Random(f"{options.seed}/{collection.name}")
-        rows = list(
-            pairs(options.data / collection.name, collection, round(collection.queries * options.fraction), rng)
-        )
+        queries = round(collection.queries * options.fraction)
+        rows = list(pairs(options.data / collection.name, collection, queries, encoder, rng))
         cosine = cosines(encoder, [r["query"] for r in rows], [r["document"] for r in rows])
         labels = posterior(prior, cosine, np.array([LIKELIHOOD[r.pop("label")] for r in rows]))
         with atomic_write(options.output / f"{collection.name}.jsonl") as stream:
@@ -115,19 +114,20 @@ def main() -> None:
         json.dump({"seed": options.seed, "prior": prior.tolist(), "collections": counts}, stream, indent=1)
 
 
-def pairs(folder: Path, collection: Collection, queries: int, rng: random.Random) -> Iterator[dict[str, Any]]:
-    """The pairs of some queries: judged ones of each label, then BM25 hits that nobody judged."""
+def pairs(
+    folder: Path, collection: Collection, queries: int, encoder: Any, rng: random.Random
+) -> Iterator[dict[str, Any]]:
+    """The pairs of some queries: judged ones of each label, then hits of both first stages that nobody judged."""
     topics = read_topics(folder / "topics.tsv")
     qrels = read_qrels(next(folder.glob("qrels.txt*")))
     documents = {d.docid: d for d in read_corpus(folder / "corpus.jsonl.gz") if d.full_text}
     usable = [qid for qid, judged in qrels.items() if qid in topics and any(judged.values())]
     chosen = rng.sample(sorted(usable), min(queries, len(usable)))
-    hits: Mapping[str, Sequence[Any]] = {}
-    if collection.unseen:
-        with tempfile.TemporaryDirectory() as work:
-            index = Path(work) / "index"
-            build_lucene_index(documents.values(), index)
-            hits = lucene_search(index, {qid: topics[qid] for qid in chosen}, k=DEPTH)
+    asked = {qid: topics[qid] for qid in chosen}
+    stages = (
+        (collection.bm25, bm25_hits(documents, asked) if collection.bm25 else {}),
+        (collection.dense, dense_hits(documents, asked, encoder) if collection.dense else {}),
+    )
     for qid in chosen:
         titled = rng.random() < collection.titled
         taken: list[tuple[str, str]] = []
@@ -136,11 +136,35 @@ def pairs(folder: Path, collection: Collection, queries: int, rng: random.Random
             taken += [(d, collection.labels[label]) for d in rng.sample(having, min(most, len(having)))]
         # The same passage may stand in a corpus under two ids: a copy of a judged one is not unseen.
         texts = {shortened(documents[d], titled=False) for d in qrels[qid] if d in documents}
-        unseen = [e.docid for e in hits.get(qid, ()) if shortened(documents[e.docid], titled=False) not in texts][SKIP:]
-        taken += [(d, "unseen") for d in rng.sample(unseen, min(collection.unseen, len(unseen)))]
+        for most, hits in stages:
+            unseen = [d for d in hits.get(qid, ()) if shortened(documents[d], titled=False) not in texts][SKIP:]
+            for docid in rng.sample(unseen, min(most, len(unseen))):
+                texts.add(shortened(documents[docid], titled=False))
+                taken.append((docid, "unseen"))
         for docid, label in taken:
             text = shortened(documents[docid], titled=titled)
             yield {"qid": qid, "docid": docid, "query": topics[qid], "document": text, "label": label}
+
+
+def bm25_hits(documents: Mapping[str, Document], topics: Mapping[str, str]) -> dict[str, list[str]]:
+    """The first `DEPTH` document ids of each query under BM25."""
+    with tempfile.TemporaryDirectory() as work:
+        index = Path(work) / "index"
+        build_lucene_index(documents.values(), index)
+        return {qid: [e.docid for e in found] for qid, found in lucene_search(index, topics, k=DEPTH).items()}
+
+
+def dense_hits(documents: Mapping[str, Document], topics: Mapping[str, str], encoder: Any) -> dict[str, list[str]]:
+    """The first `DEPTH` document ids of each query by the bi-encoder's cosine."""
+    ids = list(documents)
+    vectors = encode(encoder, [shortened(documents[docid], titled=False) for docid in ids], "document")
+    asked = encode(encoder, list(topics.values()), "query")
+    hits = {}
+    for qid, query in zip(topics, asked, strict=True):
+        cosine = vectors @ query
+        best = np.argpartition(-cosine, DEPTH)[:DEPTH]
+        hits[qid] = [ids[i] for i in best[np.argsort(-cosine[best])]]
+    return hits
 
 
 def shortened(document: Document, *, titled: bool) -> str:

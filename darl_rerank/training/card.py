@@ -104,6 +104,11 @@ def _training(recipe: Recipe, results: Mapping[str, Any]) -> str:
     curve = results["merge"]["curve"]
     if curve is not None:
         lines.append(f"- Interpolation: α = {curve['chosen']:g}, chosen by {curve['chosen_by']}.")
+    if weights.delivered_rank is not None:
+        lines.append(
+            f"- Delivered as an adapter of rank {weights.delivered_rank}, which holds {results['merge']['kept']:.0%} "
+            "of the squared difference of the weights."
+        )
     if (fit := results.get("calibrate")) is not None:
         values = fit["calibration"]
         lines.append(

@@ -30,6 +30,8 @@ class Trainable:
         layers: only this many of the decoder's last layers, all if None. The gradient then ends there, which saves up
             to a third of the time.
         rank, alpha, dropout: of LoRA; a difference is scaled by alpha / rank.
+        delivered_rank: with "all": the checkpoint gets an adapter of this rank on the base model, cut from the whole
+            difference (`lowrank.as_adapter`), instead of the whole model; None for the whole model.
     """
 
     weights: Literal["lora", "all", "head"] = "lora"
@@ -37,12 +39,15 @@ class Trainable:
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
+    delivered_rank: int | None = None
 
     def __post_init__(self) -> None:
         if self.weights not in ("lora", "all", "head"):
             raise InputError(f"weights must be lora, all or head, got {self.weights!r}")
         if self.layers is not None and self.layers < 1:
             raise InputError(f"layers must be at least 1, got {self.layers}")
+        if self.delivered_rank is not None and (self.delivered_rank < 1 or self.weights != "all"):
+            raise InputError("delivered_rank is a rank >= 1, and goes with weights = all")
         if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
             raise InputError("LoRA needs rank >= 1, alpha > 0 and 0 <= dropout < 1")
 
@@ -104,13 +109,10 @@ class GradeModel(nn.Module):
 
 
 def load_grade_model(checkpoint: Checkpoint, trainable: Trainable, *, seed: int = 0) -> GradeModel:
-    """The model of `checkpoint`, ready to train; its adapter is trained on if it has one.
-
-    Frozen weights under LoRA are held in bfloat16 where the products are run in it anyway.
+    """The model of `checkpoint`, ready to train; an adapter that it has is trained on under LoRA, else merged first.
 
     Raises:
-        InputError: there are fewer layers than `trainable.layers`, or the checkpoint has an adapter and `trainable`
-            is not LoRA.
+        InputError: there are fewer layers than `trainable.layers`.
     """
     torch.manual_seed(seed)
     if checkpoint.model_folder is not None:
@@ -123,13 +125,12 @@ def load_grade_model(checkpoint: Checkpoint, trainable: Trainable, *, seed: int 
     if trainable.layers is not None and trainable.layers > count:
         raise InputError(f"layers = {trainable.layers}, but {checkpoint.base.name} has {count}")
     first = 0 if trainable.layers is None else count - trainable.layers
+    adapter = checkpoint.adapter_folder is not None
+    if adapter and trainable.weights != "lora":
+        lm = with_adapter(lm, checkpoint).merge_and_unload()
     lm.requires_grad_(False)
-    if checkpoint.adapter_folder is not None:
-        if trainable.weights != "lora":
-            raise InputError(f"the checkpoint has an adapter: train it with weights = lora, not {trainable.weights}")
-        lm = with_adapter(lm, checkpoint, trainable=True)
-    elif trainable.weights == "lora":
-        lm = _with_lora(lm, trainable, range(first, count))
+    if trainable.weights == "lora":
+        lm = with_adapter(lm, checkpoint, trainable=True) if adapter else _with_lora(lm, trainable, range(first, count))
     elif trainable.weights == "all":
         for layer in lm.base_model.layers[first:]:
             for module in layer.modules():

@@ -7,17 +7,22 @@ so this is the best adapter of that size for each weight; how much of the differ
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from darl_rerank.checkpoint import Checkpoint
 from darl_rerank.engines.base_weights import load_causal_lm
 from darl_rerank.errors import InputError
+
+# Half of what float8_e4m3fn holds, 448.
+LARGEST_FLOAT8 = 224.0
+_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +89,15 @@ def save_as_adapter(
         low_rank: what to write.
         folder: made if it is not there.
         base_name: what the adapter's configuration calls its base model.
-        dtype: of the stored factors.
+        dtype: of the stored factors. With torch.float8_e4m3fn they are `balanced` first and alpha is what undoes it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    factors, scale = low_rank.factors, 1.0
+    if dtype == torch.float8_e4m3fn:
+        factors, scale = balanced(factors, LARGEST_FLOAT8)
     tensors: dict[str, Tensor] = {}
-    for module, (a, b) in low_rank.factors.items():
+    for module, (a, b) in factors.items():
         for letter, factor in (("A", a), ("B", b)):
             tensors[f"base_model.model.{module}.lora_{letter}.weight"] = factor.to(dtype).contiguous()
     config = {
@@ -98,15 +106,58 @@ def save_as_adapter(
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "r": low_rank.rank,
-        "lora_alpha": low_rank.rank,
+        "lora_alpha": low_rank.rank / scale,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted(low_rank.factors),
     }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    path = folder / "adapter_model.safetensors"
+    path = folder / _WEIGHTS
     save_file(tensors, path, metadata={"format": "pt"})
     return path.stat().st_size
+
+
+def read_adapter(folder: str | Path) -> LowRank:
+    """A LoRA adapter of one rank as PEFT writes it.
+
+    Raises:
+        InputError: it has several ranks, or weights that are not LoRA's.
+    """
+    folder = Path(folder)
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    if config.get("rank_pattern") or config.get("alpha_pattern") or config.get("use_rslora") or config.get("use_dora"):
+        raise InputError("expected a LoRA adapter of one rank", path=folder / "adapter_config.json")
+    factors: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in load_file(folder / _WEIGHTS).items():
+        module, found, letter = name.removesuffix(".weight").rpartition(".lora_")
+        if not found:
+            raise InputError(f"expected LoRA weights only, found {name}", path=folder / _WEIGHTS)
+        factors.setdefault(module.removeprefix("base_model.model."), {})[letter] = tensor.float()
+    scaling = config["lora_alpha"] / config["r"]
+    return LowRank({m: (pair["A"], pair["B"] * scaling) for m, pair in factors.items()}, config["r"], 1.0, ())
+
+
+def balanced(
+    factors: Mapping[str, tuple[Tensor, Tensor]], largest: float
+) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
+    """Factors whose values use the range of an 8-bit float: in each row of A and its column of B the largest is alike.
+
+    Args:
+        factors: by module name, A (rank, in) and B (out, rank).
+        largest: what no value of the result exceeds.
+
+    Returns:
+        factors A' and B', and the number c with B'·A' = c · B·A.
+    """
+    # Per component of the sum B·A: the largest values of its row of A and of its column of B.
+    peaks = {name: (a.abs().amax(dim=1), b.abs().amax(dim=0)) for name, (a, b) in factors.items()}
+    c = largest**2 / max([float((p * q).max()) for p, q in peaks.values()], default=largest**2)
+    result = {}
+    for name, (a, b) in factors.items():
+        p, q = peaks[name]
+        share = torch.where(p * q > 0, (c * q / p.clamp_min(1e-30)).sqrt(), torch.ones_like(p))
+        result[name] = (a * share[:, None], b * torch.where(p * q > 0, c / share, torch.ones_like(share)))
+    return result, c
 
 
 def largest_rank(base: nn.Module, layers: int | None, max_bytes: int, *, dtype: torch.dtype = torch.float16) -> int:

@@ -187,7 +187,7 @@ class RecipeReader:
         plain = {f.name for f in fields(FinetuneSettings)} - {"seed"}
         of_weights = {f.name for f in fields(Trainable)}
         table = Table(self, "finetune", values, plain | of_weights | {"replay", "seeds"})
-        integers = {"batch", "micro_batches", "max_examples", "layers", "rank"}
+        integers = {"batch", "micro_batches", "max_examples", "layers", "rank", "delivered_rank"}
         read: dict[str, Any] = {}
         for name in sorted(values.keys() & (plain | of_weights) - {"occ"}):
             if name in ("loss", "weights"):

@@ -26,6 +26,7 @@ from .finetune import check_variety, finetune
 from .grade_model import GradeModel, Trainable, load_grade_model, save_trained, save_weights
 from .interpolate import GradedSet, alpha_curve, average, interpolated
 from .labels import hard_grades, label_matrix, numbered, sampled_queries
+from .lowrank import as_adapter
 from .predict import predict_logits
 from .probe import final_states, fit_probe
 from .recipe import Recipe, SelectStage
@@ -259,8 +260,12 @@ class _Training:
             curve = self._alpha_curve(folder, model, checkpoint, first, last)
             last = interpolated(first, last, curve["chosen"])
         model.load_trainable(dict(last))
-        save_trained(model, checkpoint, folder / "checkpoint", overwrite=True)
-        return {"seeds": list(self.recipe.seeds), "curve": curve}
+        rank = self.recipe.trainable.delivered_rank
+        saved = save_trained(model, checkpoint, folder / ("checkpoint" if rank is None else "whole"), overwrite=True)
+        kept = 1.0
+        if rank is not None:
+            kept = as_adapter(saved, folder / "checkpoint", rank=rank, overwrite=True)[1].kept
+        return {"seeds": list(self.recipe.seeds), "curve": curve, "kept": kept}
 
     def _alpha_curve(
         self, folder: Path, model: GradeModel, checkpoint: Checkpoint, first: Any, last: Any

@@ -235,6 +235,56 @@ def test_all_stages_with_two_seeds(data: Path, tiny_model: Path) -> None:
     assert Checkpoint.load(data / "model").fingerprint == checkpoint.fingerprint
 
 
+def test_all_weights_delivered_as_an_adapter_and_trained_on(data: Path, tiny_model: Path) -> None:
+    base = data / "base"
+    base.mkdir()
+    for path in [*(tiny_model / "model").iterdir(), tiny_model / "tokenizer.json"]:
+        shutil.copy(path, base)
+    recipe = data / "recipe.toml"
+    rest = """[[source]]
+name = "home"
+pairs = "train.jsonl"
+dev_queries = 6
+[finetune]
+weights = "all"
+learning_rate = 3e-3
+batch = 16
+epochs = 4
+delivered_rank = 3
+[interpolate]
+alphas = [1]
+[calibrate]
+enabled = false
+"""
+    recipe.write_text(f'[model]\nbase = "{base}"\nscale = "trec4"\n{rest}')
+    result = train(recipe, data / "first")
+    assert result.exit_code == 0, result.output
+    first = Checkpoint.load(data / "first")
+    assert first.adapter_folder is not None
+    assert first.model_folder is None
+    kept = first.provenance["stages"]["merge"]["kept"]
+    assert 0 < kept < 1
+    assert f"adapter of rank 3, which holds {kept:.0%}" in (data / "first" / "README.md").read_text()
+    # A second training starts from the merged adapter, and what it delivers is again one on the base model.
+    recipe.write_text(f'[model]\ncheckpoint = "first"\n{rest}'.replace("epochs = 4", "max_examples = 1"))
+    start = load_grade_model(first, Trainable("all")).lm.state_dict()
+    plain = load_grade_model(Checkpoint.from_base(base, first.scale), Trainable("all")).lm.state_dict()
+    changed = [name for name in plain if not torch.equal(plain[name], start[name])]
+    assert changed
+    assert all("_proj." in name for name in changed)
+    result = train(recipe, data / "second")
+    assert result.exit_code == 0, result.output
+    second = Checkpoint.load(data / "second")
+    assert second.adapter_folder is not None
+    assert second.base.name == first.base.name
+    pairs = [("laptop", "laptop fox"), ("hose", "garden hose")]
+    plain_scores, *scores = (
+        Reranker.from_pretrained(c, device="cpu", precision="float32").score_pairs(pairs).logits
+        for c in (Checkpoint.from_base(base, first.scale).save(data / "plain").folder, data / "first", data / "second")
+    )
+    assert np.abs(scores[1] - scores[0]).max() < 0.5 * np.abs(plain_scores - scores[0]).max()
+
+
 def test_a_kill_in_any_stage_changes_nothing(data: Path, tiny_model: Path) -> None:
     recipe = write(data, tiny_model)
     assert train(recipe, data / "whole").exit_code == 0

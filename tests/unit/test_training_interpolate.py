@@ -17,7 +17,15 @@ from darl_rerank.errors import InputError
 from darl_rerank.training.features import PairFeatures
 from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model, save_trained
 from darl_rerank.training.interpolate import GradedSet, alpha_curve, average, interpolated
-from darl_rerank.training.lowrank import as_adapter, largest_rank, low_rank_difference
+from darl_rerank.training.lowrank import (
+    LARGEST_FLOAT8,
+    as_adapter,
+    balanced,
+    largest_rank,
+    low_rank_difference,
+    read_adapter,
+    save_as_adapter,
+)
 from darl_rerank.training.packing import pack
 from darl_rerank.training.probe import ProbeSettings, final_states, fit_probe
 
@@ -162,6 +170,28 @@ def test_the_largest_rank_that_fits(tiny_model: Path, tmp_path: Path) -> None:
         largest_rank(base, 1, 100)
     with pytest.raises(InputError, match="at least 1"):
         low_rank_difference(base, base, 0)
+
+
+def test_an_adapter_in_8_bits(tiny_model: Path, tmp_path: Path) -> None:
+    full = fully_tuned(tiny_model, tmp_path, rank=3)
+    fine, cut = as_adapter(full, tmp_path / "adapter", rank=4)
+    even, c = balanced(cut.factors, LARGEST_FLOAT8)
+    for name, (a, b) in cut.factors.items():
+        torch.testing.assert_close(even[name][1] @ even[name][0] / c, b @ a, rtol=1e-4, atol=1e-6)
+        assert max(float(factor.abs().max()) for factor in even[name]) <= LARGEST_FLOAT8 * 1.0001
+    save_as_adapter(read_adapter(fine.adapter_folder), tmp_path / "eight", base_name="b", dtype=torch.float8_e4m3fn)  # type: ignore[arg-type]
+    eight = fine.save(tmp_path / "coarse", adapter=tmp_path / "eight")
+    sizes = [(c.adapter_folder / "adapter_model.safetensors").stat().st_size for c in (fine, eight)]  # type: ignore[operator]
+    assert sizes[1] < 0.75 * sizes[0]
+    # PEFT itself reads it; three bits of mantissa in two factors are about 4 % of the difference.
+    for name, (a, b) in read_adapter(eight.adapter_folder).factors.items():  # type: ignore[arg-type]
+        exact = cut.factors[name][1] @ cut.factors[name][0]
+        assert float((b @ a - exact).norm()) < 0.06 * float(exact.norm())
+    plain, whole = load_causal_lm(full.base, torch.float32), load_body(full, torch.float32)
+    found = load_body(eight, torch.float32)
+    name = "layers.1.mlp.up_proj.weight"
+    delta = whole.state_dict()[name] - plain.model.state_dict()[name]
+    assert float((found.state_dict()[name] - whole.state_dict()[name]).norm()) < 0.06 * float(delta.norm())
 
 
 def test_final_states_are_recovered_from_features_and_logits() -> None:
