@@ -6,10 +6,14 @@ under all-MiniLM-L6-v2, a bi-encoder. Neither is a grade. Bayes' rule joins them
     P(grade | cosine, label)  ∝  P(grade | cosine) · P(label | grade)
 
 P(grade | cosine) is a proportional-odds model (McCullagh 1980) fitted on the judged passages of TREC Deep Learning
-2021; those four numbers are all that enters from there. P(label | grade) is the table `LIKELIHOOD`, set by hand: of
-what people chose, how much is perfect; of what they passed over, how much is related.
+2021. P(label | grade) is the table `LIKELIHOOD`, set by hand: of what people chose, how much is perfect; of what they
+passed over, how much is related.
 
-Writes one JSONL a collection, which recipe.toml reads, and labels.json with the fitted numbers and counts.
+The pool of TREC Deep Learning 2022 has no labels, but a second model's opinion: the scores of a SPLADE++ run. There
+P(grade | cosine, SPLADE++) is the label, fitted on 2021 in the same way.
+
+Writes one JSONL a collection, which the recipes read, and labels.json with the fitted numbers and counts. A collection
+whose file is there is not labelled again.
 
     python benchmarks/bundled/label.py benchmarks/bundled/data benchmarks/bundled/pairs
 """
@@ -34,9 +38,12 @@ from scipy.optimize import minimize
 from darl_rerank.files import atomic_write
 from darl_rerank.trec.corpora import Document, load_documents, read_corpus
 from darl_rerank.trec.qrels import read_qrels
+from darl_rerank.trec.runs import Run, read_run
 from darl_rerank.trec.topics import read_topics
 
 GRADES = 4
+JUDGED, POOL = "trec-dl-2021", "trec-dl-2022"
+POOL_DOCUMENTS = 24
 # P(label | grade) up to a factor, for the grades irrelevant, related, relevant, perfect.
 LIKELIHOOD = {
     "chosen": (0.01, 0.10, 0.60, 1.00),
@@ -81,7 +88,7 @@ COLLECTIONS = (
     Collection("wiki-qa-mix", {"0": "passed over", "1": "chosen"}, 1500, {"0": 1, "1": 1}, bm25=1),
     Collection("selqa", {"0": "passed over", "1": "chosen"}, 2300, {"0": 2, "1": 1}),
     Collection("product-questions", {"0": "passed over", "1": "partly", "2": "chosen"}, 900, {"0": 1, "1": 1, "2": 1}),
-    Collection("msmarco-sample", {"0": "passed over", "1": "chosen"}, 7500, {"0": 1, "1": 1}, bm25=1, dense=1),
+    Collection("msmarco-sample", {"0": "passed over", "1": "chosen"}, 7500, {"0": 1, "1": 1}, bm25=1, dense=2),
     # What people ask of films is mostly their titles.
     Collection("msrd", {"0": "passed over", "1": "chosen"}, 800, {"0": 2, "1": 1}, titled=1.0),
 )
@@ -95,23 +102,70 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=1.0, help="of the queries, for a trial")
     options = parser.parse_args()
     encoder = load_encoder("minilm")
-    prior = fit_prior(encoder, options.data / "trec-dl-2021")
+    by_cosine = fit_prior(*judged_features(encoder, options.data / JUDGED, splade=False))
     counts = {}
     for collection in COLLECTIONS:
-        rng = random.Random(f"{options.seed}/{collection.name}")
-        queries = round(collection.queries * options.fraction)
-        rows = list(pairs(options.data / collection.name, collection, queries, encoder, rng))
+        path = options.output / f"{collection.name}.jsonl"
+        if not path.is_file():
+            rng = random.Random(f"{options.seed}/{collection.name}")
+            queries = round(collection.queries * options.fraction)
+            rows = list(pairs(options.data / collection.name, collection, queries, encoder, rng))
+            cosine = cosines(encoder, [r["query"] for r in rows], [r["document"] for r in rows])
+            likelihood = np.array([LIKELIHOOD[r.pop("label")] for r in rows])
+            write(path, rows, posterior(by_cosine, cosine[:, None], likelihood))
+        counts[collection.name] = summary(path)
+    by_both = fit_prior(*judged_features(encoder, options.data / JUDGED, splade=True))
+    path = options.output / f"{POOL}.jsonl"
+    if not path.is_file():
+        rows, scores = pool(options.data / POOL, random.Random(f"{options.seed}/{POOL}"))
         cosine = cosines(encoder, [r["query"] for r in rows], [r["document"] for r in rows])
-        labels = posterior(prior, cosine, np.array([LIKELIHOOD[r.pop("label")] for r in rows]))
-        with atomic_write(options.output / f"{collection.name}.jsonl") as stream:
-            for row, label in zip(rows, labels.round(4).tolist(), strict=True):
-                # What rounding leaves over goes to the likeliest grade, so that the sum is 1.
-                label[int(np.argmax(label))] += 1 - sum(label)
-                stream.write(json.dumps({**row, "probabilities": label}, ensure_ascii=False) + "\n")
-        counts[collection.name] = {"pairs": len(rows), "mean label": labels.mean(axis=0).round(3).tolist()}
-        print(f"{collection.name}: {counts[collection.name]}")
+        write(path, rows, posterior(by_both, np.stack([cosine, scores], axis=1), np.ones((1, GRADES))))
+    counts[POOL] = summary(path)
     with atomic_write(options.output / "labels.json") as stream:
-        json.dump({"seed": options.seed, "prior": prior.tolist(), "collections": counts}, stream, indent=1)
+        fitted = {"cosine": by_cosine.tolist(), "cosine and SPLADE++": by_both.tolist()}
+        json.dump({"seed": options.seed, "prior": fitted, "collections": counts}, stream, indent=1)
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]], labels: NDArray[np.float64]) -> None:
+    with atomic_write(path) as stream:
+        for row, label in zip(rows, labels.round(4).tolist(), strict=True):
+            # What rounding leaves over goes to the likeliest grade, so that the sum is 1.
+            label[int(np.argmax(label))] += 1 - sum(label)
+            stream.write(json.dumps({**row, "probabilities": label}, ensure_ascii=False) + "\n")
+
+
+def summary(path: Path) -> dict[str, Any]:
+    labels = np.array([json.loads(line)["probabilities"] for line in path.read_text("utf-8").splitlines()])
+    found = {"pairs": len(labels), "mean label": labels.mean(axis=0).round(3).tolist()}
+    print(f"{path.stem}: {found}")
+    return found
+
+
+def pool(folder: Path, rng: random.Random) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
+    """Pairs of both runs' documents, some of each query's, and how SPLADE++ scores them; see `standard_scores`."""
+    topics, splade = read_topics(folder / "topics.tsv"), read_run(folder / "runs" / "splade-pp.trec")
+    bm25 = read_run(folder / "runs" / "bm25.trec")
+    documents = load_documents(
+        folder / "corpus.jsonl.gz", {e.docid for run in (bm25, splade) for found in run.values() for e in found}
+    )
+    rows, scores = [], []
+    for qid, score in standard_scores(splade).items():
+        found = sorted({e.docid for run in (bm25, splade) for e in run.get(qid, ())})
+        for docid in rng.sample(found, min(POOL_DOCUMENTS, len(found))):
+            text = shortened(documents[docid], titled=True)
+            rows.append({"qid": qid, "docid": docid, "query": topics[qid], "document": text})
+            scores.append(score.get(docid, min(score.values())))
+    return rows, np.array(scores)
+
+
+def standard_scores(run: Run) -> dict[str, dict[str, float]]:
+    """Each query's scores less their mean, over their standard deviation: what a score means differs by query."""
+    result = {}
+    for qid, found in run.items():
+        scores = np.array([e.score for e in found])
+        standard = (scores - scores.mean()) / max(float(scores.std()), 1e-9)
+        result[qid] = dict(zip([e.docid for e in found], standard.tolist(), strict=True))
+    return result
 
 
 def pairs(
@@ -184,37 +238,52 @@ def cosines(encoder: Any, queries: Sequence[str], documents: Sequence[str]) -> N
     return np.einsum("nd,nd->n", *vectors)
 
 
-def fit_prior(encoder: Any, folder: Path) -> NDArray[np.float64]:
-    """Slope and rising cut points of P(grade <= j | cosine) = sigmoid(cut_j - slope · cosine); maximum likelihood."""
+def judged_features(encoder: Any, folder: Path, *, splade: bool) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The cosine of each judged pair, and with `splade` its standard score where the run has it; and its grade."""
     topics, qrels = read_topics(folder / "topics.tsv"), read_qrels(folder / "qrels.txt")
-    wanted = {docid for judged in qrels.values() for docid in judged}
-    documents = load_documents(folder / "corpus.jsonl.gz", wanted)
+    documents = load_documents(folder / "corpus.jsonl.gz", {docid for judged in qrels.values() for docid in judged})
     judged = [(q, d, g) for q, found in qrels.items() for d, g in found.items() if q in topics and d in documents]
-    cosine = cosines(encoder, [topics[q] for q, _, _ in judged], [documents[d].full_text for _, d, _ in judged])
-    grade = np.array([g for _, _, g in judged])
+    scores = standard_scores(read_run(folder / "runs" / "splade-pp.trec"))
+    if splade:
+        judged = [(q, d, g) for q, d, g in judged if d in scores.get(q, {})]
+    features = [cosines(encoder, [topics[q] for q, _, _ in judged], [documents[d].full_text for _, d, _ in judged])]
+    if splade:
+        features.append(np.array([scores[q][d] for q, d, _ in judged]))
+    return np.stack(features, axis=1), np.array([g for _, _, g in judged])
+
+
+def fit_prior(features: NDArray[np.float64], grade: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Slopes, then rising cut points, of P(grade <= j | x) = sigmoid(cut_j - slopes · x); maximum likelihood.
+
+    Args:
+        features: shape (n, f).
+        grade: shape (n,).
+    """
+    f = features.shape[1]
 
     def unpack(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.concatenate([x[:1], x[1:2], x[1] + np.exp(x[2:]).cumsum()])
+        return np.concatenate([x[: f + 1], x[f] + np.exp(x[f + 1 :]).cumsum()])
 
     def loss(x: NDArray[np.float64]) -> float:
-        return float(-np.log(grade_prior(unpack(x), cosine)[np.arange(len(grade)), grade]).mean())
+        return float(-np.log(grade_prior(unpack(x), features)[np.arange(len(grade)), grade]).mean())
 
-    found = minimize(loss, np.array([8.0, 3.0, 0.3, 0.3]), method="L-BFGS-B")
-    print(f"P(grade | cosine) from {len(judged)} judged passages: NLL {found.fun:.3f}, {unpack(found.x).round(3)}")
+    found = minimize(loss, np.array([*[1.0] * f, 0.0, 0.3, 0.3]), method="L-BFGS-B")
+    print(f"P(grade | {f} features) from {len(grade)} judged: NLL {found.fun:.3f}, {unpack(found.x).round(3)}")
     return unpack(found.x)
 
 
-def grade_prior(prior: NDArray[np.float64], cosine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """P(grade | cosine), shape (n, K)."""
-    below = 1 / (1 + np.exp(prior[0] * cosine[:, None] - prior[None, 1:]))
-    edges = np.concatenate([np.zeros((len(cosine), 1)), below, np.ones((len(cosine), 1))], axis=1)
+def grade_prior(prior: NDArray[np.float64], features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """P(grade | features), shape (n, K)."""
+    slopes, cuts = prior[: 1 - GRADES], prior[1 - GRADES :]
+    below = 1 / (1 + np.exp((features @ slopes)[:, None] - cuts[None]))
+    edges = np.concatenate([np.zeros((len(features), 1)), below, np.ones((len(features), 1))], axis=1)
     return np.clip(np.diff(edges, axis=1), 1e-9, None)
 
 
 def posterior(
-    prior: NDArray[np.float64], cosine: NDArray[np.float64], likelihood: NDArray[np.float64]
+    prior: NDArray[np.float64], features: NDArray[np.float64], likelihood: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    joint = grade_prior(prior, cosine) * likelihood
+    joint = grade_prior(prior, features) * likelihood
     return joint / joint.sum(axis=1, keepdims=True)
 
 

@@ -168,9 +168,11 @@ def pairwise_rank(
     reduction: Reduction = "mean",
     margin: float = 0.5,
 ) -> Tensor:
-    """RANK = mean over pairs (i, j) of one query with t_i > t_j of softplus(margin · (t_i − t_j) − (s_i − s_j)).
+    """RANK = mean over pairs (i, j) of one query with t_i > t_j of w · softplus(margin · (t_i − t_j) − (s_i − s_j)).
 
     s = Σ_k p_k g_k is the score that orders documents, t the gain of the label (the expected gain of a soft target).
+    w = min(1, (t_i − t_j) / the smallest step between two grades' gains) is 1 for hard labels: two soft labels that
+    differ by less than a grade say that little about the order.
     Source: the logistic pairwise loss of RankNet (Burges et al., ICML 2005) with a margin that grows with the gap.
 
     A query's mean counts once for each of its n_q examples: example i of a query with P_q pairs has the value
@@ -194,7 +196,8 @@ def pairwise_rank(
     same = queries.unsqueeze(1) == queries.unsqueeze(0)
     gap = truth.unsqueeze(1) - truth.unsqueeze(0)
     ordered = (same & (gap > 0)).to(logits.dtype)
-    cost = ordered * F.softplus(margin * gap - (scores.unsqueeze(1) - scores.unsqueeze(0)))
+    importance = (gap / gains.diff().min()).clamp(0, 1)
+    cost = ordered * importance * F.softplus(margin * gap - (scores.unsqueeze(1) - scores.unsqueeze(0)))
     membership = same.to(logits.dtype)
     pairs = membership @ ordered.sum(dim=1)
     values = membership.sum(dim=1) / (2 * pairs.clamp_min(1)) * (cost.sum(dim=1) + cost.sum(dim=0))

@@ -131,6 +131,28 @@ def test_rank_by_loops() -> None:
     assert found.item() == pytest.approx(total / 12)
 
 
+def test_rank_of_soft_labels_counts_a_gap_below_one_grade_by_its_size() -> None:
+    logits, _, queries = example()
+    gains, margin = torch.tensor([0.0, 1, 3, 7], dtype=torch.float64), 0.5
+    generator = torch.Generator().manual_seed(0)
+    targets = (3 * torch.randn(12, 4, generator=generator, dtype=torch.float64)).softmax(1)
+    scores, truth = logits.softmax(1) @ gains, targets @ gains
+    total = 0.0
+    small = 0
+    for query in queries.unique():
+        costs = []
+        for i in range(12):
+            for j in range(12):
+                gap = float(truth[i] - truth[j])
+                if queries[i] == queries[j] == query and gap > 0:
+                    small += gap < 1
+                    costs.append(min(1, gap) * np.log1p(np.exp(margin * gap - float(scores[i] - scores[j]))))
+        total += int((queries == query).sum()) * float(np.mean(costs)) if costs else 0.0
+    assert small > 2
+    found = pairwise_rank(logits, targets, queries=queries, gains=gains, margin=margin)
+    assert found.item() == pytest.approx(total / 12)
+
+
 def optimum(loss: Loss, truth: np.ndarray) -> np.ndarray:
     """The distribution that minimises the expected loss when the grade is drawn from `truth`."""
     weights = torch.from_numpy(truth)
