@@ -1,4 +1,4 @@
-"""Fills the tables of docs/export.md from results/export_parity.json and results/serving_footprint.json."""
+"""Fills the tables of docs/export.md from results/export_parity.json, int8_choices.json and serving_footprint.json."""
 
 from __future__ import annotations
 
@@ -35,6 +35,36 @@ def exports() -> str | None:
     return "\n".join(
         [f"{about} {source(values, 'export_parity')}.", "", table(head, rows), *([""] if failed else []), *failed]
     )
+
+
+def choices() -> str | None:
+    values = result("int8_choices")
+    if values is None:
+        return None
+    rates = values["pairs_per_second"]
+    reference = rates["torch, bfloat16"]
+    lines = []
+    for name, rate in rates.items():
+        m = values["parity"].get(name)
+        cells = ["", "", "", ""] if m is None else [
+            f"{m['mean_difference']:.2g}", f"{m['grade_agreement']:.1%}", f"{m['kendall_tau']:.3f}",
+            f"{m['ndcg_difference']:.2g}",
+        ]  # fmt: skip
+        lines.append([name, *cells, f"{rate:.1f}", f"{rate / reference:.2f}"])
+    head = ["in blocks", "mean difference", "same grade", "Kendall's tau", "nDCG@10", "pairs a second", "ratio"]
+    return f"{table(head, lines)}\n\n{source(values, 'int8_choices')}"
+
+
+def errors() -> str | None:
+    values = result("int8_choices")
+    if values is None:
+        return None
+    before, after = values["errors"]["as they are"], values["errors"]["smoothed"]
+    lines = [
+        [name, *(f"{found[name][measure]:.3f}" for found in (before, after) for measure in ("median", "largest"))]
+        for name in before
+    ]
+    return table(["product", "median", "largest layer", "smoothed, median", "smoothed, largest layer"], lines)
 
 
 def ranking() -> str | None:
@@ -80,7 +110,7 @@ def footprint() -> str | None:
     ])  # fmt: skip
 
 
-TABLES = (exports, ranking, prefix, footprint)
+TABLES = (exports, choices, errors, ranking, prefix, footprint)
 
 
 if __name__ == "__main__":

@@ -62,9 +62,9 @@ class Setting:
     def exports(self) -> tuple[dict[str, Path], dict[str, str]]:
         """Folder of each precision that passes its own checks, and why the others don't."""
         folders, faults = dict(self.exported), {}
-        for precision in ("fp32", "int8"):
+        for precision in sorted({"fp32", "int8"} - folders.keys()):
             try:
-                folders.setdefault(precision, c.exported_folder(self.checkpoint, precision, self.cache))
+                folders[precision] = c.exported_folder(self.checkpoint, precision, self.cache)
             except DarlRerankError as error:
                 faults[precision] = str(error)
         return folders, faults

@@ -9,8 +9,8 @@ A product x·W becomes, with s = max |x| / 127 for each token:
 
     round(x / s) + 128  as uint8  ->  MatMulIntegerToFloat (com.microsoft)  ->  times s
 
-A few channels behind a norm are far larger than the others and would take all 255 steps. `smooth` moves their size into
-the weights first, which changes no result in float32.
+A few channels, behind a norm or of a gated layer, are far larger than the others and would take all 255 steps. `smooth`
+moves their size into the weights first, which changes no result in float32.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ def smoothing(
     groups = {
         source_name: members
         for source_name, members in _by_input(products).items()
-        if _norm_of(model, source_name, members) is not None
+        if _scaled_by(model, source_name, members) is not None
     }
-    seen = activations(source, list(groups), calibration)
+    seen = activations(source, list(groups), calibration) if groups else []
     factors: dict[str, NDArray[np.float32]] = {}
     for source_name, members in groups.items():
         width = weights[members[0]].shape[0]
@@ -116,21 +116,28 @@ def smoothing(
 
 
 def smooth(model: Any, products: Mapping[str, Any], factors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Divide what norms give by `factors` of `smoothing` and multiply the weights behind them, in place."""
+    """Divide the inputs of products by `factors` of `smoothing` and multiply their weights, in place.
+
+    What computes an input is a norm, whose scale is divided, or a product times an activation, as in a gated MLP: then
+    that product's columns are, which costs it nothing, since each has a scale of its own.
+    """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for source_name, members in _by_input(products).items():
-        norm = _norm_of(model, source_name, members)
-        if norm is None or members[0] not in factors:
+        found = _scaled_by(model, source_name, members)
+        if found is None or members[0] not in factors:
             continue
-        node, place = norm
+        node, place = found
         factor = factors[members[0]]
-        # A new tensor: two norms may share one.
-        scale = numpy_helper.to_array(tensors[node.input[place]]) / factor
-        node.input[place] = f"{source_name}.norm"
-        model.graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32), node.input[place]))
+        scale = (numpy_helper.to_array(tensors[node.input[place]]) / factor).astype(np.float32)
+        if scale.ndim == 2:
+            tensors[node.input[place]].CopyFrom(numpy_helper.from_array(scale, node.input[place]))
+        else:
+            # A new tensor: two norms may share one.
+            node.input[place] = f"{source_name}.norm"
+            model.graph.initializer.append(numpy_helper.from_array(scale, node.input[place]))
         for name in members:
             weight = numpy_helper.to_array(tensors[name]) * factor[:, None]
-            tensors[name].CopyFrom(numpy_helper.from_array(weight, name))
+            tensors[name].CopyFrom(numpy_helper.from_array(weight.astype(np.float32), name))
     read = {name for node in model.graph.node for name in node.input}
     for tensor in [t for t in model.graph.initializer if t.name not in read]:
         model.graph.initializer.remove(tensor)
@@ -148,16 +155,31 @@ def _by_input(products: Mapping[str, Any]) -> dict[str, list[str]]:
     return groups
 
 
-def _norm_of(model: Any, source_name: str, members: Sequence[str]) -> tuple[Any, int] | None:
-    """The norm that computes a tensor, with the place of its scale among its inputs, if products alone read it."""
-    constants = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 1}
-    readers = [node for node in model.graph.node if source_name in node.input]
-    if any(node.op_type != "MatMul" or node.input[1] not in members for node in readers):
-        return None
+def _scaled_by(model: Any, source_name: str, members: Sequence[str]) -> tuple[Any, int] | None:
+    """The node whose constant input scales a tensor's channels, and that input's place; None if others read the tensor.
+
+    The scale of a norm, shape (in,), or the weight of a product that is multiplied by an activation, shape (…, in).
+    """
+    constants = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    readers: dict[str, list[Any]] = {}
+    makers: dict[str, Any] = {}
     for node in model.graph.node:
-        if source_name in node.output and node.op_type in ("RMSNormalization", "Mul"):
-            places = [place for place, name in enumerate(node.input) if name in constants]
-            return (node, places[0]) if places else None
+        makers |= dict.fromkeys(node.output, node)
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    if any(node.op_type != "MatMul" or node.input[1] not in members for node in readers.get(source_name, ())):
+        return None
+    node = makers.get(source_name)
+    if node is None or node.op_type not in ("RMSNormalization", "Mul"):
+        return None
+    for place, name in enumerate(node.input):
+        if constants.get(name) == 1:
+            return node, place
+        maker = makers.get(name)
+        if maker is not None and maker.op_type == "MatMul" and constants.get(maker.input[1]) == 2:
+            # A gate's own product is read twice or through its activation: dividing it would change the result.
+            if len(readers[name]) == 1 and len(readers[maker.input[1]]) == 1:
+                return maker, 1
     return None
 
 

@@ -100,6 +100,38 @@ def test_smoothing_moves_large_channels_into_the_weights(states: NDArray[np.floa
     assert after["up"] < 0.5 * before["up"]
 
 
+def test_smoothing_reaches_behind_a_gate(states: NDArray[np.float32], tmp_path: Path) -> None:
+    """sigmoid(normed · GATE) · (normed · UP) with some large channels in UP, as in a gated MLP."""
+    model = graph()
+    gate = RNG.normal(size=(WIDTH, WIDTH)).astype(np.float32) / 8
+    model.graph.node.insert(4, helper.make_node("MatMul", ["normed", "gate"], ["gated"], name="third"))
+    model.graph.node.insert(5, helper.make_node("Sigmoid", ["gated"], ["open"]))
+    model.graph.node.insert(6, helper.make_node("Mul", ["open", "wide"], ["inner"]))
+    model.graph.node[7].input[0] = "inner"
+    model.graph.initializer.append(numpy_helper.from_array(gate, "gate"))
+    uneven = UP.copy()
+    uneven[:, :3] *= 60
+    next(t for t in model.graph.initializer if t.name == "up").CopyFrom(numpy_helper.from_array(uneven, "up"))
+    path = tmp_path / "graph.onnx"
+    onnx.save(model, str(path))
+    exact = run(model, states)
+    batch = [{"x": states}]
+    before = token_errors(path, products(model), batch)
+    factors = smoothing(path, products(model), batch)
+    assert set(factors) == {"down"}
+    smooth(model, products(model), factors)
+    np.testing.assert_allclose(run(model, states), exact, rtol=1e-5, atol=1e-4)
+    onnx.save(model, str(path))
+    after = token_errors(path, products(model), batch)
+    assert after["down"] < 0.7 * before["down"]
+    # A gate that is read twice, or without an activation of its own, scales nothing.
+    twice = graph()
+    twice.graph.node.insert(4, helper.make_node("Mul", ["wide", "wide"], ["inner"]))
+    twice.graph.node[5].input[0] = "inner"
+    onnx.save(twice, str(path))
+    assert smoothing(path, products(twice), batch) == {}
+
+
 def test_half_precision_keeps_sums_in_float32(states: NDArray[np.float32]) -> None:
     model = graph()
     exact = run(model, states)

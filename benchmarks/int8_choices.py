@@ -1,0 +1,151 @@
+"""What int8 costs in grades and saves in time: which products get one scale a token and which are computed in blocks.
+
+    python benchmarks/int8_choices.py CHECKPOINT COLLECTION --work FOLDER
+
+COLLECTION has topics.tsv, corpus.jsonl.gz, qrels.txt and runs/bm25.trec. One export's float32 graphs are converted in
+each way, compared with torch in float32 on PAIRS judged pairs of the run, and timed in turns on two queries with 50
+documents each, beside torch in bfloat16. Also the error that one scale a token causes in each kind of product, with
+and without smoothing. Writes results/int8_choices.json.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import numpy as np
+import onnx
+from darl_rerank.export import folder as exporting
+from darl_rerank.export import precision
+from darl_rerank.export.graph import GradeGraph
+from darl_rerank.export.int8 import smooth, smoothing, token_errors
+from darl_rerank.export.parity import compare
+from darl_rerank.export.precision import products
+from export_parity import judged_sample
+from provenance import write_result
+from speed.pairs import read_pairs
+
+from darl_rerank import Checkpoint, Reranker
+from darl_rerank.checkpoint import GRAPH
+from darl_rerank.engines.onnx_engine import OnnxEngine
+from darl_rerank.engines.torch_engine import TorchEngine
+from darl_rerank.offline import prepare, wanted_documents
+from darl_rerank.trec.corpora import load_documents
+from darl_rerank.trec.graded_pairs import GradedPair
+from darl_rerank.trec.qrels import read_qrels
+from darl_rerank.trec.runs import read_run
+from darl_rerank.trec.topics import read_topics
+
+# Weights are numbered within their layer in the order in which the decoder runs them.
+KINDS = ("query", "key", "value", "output", "gate", "up", "down")
+# Which kinds are computed in blocks, and of which size.
+WAYS: dict[str, tuple[tuple[str, ...], int]] = {
+    "none": ((), 32),
+    "down": (("down",), 32),
+    "value, output, down": (("value", "output", "down"), 32),
+    "all, of 128": (KINDS, 128),
+    "all": (KINDS, 32),
+}
+REPEATS = 3
+
+
+@click.command(help=__doc__)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("collection", type=click.Path(path_type=Path))
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+@click.option("--pairs", default=500, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def main(model: Path, collection: Path, work: Path, pairs: int, seed: int) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoint = Checkpoint.load(model)
+    run, qrels = read_run(collection / "runs" / "bm25.trec"), read_qrels(collection / "qrels.txt")
+    documents = load_documents(collection / "corpus.jsonl.gz", wanted_documents(run, 100))
+    job = prepare(run, read_topics(collection / "topics.tsv"), documents, depth=100)
+    sample = judged_sample(job, qrels, pairs, seed)
+    graph = GradeGraph(checkpoint, "fused").eval()
+    calibration = exporting._calibration(checkpoint, sample)
+    traced = exporting._traced(graph, work, exporting.OPSET, lambda step: click.echo(step, err=True))
+    errors = {"as they are": by_kind(token_errors(traced[GRAPH], of(traced[GRAPH]), calibration))}
+    factors = smoothing(traced[GRAPH], of(traced[GRAPH]), calibration)
+    for path in traced.values():
+        smoothed = onnx.load(str(path))
+        smooth(smoothed, products(smoothed), factors)
+        path.with_name(path.name + ".data").unlink()
+        onnx.save(smoothed, str(path), save_as_external_data=True, location=path.name + ".data")
+    errors["smoothed"] = by_kind(token_errors(traced[GRAPH], of(traced[GRAPH]), calibration))
+    rerankers = {}
+    for name, (kinds, size) in WAYS.items():
+        made = converted(checkpoint, graph, traced, work / name.replace(", ", "-"), kinds, size)
+        rerankers[name] = Reranker(made, OnnxEngine(made, device="cpu"))
+    rows = parities(checkpoint, rerankers, sample)
+    rerankers["torch, bfloat16"] = Reranker(checkpoint, TorchEngine(checkpoint, device="cpu", precision="bfloat16"))
+    timed = read_pairs(collection, 100, 50)
+    seconds: dict[str, list[float]] = {name: [] for name in rerankers}
+    for repeat in range(REPEATS + 1):
+        for name, reranker in rerankers.items():
+            start = time.perf_counter()
+            reranker.score_pairs(timed)
+            # The first turn is to warm up.
+            seconds[name] += [time.perf_counter() - start] if repeat else []
+    rates = {name: len(timed) / statistics.median(found) for name, found in seconds.items()}
+    for name, found in rates.items():
+        measured = rows.get(name, {})
+        click.echo(f"{name:22} {found:6.2f} pairs/s  " + "  ".join(f"{k} {v:.4g}" for k, v in measured.items() if v))
+    values = {
+        "model": model.name, "fingerprint": checkpoint.fingerprint, "collection": collection.name, "seed": seed,
+        "pairs": len(sample), "errors": errors, "parity": rows, "seconds": seconds, "pairs_per_second": rates,
+    }  # fmt: skip
+    click.echo(f"written: {write_result('int8_choices', values)}", err=True)
+
+
+def of(path: Path) -> dict[str, Any]:
+    return products(onnx.load(str(path)))
+
+
+def kind(weight: str) -> str:
+    return KINDS[int(weight.rsplit(".", 1)[1])]
+
+
+def by_kind(errors: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Median and largest error of the layers' products of each kind."""
+    found = {name: [error for weight, error in errors.items() if kind(weight) == name] for name in KINDS}
+    return {name: {"median": float(np.median(values)), "largest": max(values)} for name, values in found.items()}
+
+
+def converted(
+    checkpoint: Checkpoint,
+    graph: GradeGraph,
+    traced: Mapping[str, Path],
+    folder: Path,
+    kinds: tuple[str, ...],
+    size: int,
+) -> Checkpoint:
+    """An int8 export whose products of some kinds are in blocks, without its gate."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    exporting._write_config(graph, checkpoint, folder)
+    in_blocks = sorted(weight for weight in of(traced[GRAPH]) if kind(weight) in kinds)
+    with mock.patch.object(precision, "_BLOCK", size):
+        exporting._write_graphs(traced, folder, "int8", in_blocks, lambda step: None)
+    facts = {"export": {"precision": "int8", "opset": exporting.OPSET, "products in blocks": in_blocks}}
+    checkpoint.replace(provenance={**checkpoint.provenance, **facts}).write_into(folder)
+    return Checkpoint.load(folder)
+
+
+def parities(
+    checkpoint: Checkpoint, rerankers: Mapping[str, Reranker], sample: list[GradedPair]
+) -> dict[str, dict[str, Any]]:
+    texts = [(pair.query, pair.document) for pair in sample]
+    torch = Reranker(checkpoint, TorchEngine(checkpoint, device="cpu", precision="float32")).score_pairs(texts)
+    return {name: asdict(compare(sample, torch, found.score_pairs(texts))) for name, found in rerankers.items()}
+
+
+if __name__ == "__main__":
+    main()
