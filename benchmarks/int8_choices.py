@@ -25,9 +25,10 @@ import onnx
 from darl_rerank.export import folder as exporting
 from darl_rerank.export import precision
 from darl_rerank.export.graph import GradeGraph
-from darl_rerank.export.int8 import smooth, smoothing, token_errors
+from darl_rerank.export.int8 import token_errors
 from darl_rerank.export.parity import compare
 from darl_rerank.export.precision import products
+from darl_rerank.export.smoothing import smooth, smoothing
 from export_parity import judged_sample
 from provenance import write_result
 from speed.pairs import read_pairs

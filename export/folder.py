@@ -20,9 +20,10 @@ from ..files import atomic_folder
 from ..reranker import Reranker
 from ..trec.graded_pairs import GradedPair
 from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, GradeGraph, trace
-from .int8 import SENSITIVE, smooth, smoothing, token_errors
+from .int8 import SENSITIVE, token_errors
 from .parity import BOUNDS, Parity, bundled_sample, compare, layer_differences, name_products, violations
 from .precision import PRECISIONS, convert, products
+from .smoothing import smooth, smoothing
 from .weights import share_weights
 
 _CALIBRATION_PAIRS = 16

@@ -9,8 +9,7 @@ A product x·W becomes, with s = max |x| / 127 for each token:
 
     round(x / s) + 128  as uint8  ->  MatMulIntegerToFloat (com.microsoft)  ->  times s
 
-A few channels, behind a norm or of a gated layer, are far larger than the others and would take all 255 steps. `smooth`
-moves their size into the weights first, which changes no result in float32.
+Before, `smoothing` evens out the channels that a product reads.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ from .activations import activations
 # A product is computed in blocks if one scale a token loses more than this share of its output (relative error in L2);
 # the next bound is tried where the graph as a whole does not grade as torch does. The last takes them all.
 SENSITIVE = (0.05, 0.02, 0.0)
-# How much of the activations' unevenness goes to the weights, 0 to 1.
-MIGRATION = 0.7
 _TINY = 1e-12
 _CONSTANTS = {
     "int8.axis": np.array([-1], dtype=np.int64),
@@ -84,103 +81,9 @@ def quantize(model: Any, chosen: Mapping[str, Any]) -> None:
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
 
-def smoothing(
-    source: Path, products: Mapping[str, Any], calibration: Sequence[Mapping[str, NDArray[Any]]]
-) -> dict[str, NDArray[np.float32]]:
-    """For each product what its input's channels are to be divided by, shape (in,), by the weight's name.
-
-    s_j = max |x_j|^m / max |W_j|^(1 − m), m = `MIGRATION`, over the tokens of a calibration set and over all products
-    of the same input (SmoothQuant; Xiao et al., ICML 2023).
-
-    Args:
-        source: the float32 graph.
-        products: its MatMul nodes by the name of their weight.
-        calibration: inputs of the graph.
-    """
-    model = onnx.load(str(source))
-    weights = _weights(model, products)
-    groups = {
-        source_name: members
-        for source_name, members in _by_input(products).items()
-        if _scaled_by(model, source_name, members) is not None
-    }
-    seen = activations(source, list(groups), calibration) if groups else []
-    factors: dict[str, NDArray[np.float32]] = {}
-    for source_name, members in groups.items():
-        width = weights[members[0]].shape[0]
-        largest = np.max([np.abs(batch[source_name].reshape(-1, width)).max(axis=0) for batch in seen], axis=0)
-        rows = np.max([np.abs(weights[name]).max(axis=1) for name in members], axis=0)
-        factor = np.maximum(largest, 1e-5) ** MIGRATION / np.maximum(rows, 1e-5) ** (1 - MIGRATION)
-        factors |= dict.fromkeys(members, factor.astype(np.float32))
-    return factors
-
-
-def smooth(model: Any, products: Mapping[str, Any], factors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Divide the inputs of products by `factors` of `smoothing` and multiply their weights, in place.
-
-    What computes an input is a norm, whose scale is divided, or a product times an activation, as in a gated MLP: then
-    that product's columns are, which costs it nothing, since each has a scale of its own.
-    """
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for source_name, members in _by_input(products).items():
-        found = _scaled_by(model, source_name, members)
-        if found is None or members[0] not in factors:
-            continue
-        node, place = found
-        factor = factors[members[0]]
-        scale = (numpy_helper.to_array(tensors[node.input[place]]) / factor).astype(np.float32)
-        if scale.ndim == 2:
-            tensors[node.input[place]].CopyFrom(numpy_helper.from_array(scale, node.input[place]))
-        else:
-            # A new tensor: two norms may share one.
-            node.input[place] = f"{source_name}.norm"
-            model.graph.initializer.append(numpy_helper.from_array(scale, node.input[place]))
-        for name in members:
-            weight = numpy_helper.to_array(tensors[name]) * factor[:, None]
-            tensors[name].CopyFrom(numpy_helper.from_array(weight.astype(np.float32), name))
-    read = {name for node in model.graph.node for name in node.input}
-    for tensor in [t for t in model.graph.initializer if t.name not in read]:
-        model.graph.initializer.remove(tensor)
-
-
 def _weights(model: Any, products: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
     """The products' weights, shape (in, out), by name."""
     return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name in products}
-
-
-def _by_input(products: Mapping[str, Any]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for name, node in products.items():
-        groups.setdefault(node.input[0], []).append(name)
-    return groups
-
-
-def _scaled_by(model: Any, source_name: str, members: Sequence[str]) -> tuple[Any, int] | None:
-    """The node whose constant input scales a tensor's channels, and that input's place; None if others read the tensor.
-
-    The scale of a norm, shape (in,), or the weight of a product that is multiplied by an activation, shape (…, in).
-    """
-    constants = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
-    readers: dict[str, list[Any]] = {}
-    makers: dict[str, Any] = {}
-    for node in model.graph.node:
-        makers |= dict.fromkeys(node.output, node)
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    if any(node.op_type != "MatMul" or node.input[1] not in members for node in readers.get(source_name, ())):
-        return None
-    node = makers.get(source_name)
-    if node is None or node.op_type not in ("RMSNormalization", "Mul"):
-        return None
-    for place, name in enumerate(node.input):
-        if constants.get(name) == 1:
-            return node, place
-        maker = makers.get(name)
-        if maker is not None and maker.op_type == "MatMul" and constants.get(maker.input[1]) == 2:
-            # A gate's own product is read twice or through its activation: dividing it would change the result.
-            if len(readers[name]) == 1 and len(readers[maker.input[1]]) == 1:
-                return maker, 1
-    return None
 
 
 def _quantize_tokens(source: str) -> list[Any]:

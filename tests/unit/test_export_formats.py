@@ -10,8 +10,9 @@ import onnx
 import onnxruntime
 import pytest
 from darl_rerank.export.fp16 import halve
-from darl_rerank.export.int8 import quantize, quantized_columns, smooth, smoothing, token_errors
+from darl_rerank.export.int8 import quantize, quantized_columns, token_errors
 from darl_rerank.export.precision import products
+from darl_rerank.export.smoothing import smooth, smoothing
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -130,6 +131,60 @@ def test_smoothing_reaches_behind_a_gate(states: NDArray[np.float32], tmp_path: 
     twice.graph.node[5].input[0] = "inner"
     onnx.save(twice, str(path))
     assert smoothing(path, products(twice), batch) == {}
+
+
+def test_smoothing_reaches_through_attention(tmp_path: Path) -> None:
+    """Two heads of values, each for two heads of queries: an uneven channel of theirs is evened out in both."""
+    heads, shared, size = 4, 2, WIDTH // 4
+    values = RNG.normal(size=(WIDTH, shared * size)).astype(np.float32) / 8
+    values[:, :3] *= 60
+    node = helper.make_node
+    nodes = [
+        node("MatMul", ["x", "up"], ["queries"], name="first"),
+        node("MatMul", ["x", "values"], ["flat"], name="second"),
+        node("Reshape", ["queries", "query_shape"], ["apart"]),
+        node("Reshape", ["flat", "value_shape"], ["flat_apart"]),
+        node("Transpose", ["apart"], ["q"], perm=[0, 2, 1, 3]),
+        node("Transpose", ["flat_apart"], ["v"], perm=[0, 2, 1, 3]),
+        node("Attention", ["q", "v", "v"], ["summed"]),
+        node("Transpose", ["summed"], ["together"], perm=[0, 2, 1, 3]),
+        node("Reshape", ["together", "shape"], ["inner"]),
+        node("MatMul", ["inner", "down"], ["y"], name="third"),
+    ]
+    constants = {
+        "up": UP, "values": values, "down": DOWN, "query_shape": np.array([0, 0, heads, size]),
+        "value_shape": np.array([0, 0, shared, size]), "shape": np.array([0, 0, WIDTH]),
+    }  # fmt: skip
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", "tokens", WIDTH]) for name in "xy"]
+    known = helper.make_tensor_value_info("v", TensorProto.FLOAT, ["rows", shared, "tokens", size])
+    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "attention", ends[:1], ends[1:], tensors, value_info=[known]),
+        opset_imports=[helper.make_opsetid("", 23)],
+    )
+    model.ir_version = 10
+    path = tmp_path / "graph.onnx"
+    onnx.save(model, str(path))
+    batch = [{"x": RNG.normal(size=(3, 5, WIDTH)).astype(np.float32)}]
+    assert smoothing(path, products(model), batch) == {}  # here the keys are the values: they can't be divided
+    keys = numpy_helper.from_array(RNG.normal(size=values.shape).astype(np.float32) / 8, "keys")
+    model.graph.initializer.append(keys)
+    model.graph.node.insert(0, node("MatMul", ["x", "keys"], ["flat_keys"], name="fourth"))
+    model.graph.node.insert(1, node("Reshape", ["flat_keys", "value_shape"], ["keys_apart"]))
+    model.graph.node.insert(2, node("Transpose", ["keys_apart"], ["k"], perm=[0, 2, 1, 3]))
+    next(found for found in model.graph.node if found.op_type == "Attention").input[1] = "k"
+    onnx.save(model, str(path))
+    exact = run(model, batch[0]["x"])
+    before = token_errors(path, products(model), batch)
+    factors = smoothing(path, products(model), batch)
+    assert set(factors) == {"down"}
+    grouped = factors["down"].reshape(shared, heads // shared, size)
+    np.testing.assert_array_equal(grouped[:, 0], grouped[:, 1])
+    smooth(model, products(model), factors)
+    np.testing.assert_allclose(run(model, batch[0]["x"]), exact, rtol=1e-4, atol=1e-4)
+    onnx.save(model, str(path))
+    after = token_errors(path, products(model), batch)
+    assert after["down"] < 0.7 * before["down"]
 
 
 def test_half_precision_keeps_sums_in_float32(states: NDArray[np.float32]) -> None:
