@@ -49,8 +49,8 @@ KINDS = ("query", "key", "value", "output", "gate", "up", "down")
 # Which kinds are computed in blocks, and of which size.
 WAYS: dict[str, tuple[tuple[str, ...], int]] = {
     "none": ((), 32),
+    "down, of 128": (("down",), 128),
     "down": (("down",), 32),
-    "value, output, down": (("value", "output", "down"), 32),
     "all, of 128": (KINDS, 128),
     "all": (KINDS, 32),
 }
@@ -133,7 +133,7 @@ def converted(
     folder.mkdir()
     exporting._write_config(graph, checkpoint, folder)
     in_blocks = sorted(weight for weight in of(traced[GRAPH]) if kind(weight) in kinds)
-    with mock.patch.object(precision, "_BLOCK", size):
+    with mock.patch.dict(precision.BLOCK, {8: size}):
         exporting._write_graphs(traced, folder, "int8", in_blocks, lambda step: None)
     facts = {"export": {"precision": "int8", "opset": exporting.OPSET, "products in blocks": in_blocks}}
     checkpoint.replace(provenance={**checkpoint.provenance, **facts}).write_into(folder)

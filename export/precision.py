@@ -22,7 +22,8 @@ from .fp16 import halve
 from .int8 import quantize
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
-_BLOCK = 32
+# Weights of a block, by bits.
+BLOCK = {4: 32, 8: 32}
 # MatMulNBits' name for "activations in int8".
 _INT8 = 4
 
@@ -60,7 +61,7 @@ def _in_blocks(model: Any, chosen: Collection[str], *, bits: int) -> Any:
         node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] not in chosen
     ]
     quantizer = MatMulNBitsQuantizer(
-        model, bits=bits, block_size=_BLOCK, is_symmetric=bits == 8, accuracy_level=_INT8, nodes_to_exclude=others
+        model, bits=bits, block_size=BLOCK[bits], is_symmetric=bits == 8, accuracy_level=_INT8, nodes_to_exclude=others
     )
     quantizer.process()
     return quantizer.model.model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from darl_rerank.checkpoint import Checkpoint
@@ -17,7 +17,13 @@ Distribution-Aware Robust Learning" (arXiv 2412.12504); the formulas are from th
 """
 
 
-def model_card(checkpoint: Checkpoint, recipe: Recipe, data: TrainingSet, results: Mapping[str, Any]) -> str:
+def model_card(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    data: TrainingSet,
+    results: Mapping[str, Any],
+    earlier: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """The card as Markdown, with the metadata that model hubs read.
 
     Args:
@@ -25,6 +31,7 @@ def model_card(checkpoint: Checkpoint, recipe: Recipe, data: TrainingSet, result
         recipe: what was asked for.
         data: what it was trained on.
         results: what each stage returned.
+        earlier: the provenance of each training of the checkpoint that this one began with, oldest first.
     """
     grades = "\n".join(f"| {k} | {g.name} | {g.gain:g} |" for k, g in enumerate(checkpoint.scale.grades))
     parts = [
@@ -39,6 +46,8 @@ def model_card(checkpoint: Checkpoint, recipe: Recipe, data: TrainingSet, result
         "## Training",
         _training(recipe, results),
     ]
+    if earlier:
+        parts += ["## Trained before", _earlier(earlier)]
     if "evaluate" in results:
         parts += ["## Measures", _measures(results["evaluate"])]
     parts += [
@@ -117,6 +126,18 @@ def _training(recipe: Recipe, results: Mapping[str, Any]) -> str:
             f"{fit['ece_before']:.4f} → {fit['ece_after']:.4f}."
         )
     return "\n".join(lines)
+
+
+def _earlier(trainings: Sequence[Mapping[str, Any]]) -> str:
+    text = ["This training began with a checkpoint that had been trained itself; oldest first:\n"]
+    for number, facts in enumerate(trainings, 1):
+        recipe = facts["recipe"]
+        examples = sum(facts["stages"][f"finetune-{seed}"]["examples"] for seed in recipe["seeds"])
+        text.append(f"{number}. Loss {recipe['finetune']['loss']}, {examples} examples, of")
+        # A line for each source, then what they have in common.
+        for source, line in zip(recipe["sources"], facts["data"].splitlines(), strict=False):
+            text.append(f"   - {line}; licence: {source['licence'] or 'not stated in the recipe'}")
+    return "\n".join(text)
 
 
 def _measures(evaluation: Mapping[str, Any]) -> str:

@@ -119,10 +119,22 @@ class _Training:
         )
         if self.recipe.used_for("test", "ood_test"):
             self._stage("evaluate", self._evaluate)
-        facts = {"recipe": _portable(asdict(self.recipe)), "stages": self.results, "data": self.data.table()}
-        card = model_card(final, self.recipe, self.data, self.results)
+        earlier = self._earlier()
+        facts = {
+            "recipe": _portable(asdict(self.recipe)),
+            "stages": self.results,
+            "data": self.data.table(),
+            "earlier": earlier,
+        }
+        card = model_card(final, self.recipe, self.data, self.results, earlier)
         saved = final.replace(provenance=facts).save(output, overwrite=overwrite, card=card)
         return Trained(saved, self.results)
+
+    def _earlier(self) -> list[dict[str, Any]]:
+        """The trainings of the checkpoint that this one began with, oldest first."""
+        facts = dict(Checkpoint.load(self._checkpoint("start")).provenance)
+        before: list[dict[str, Any]] = facts.pop("earlier", [])
+        return [*before, facts] if "recipe" in facts else before
 
     def _stage(self, name: str, work: Any, *, shared: bool = False) -> None:
         self.results[name] = self.stages.run(name, work, shared=shared)

@@ -277,6 +277,12 @@ enabled = false
     second = Checkpoint.load(data / "second")
     assert second.adapter_folder is not None
     assert second.base.name == first.base.name
+    # Its card says what the first was trained on, too.
+    assert [facts["data"] for facts in second.provenance["earlier"]] == [first.provenance["data"]]
+    card = (data / "second" / "README.md").read_text()
+    examples = first.provenance["stages"]["finetune-0"]["examples"]
+    assert f"1. Loss occ, {examples} examples, of\n   - home (train): " in card
+    assert "Trained before" not in (data / "first" / "README.md").read_text()
     pairs = [("laptop", "laptop fox"), ("hose", "garden hose")]
     plain_scores, *scores = (
         Reranker.from_pretrained(c, device="cpu", precision="float32").score_pairs(pairs).logits
