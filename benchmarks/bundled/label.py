@@ -10,7 +10,8 @@ P(grade | cosine) is a proportional-odds model (McCullagh 1980) fitted on the ju
 passed over, how much is related.
 
 The pool of TREC Deep Learning 2022 has no labels, but a second model's opinion: the scores of a SPLADE++ run. There
-P(grade | cosine, SPLADE++) is the label, fitted on 2021 in the same way.
+P(grade | cosine, SPLADE++) is the label, fitted on 2021 in the same way. Product searches are made up from titles, see
+keywords.py; there the likelihood is of how many of the query's words the title has.
 
 Writes one JSONL a collection, which the recipes read, and labels.json with the fitted numbers and counts. A collection
 whose file is there is not labelled again.
@@ -32,6 +33,7 @@ from typing import Any
 import numpy as np
 from darl_rerank.adapters.faiss_index import encode, load_encoder
 from darl_rerank.adapters.lucene import build_lucene_index, lucene_search
+from keywords import keyword_pairs
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
@@ -44,12 +46,17 @@ from darl_rerank.trec.topics import read_topics
 GRADES = 4
 JUDGED, POOL = "trec-dl-2021", "trec-dl-2022"
 POOL_DOCUMENTS = 24
+# The collection whose titles product searches are made of, and how many are.
+PRODUCTS, SEARCHES = "product-questions", 1500
 # P(label | grade) up to a factor, for the grades irrelevant, related, relevant, perfect.
 LIKELIHOOD = {
     "chosen": (0.01, 0.10, 0.60, 1.00),
     "partly": (0.05, 1.00, 0.60, 0.20),
     "passed over": (1.00, 0.70, 0.15, 0.05),
     "unseen": (1.00, 0.90, 0.40, 0.25),
+    "all words": (0.05, 0.30, 1.00, 1.00),
+    "some words": (1.00, 1.00, 0.30, 0.10),
+    "no word": (1.00, 0.50, 0.10, 0.02),
 }
 # The first hit that nobody looked at is too often an answer.
 SKIP = 1
@@ -110,10 +117,14 @@ def main() -> None:
             rng = random.Random(f"{options.seed}/{collection.name}")
             queries = round(collection.queries * options.fraction)
             rows = list(pairs(options.data / collection.name, collection, queries, encoder, rng))
-            cosine = cosines(encoder, [r["query"] for r in rows], [r["document"] for r in rows])
-            likelihood = np.array([LIKELIHOOD[r.pop("label")] for r in rows])
-            write(path, rows, posterior(by_cosine, cosine[:, None], likelihood))
+            write(path, rows, by_bayes(by_cosine, encoder, rows))
         counts[collection.name] = summary(path)
+    path = options.output / "product-keywords.jsonl"
+    if not path.is_file():
+        rng = random.Random(f"{options.seed}/keywords")
+        rows = list(keyword_pairs(options.data / PRODUCTS, round(SEARCHES * options.fraction), rng))
+        write(path, rows, by_bayes(by_cosine, encoder, rows))
+    counts[path.stem] = summary(path)
     by_both = fit_prior(*judged_features(encoder, options.data / JUDGED, splade=True))
     path = options.output / f"{POOL}.jsonl"
     if not path.is_file():
@@ -124,6 +135,12 @@ def main() -> None:
     with atomic_write(options.output / "labels.json") as stream:
         fitted = {"cosine": by_cosine.tolist(), "cosine and SPLADE++": by_both.tolist()}
         json.dump({"seed": options.seed, "prior": fitted, "collections": counts}, stream, indent=1)
+
+
+def by_bayes(prior: NDArray[np.float64], encoder: Any, rows: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+    """Soft labels of `rows`, shape (n, K), from their cosines and their "label", which is taken out."""
+    cosine = cosines(encoder, [row["query"] for row in rows], [row["document"] for row in rows])
+    return posterior(prior, cosine[:, None], np.array([LIKELIHOOD[row.pop("label")] for row in rows]))
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]], labels: NDArray[np.float64]) -> None:
