@@ -4,7 +4,7 @@
 
 COLLECTION has topics.tsv, corpus.jsonl.gz, qrels.txt and runs/bm25.trec. One export's float32 graphs are converted in
 each way, compared with torch in float32 on PAIRS judged pairs of the run, and timed in turns on two queries with 50
-documents each, beside torch in bfloat16. Also the error that one scale a token causes in each kind of product, with
+documents each; torch in bfloat16 likewise. Also the error that one scale a token causes in each kind of product, with
 and without smoothing. Writes results/int8_choices.json.
 """
 
@@ -85,8 +85,8 @@ def main(model: Path, collection: Path, work: Path, pairs: int, seed: int) -> No
     for name, (kinds, size) in WAYS.items():
         made = converted(checkpoint, graph, traced, work / name.replace(", ", "-"), kinds, size)
         rerankers[name] = Reranker(made, OnnxEngine(made, device="cpu"))
-    rows = parities(checkpoint, rerankers, sample)
     rerankers["torch, bfloat16"] = Reranker(checkpoint, TorchEngine(checkpoint, device="cpu", precision="bfloat16"))
+    rows = parities(checkpoint, rerankers, sample)
     timed = read_pairs(collection, 100, 50)
     seconds: dict[str, list[float]] = {name: [] for name in rerankers}
     for repeat in range(REPEATS + 1):

@@ -82,11 +82,12 @@ def start() -> str | None:
 
 
 def scaling() -> str | None:
-    values = part("scaling")
-    if values is None:
-        return None
-    lines = [[r["engine"], r["pairs"], f"{r['pairs_per_second']:.1f}", r["peak_mib"]] for r in values["rows"]]
-    return table(["engine", "pairs", "pairs a second", "peak memory, MiB"], lines)
+    lines = []
+    for model, file in (("SmolLM2-135M", "throughput"), ("tiny, of the tests", "throughput_tiny")):
+        values = part("scaling", file)
+        for r in () if values is None else values["rows"]:
+            lines.append([model, r["engine"], r["pairs"], f"{r['pairs_per_second']:.1f}", r["peak_mib"]])
+    return table(["model", "engine", "pairs", "pairs a second", "peak memory, MiB"], lines) if lines else None
 
 
 def length() -> str | None:

@@ -28,7 +28,7 @@ from .activations import activations
 
 # A channel counts as no smaller than this share of the largest.
 _SMALLEST = 1e-5
-_TINY = np.finfo(np.float32).tiny
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 def smoothing(
