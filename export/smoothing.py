@@ -154,7 +154,7 @@ class _Graph:
                 name = node.input[2]
                 shape = self._shapes.get(name, ())
                 heads, size = (shape[1].dim_value, shape[3].dim_value) if len(shape) == 4 else (0, 0)
-                if not size or width % (heads * size):
+                if not heads * size or width % (heads * size):
                     return None
             elif node.op_type == "Concat" and size:  # behind the values of a prefix, which were scaled when it ran
                 name = node.input[-1]

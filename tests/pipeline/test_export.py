@@ -197,11 +197,13 @@ def test_int8_does_not_depend_on_the_batch(
 def test_int8_takes_products_in_blocks_where_the_gate_asks_for_it(
     refused: int, in_blocks: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gate refuses the first attempts: on random weights blocks are not reliably the finer ones."""
-    faults = [["too coarse"]] * refused
-    monkeypatch.setattr(export_folder, "violations", lambda parity, bounds: faults.pop() if faults else [])
-    export_folder.export(Checkpoint.load(tiny_model), tmp_path / "int8", precision="int8")
+    """The gate refuses the first attempts, then judges: on random weights blocks are not reliably the finer ones."""
+    faults, judge = [["too coarse"]] * refused, export_folder.violations
+    monkeypatch.setitem(export_folder.BOUNDS, "int8", {"largest_difference": 0.1})
+    monkeypatch.setattr(export_folder, "violations", lambda *found: faults.pop() if faults else judge(*found))
+    parity = export_folder.export(Checkpoint.load(tiny_model), tmp_path / "int8", precision="int8")
     assert not faults
+    assert parity.largest_difference <= 0.1
     made = dict(Checkpoint.load(tmp_path / "int8").provenance)["export"]
     assert len(made["products in blocks"]) == in_blocks
 
