@@ -1,17 +1,19 @@
 """What one would do instead: sentence-transformers' CrossEncoder, trained by its own trainer on the very same pairs.
 
-    python benchmarks/bundled/cross_encoders.py minilm|smollm2 PAIRS DATA --work FOLDER [--minutes 65]
+    python benchmarks/bundled/cross_encoders.py minilm|smollm2 DATA RECIPE... --work FOLDER [--minutes 65]
 
-PAIRS is the folder that label.py wrote. The model has one output and learns the pair's expected gain, scaled to 0..1,
-by binary cross-entropy; all weights are trained, for one epoch or --minutes, whichever is over first. The learning rate
-is the usual one of the kind (2e-5), the rest is the trainer's default but for warm-up. Then it reranks BM25's top 100
-of trec-dl-2019. Writes results/cross_encoder_BASE.json.
+DATA has the collections, the RECIPEs are those of the checkpoint that ships. What any of them trains on is trained on
+here, in one shuffled pass. The model has one output and learns the pair's expected gain, scaled to 0..1, by binary
+cross-entropy; all weights are trained, for one epoch or --minutes, whichever is over first. The learning rate is the
+usual one of the kind (2e-5), the rest is the trainer's default but for warm-up. Then it reranks BM25's top 100 of
+trec-dl-2019. Writes results/cross_encoder_BASE.json.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,15 @@ from darl_rerank.base_model import BaseModel
 from darl_rerank.evaluation.ranking import evaluate_run
 from darl_rerank.evaluation.significance import paired_test
 from darl_rerank.offline import prepare, wanted_documents
+from darl_rerank.training.labels import label_matrix
+from darl_rerank.training.recipe import read_recipe
+from darl_rerank.training.training_set import load_training_set
 from darl_rerank.trec.corpora import load_documents
-from darl_rerank.trec.graded_pairs import read_graded_pairs
+from darl_rerank.trec.graded_pairs import GradedPair
 from darl_rerank.trec.qrels import read_qrels
 from darl_rerank.trec.runs import RunEntry, read_run
 from darl_rerank.trec.topics import read_topics
 
-COLLECTIONS = ("natural-questions", "wiki-qa-mix", "selqa", "product-questions", "msrd")
 MEASURE = "nDCG@10"
 MAX_LENGTH = 192
 BATCH = 32
@@ -55,20 +59,20 @@ class Until(TrainerCallback):  # type: ignore[misc]
 
 @click.command(help=__doc__)
 @click.argument("base", type=click.Choice(["minilm", "smollm2"]))
-@click.argument("pairs", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
+@click.argument("recipes", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--minutes", default=65.0, show_default=True)
 @click.option("--seed", default=1, show_default=True)
-def main(base: str, pairs: Path, data: Path, work: Path, minutes: float, seed: int) -> None:
+def main(base: str, data: Path, recipes: tuple[Path, ...], work: Path, minutes: float, seed: int) -> None:
     torch.manual_seed(seed)
     model = CrossEncoder(str(weights(base)), num_labels=1, max_length=MAX_LENGTH, device="cpu")
     if model.tokenizer.pad_token is None:
         model.tokenizer.pad_token = model.tokenizer.eos_token
         model.model.config.pad_token_id = model.tokenizer.pad_token_id
     gains = RelevanceScale.named("trec4").gains
-    examples = [pair for name in COLLECTIONS for pair in read_graded_pairs(pairs / f"{name}.jsonl", grades=len(gains))]
-    labels = [float(pair.probabilities @ gains / gains.max()) for pair in examples]  # type: ignore[operator]
+    examples = trained_on(recipes)
+    labels = (label_matrix(examples, len(gains)) @ gains / gains.max()).tolist()
     dataset = Dataset.from_dict({
         "query": [pair.query for pair in examples], "document": [pair.document for pair in examples], "label": labels
     })  # fmt: skip
@@ -96,6 +100,12 @@ def main(base: str, pairs: Path, data: Path, work: Path, minutes: float, seed: i
         "difference": [test.difference, test.low, test.high],
     }  # fmt: skip
     click.echo(f"written: {write_result(f'cross_encoder_{base}', values)}", err=True)
+
+
+def trained_on(recipes: Sequence[Path]) -> list[GradedPair]:
+    """The training pairs of all recipes, each once."""
+    pairs = {pair.key: pair for path in recipes for pair in load_training_set(read_recipe(path)).train}
+    return list(pairs.values())
 
 
 def weights(base: str) -> Any:

@@ -1,38 +1,67 @@
-"""Draws docs/figures/study_NAME_{alpha,novelty,reliability}.svg from results/study_NAME.json; `tables.py` calls it."""
+"""Draws docs/figures/study_NAME_{alpha,novelty,reliability}.svg from results/study_NAME.json.
+
+    python benchmarks/study/figures.py
+
+The same results give the same bytes.
+"""
 
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darl_rerank.files import atomic_write
+# The folder that has `page` and the package `study`.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-# Text as text, and a fixed salt, so that the same results give the same bytes.
+import page
+
+from darl_rerank.files import atomic_write
+from study.settings import STUDIES
+
+# Text as text, and a fixed salt, without which names inside the file would be drawn at random.
 _SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "darl-rerank", "font.size": 9, "axes.axisbelow": True}
 _SETS = {"home_dev": "ID dev", "away_dev": "OOD dev"}
 _SHOWN = ("plain", "all three")
 
 
-def draw_figures(name: str, result: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Write what can be drawn of a study's fine-tuned level; file names by caption."""
+@dataclass(frozen=True, slots=True)
+class StudyFigure:
+    """A figure of a page.
+
+    Attributes:
+        file: its name.
+        caption: what it shows.
+        drawn: of matplotlib.
+    """
+
+    file: str
+    caption: str
+    drawn: Any
+
+
+def figures(name: str, result: Mapping[str, Any]) -> list[StudyFigure]:
+    """What can be drawn of a study's fine-tuned level."""
     import matplotlib as mpl
 
-    drawn = {}
     with mpl.rc_context(_SETTINGS):
-        for kind, (draw, caption) in _FIGURES.items():
-            figure = draw(result)
-            if figure is None:
-                continue
-            stream = io.StringIO()
-            figure.savefig(stream, format="svg", metadata={"Date": None})
-            path = folder / f"study_{name}_{kind}.svg"
-            with atomic_write(path) as out:
-                # The writer of SVG leaves spaces at line ends.
-                out.write("\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n")
-            drawn[caption] = path.name
-    return drawn
+        found = [(kind, caption, draw(result)) for kind, (draw, caption) in _FIGURES.items()]
+    return [StudyFigure(f"study_{name}_{kind}.svg", caption, figure) for kind, caption, figure in found if figure]
+
+
+def save(figure: StudyFigure, folder: Path) -> None:
+    """Write it as SVG."""
+    import matplotlib as mpl
+
+    stream = io.StringIO()
+    with mpl.rc_context(_SETTINGS):
+        figure.drawn.savefig(stream, format="svg", metadata={"Date": None})
+    with atomic_write(folder / figure.file) as out:
+        # The writer of SVG leaves spaces at line ends.
+        out.write("\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n")
 
 
 def _figure(width: float, height: float, columns: int) -> tuple[Any, Any]:
@@ -103,3 +132,14 @@ _FIGURES: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str]] = {
         "Reliability of the most probable grade before and after temperature scaling, first seed",
     ),
 }
+
+
+def main() -> None:
+    for name in STUDIES:
+        result = page.result(f"study_{name}")
+        for figure in figures(name, result) if result is not None else ():
+            save(figure, page.DOCS / "figures")
+
+
+if __name__ == "__main__":
+    main()

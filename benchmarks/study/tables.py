@@ -1,14 +1,12 @@
-"""Writes tables and figures of docs/study.md from results/study_*.json; the text around its markers stays.
+"""Fills docs/study.md from results/study_*.json. Its figures are drawn by `figures.py`.
 
-    python benchmarks/study/tables.py
+    python benchmarks/study/tables.py [--check]
 
 Every word of a verdict comes from the JSON, where `claims.verdict` made it from an interval.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +15,11 @@ from typing import Any
 # The folder that has `provenance` and the package `study`.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from provenance import RESULTS
+import page
 
-from darl_rerank.files import atomic_write
-from study.figures import draw_figures
+from study.figures import figures
 
-PAGE = RESULTS.parent / "docs" / "study.md"
+PAGE = page.DOCS / "study.md"
 NAMES = {
     "ndcg@10": "nDCG@10 ↑", "qwk": "QWK ↑", "macro_f1": "macro F1 ↑", "spearman": "Spearman ↑", "nll": "NLL ↓",
     "rps": "RPS ↓", "ece": "ECE ↓", "ece_before": "ECE unscaled ↓", "mass_above": "mass above ↓", "aurc": "AURC ↓",
@@ -41,8 +38,7 @@ def cell(value: Mapping[str, Any] | None, sign: str = "", digits: int = 3) -> st
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+    return [page.table(header, rows), ""]
 
 
 def data_section(result: Mapping[str, Any]) -> Lines:
@@ -196,8 +192,6 @@ def selection_section(result: Mapping[str, Any]) -> Lines:
 
 def refuted_section(results: Mapping[str, Mapping[str, Any]]) -> Lines:
     """Every part of a claim that was refuted or not shown, and what was planned and has not run."""
-    if not results:
-        return ["Nothing has been run yet.", ""]
     refuted, open_parts, missing = [], [], []
     for name, result in results.items():
         for judged in result["claims"].values():
@@ -221,12 +215,12 @@ def refuted_section(results: Mapping[str, Mapping[str, Any]]) -> Lines:
     return found
 
 
-def study_section(name: str) -> Lines:
-    """Everything of one study, both levels."""
-    tuned, heads = _read(f"study_{name}"), _read(f"study_{name}_head")
+def study_section(name: str) -> str | None:
+    """Everything of one study, both levels; None if neither has run."""
+    tuned, heads = page.result(f"study_{name}"), page.result(f"study_{name}_head")
     some = tuned or heads
     if some is None:
-        return ["This study has not been run yet.", ""]
+        return None
     lines = data_section(some)
     if tuned is not None:
         lines += [
@@ -245,13 +239,12 @@ def study_section(name: str) -> Lines:
             *selection_section(tuned),
         ]
         lines += ["#### Reliability", "", *reliability_section(tuned, ("plain", "all three"))]
-        figures = draw_figures(name, tuned, PAGE.parent / "figures")
-        lines += [line for caption, file in figures.items() for line in (f"![{caption}](figures/{file})", "")]
+        lines += [line for f in figures(name, tuned) for line in (f"![{f.caption}](figures/{f.file})", "")]
     if heads is not None:
         lines += [f"### Screening: {heads['level']}", "", f"`{heads['provenance']['command']}`, {_machine(heads)}.", ""]
         lines += [*claim_sections(heads), "#### All arms, head only", "", *arms_section(heads, "against_CE")]
         lines += ["#### What was chosen, all strategies", "", *selection_section(heads)]
-    return [*lines, "### Novelty", "", *novelty_section(some)]
+    return "\n".join([*lines, "### Novelty", "", *novelty_section(some)]).rstrip()
 
 
 def _machine(result: Mapping[str, Any]) -> str:
@@ -259,31 +252,22 @@ def _machine(result: Mapping[str, Any]) -> str:
     return f"{found['date'][:10]}, {found['machine']['cpu']}, {found['machine']['cores']} cores"
 
 
-def _read(name: str) -> Any:
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+def forum() -> str | None:
+    return study_section("forum")
 
 
-def filled(page: str) -> str:
-    """The page with fresh text between `<!-- study:NAME -->` and `<!-- /study:NAME -->`."""
-
-    def section(match: re.Match[str]) -> str:
-        name = match[1]
-        if name == "refuted":
-            found = {f"{n}{level}": _read(f"study_{n}{level}") for n in ("forum", "shop") for level in ("", "_head")}
-            lines = refuted_section({n: result for n, result in found.items() if result is not None})
-        else:
-            lines = study_section(name)
-        return f"<!-- study:{name} -->\n\n" + "\n".join(lines).rstrip() + f"\n\n<!-- /study:{name} -->"
-
-    return re.sub(r"<!-- study:(\w+) -->.*?<!-- /study:\1 -->", section, page, flags=re.DOTALL)
+def shop() -> str | None:
+    return study_section("shop")
 
 
-def main() -> None:
-    text = filled(PAGE.read_text("utf-8"))
-    with atomic_write(PAGE) as stream:
-        stream.write(text)
+def refuted() -> str | None:
+    found = {f"{n}{level}": page.result(f"study_{n}{level}") for n in ("forum", "shop") for level in ("", "_head")}
+    results = {name: result for name, result in found.items() if result is not None}
+    return "\n".join(refuted_section(results)).rstrip() if results else None
 
+
+TABLES = (forum, shop, refuted)
+main = page.command(PAGE, TABLES)
 
 if __name__ == "__main__":
     main()

@@ -31,6 +31,7 @@ from darl_rerank.training.steps import query_examples
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+import page as page_module
 from provenance import provenance
 from study import run as run_module
 from study import study_run as study_run_module
@@ -38,6 +39,7 @@ from study import tables
 from study.chosen import chosen_rows
 from study.claims import HOLDS, REFUTED, Part, overall, verdict
 from study.collections_by_role import load_collections, seed_sets
+from study.figures import figures, save
 from study.measured import Run, difference, mean_over_seeds, measure_run, read_run
 from study.settings import ROLES, Study
 from study.states import CachedCheckpoint, base_states, last_layers
@@ -262,8 +264,7 @@ def test_a_whole_study(run: StudyRun, tmp_path: Path, monkeypatch: pytest.Monkey
     assert whole["runs"][0]["training"] == plain["runs"][0]["training"]
     assert whole["runs"][0]["curve"]["alphas"] == [0.0, 0.5, 1.0]
     assert set(tuned["novelty"]["groups"]) == {"ID", "OOD", "away"}
-    monkeypatch.setattr(tables, "PAGE", tmp_path / "study.md")
-    assert_page_says_what_json_says(written, monkeypatch)
+    assert_page_says_what_json_says(written, tmp_path / "figures", monkeypatch)
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
         f"study_toy_{kind}.svg" for kind in ("alpha", "novelty", "reliability")
     }
@@ -288,19 +289,24 @@ def test_it_stops_when_the_minutes_are_over_and_goes_on(
     assert written == ["study_toy_head"]
 
 
-def assert_page_says_what_json_says(written: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each claim stands in the page with the JSON's verdict; text outside of the markers is left alone."""
+def assert_page_says_what_json_says(
+    written: dict[str, dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each claim stands in the page with the JSON's verdict, and each figure that it names can be drawn."""
     made = {"provenance": provenance(["run.py"])}
-    monkeypatch.setattr(tables, "_read", lambda name: {**made, **written[name]} if name in written else None)
-    page = tables.filled("before\n<!-- study:toy -->\nstale text\n<!-- /study:toy -->\nafter\n")
-    assert page.startswith("before\n")
-    assert page.endswith("\nafter\n")
-    assert "stale text" not in page
+    results = {name: {**made, **values} for name, values in written.items()}
+    monkeypatch.setattr(page_module, "result", results.get)
+    page = tables.study_section("toy")
+    assert page is not None
     for claim in written["study_toy"]["claims"]["12"].values():
         assert f"{claim['claim']} | 12 | 1 | **{claim['verdict']}** |" in page
         for part in claim["parts"]:
             assert f"{part['value']:+.3f} [{part['low']:+.3f}, {part['high']:+.3f}]" in page
-    assert tables.filled(page) == page
+    for figure in figures("toy", results["study_toy"]):
+        save(figure, folder)
+        assert f"![{figure.caption}](figures/{figure.file})" in page
+        assert (folder / figure.file).read_text("utf-8").startswith("<?xml")
+    assert tables.forum() is None
     listed = "\n".join(tables.refuted_section({"toy": written["study_toy"]}))
     parts = [part for claim in written["study_toy"]["claims"]["12"].values() for part in claim["parts"]]
     refuted = sum(part["verdict"] == "refuted" for part in parts)
