@@ -1,10 +1,12 @@
 """The command line: one click command a file, loaded when it is called for.
 
-Exit codes: 0 done, 1 failed, 2 bad usage, 3 bad input, 4 missing dependency, 5 failed check, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 bad usage, 3 bad input, 4 missing dependency, 5 failed check, 130 interrupted
+(Ctrl-C or SIGTERM).
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 from typing import Any
@@ -65,6 +67,8 @@ def cli() -> None:
 
 def main() -> None:
     """The entry point of the `darl-rerank` command."""
+    # What stops containers and batch jobs: like Ctrl-C it has to leave no temporary files, and state to go on from.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = cli(standalone_mode=False)
     except click.exceptions.Abort:

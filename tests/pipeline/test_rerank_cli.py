@@ -110,7 +110,10 @@ def test_a_killed_job_ends_with_the_same_bytes(
     assert not journal.exists()
 
 
-def test_an_interrupt_says_so_and_keeps_the_journal(job: dict[str, Path], tiny_model: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_says_so_and_keeps_the_journal(
+    job: dict[str, Path], tiny_model: Path, number: signal.Signals
+) -> None:
     main = "from darl_rerank.cli import main; main()"
     # A shell that runs tests in the background has its children ignore SIGINT.
     slow = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -122,7 +125,7 @@ def test_an_interrupt_says_so_and_keeps_the_journal(job: dict[str, Path], tiny_m
     journal = job["out.trec"].with_name("out.trec.journal")
     while process.poll() is None and not (journal.exists() and len(journal.read_bytes().splitlines()) >= 2):
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors.decode()
     assert b"Traceback" not in errors
