@@ -47,8 +47,8 @@ def load_body(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     return body.merge_and_unload().base_model.to(dtype).eval()
 
 
-def with_adapter(model: Any, checkpoint: Checkpoint, *, trainable: bool = False) -> Any:
-    """`model` under the checkpoint's PEFT adapter."""
+def with_adapter(model: Any, checkpoint: Checkpoint, folder: Path | None = None, *, trainable: bool = False) -> Any:
+    """`model` under the checkpoint's PEFT adapter, or under that in `folder`."""
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -57,7 +57,7 @@ def with_adapter(model: Any, checkpoint: Checkpoint, *, trainable: bool = False)
         with warnings.catch_warnings():
             # PEFT reads a property that transformers is about to rename; neither is ours.
             warnings.simplefilter("ignore", FutureWarning)
-            return PeftModel.from_pretrained(model, str(checkpoint.adapter_folder), is_trainable=trainable)
+            return PeftModel.from_pretrained(model, str(folder or checkpoint.adapter_folder), is_trainable=trainable)
     except (ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"the adapter does not fit {checkpoint.base.name}: {error}", path=checkpoint.folder) from error
 

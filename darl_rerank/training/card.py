@@ -23,6 +23,7 @@ def model_card(
     data: TrainingSet,
     results: Mapping[str, Any],
     earlier: Sequence[Mapping[str, Any]] = (),
+    adapter_rank: int | None = None,
 ) -> str:
     """The card as Markdown, with the metadata that model hubs read.
 
@@ -32,6 +33,7 @@ def model_card(
         data: what it was trained on.
         results: what each stage returned.
         earlier: the provenance of each training of the checkpoint that this one began with, oldest first.
+        adapter_rank: of the adapter of that checkpoint, if it had one.
     """
     grades = "\n".join(f"| {k} | {g.name} | {g.gain:g} |" for k, g in enumerate(checkpoint.scale.grades))
     parts = [
@@ -44,7 +46,7 @@ def model_card(
         "## Data",
         _data(data),
         "## Training",
-        _training(recipe, results),
+        _training(recipe, results, adapter_rank),
     ]
     if earlier:
         parts += ["## Trained before", _earlier(earlier)]
@@ -85,7 +87,7 @@ def _target(target: Any) -> str:
     return "{" + ", ".join(f"{grade}: {p:g}" for grade, p in target.items()) + "}"
 
 
-def _training(recipe: Recipe, results: Mapping[str, Any]) -> str:
+def _training(recipe: Recipe, results: Mapping[str, Any], adapter_rank: int | None) -> str:
     lines = []
     if (probe := results.get("probe")) is not None:
         lines.append(
@@ -99,7 +101,8 @@ def _training(recipe: Recipe, results: Mapping[str, Any]) -> str:
             f"labels: {labels['labels']}, {labels['pairs']} pairs."
         )
     weights, settings = recipe.trainable, recipe.finetune
-    what = {"lora": f"LoRA of rank {weights.rank}", "all": "all linear layers", "head": "the head"}[weights.weights]
+    lora = f"LoRA of rank {weights.rank}" if adapter_rank is None else f"its adapter of rank {adapter_rank} (LoRA)"
+    what = {"lora": lora, "all": "all linear layers", "head": "the head"}[weights.weights]
     where = "" if weights.layers is None else f", last {weights.layers} layers"
     for seed in recipe.seeds:
         tuned = results[f"finetune-{seed}"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from darl_rerank.checkpoint import Checkpoint, Head
 from darl_rerank.engines.base_weights import load_causal_lm, with_adapter
 from darl_rerank.errors import InputError, MissingDependencyError
 
+from .lowrank import balanced, read_adapter, save_as_adapter
 from .packing import ATTENTION, register
 
 
@@ -29,7 +31,8 @@ class Trainable:
             nothing else. Embeddings and norms are never trained: their differences would not fit into an adapter.
         layers: only this many of the decoder's last layers, all if None. The gradient then ends there, which saves up
             to a third of the time.
-        rank, alpha, dropout: of LoRA; a difference is scaled by alpha / rank.
+        rank, alpha, dropout: of LoRA; a difference is scaled by alpha / rank. A checkpoint's adapter that is trained on
+            keeps its rank, and has neither.
         delivered_rank: with "all": the checkpoint gets an adapter of this rank on the base model, cut from the whole
             difference (`lowrank.as_adapter`), instead of the whole model; None for the whole model.
     """
@@ -130,7 +133,12 @@ def load_grade_model(checkpoint: Checkpoint, trainable: Trainable, *, seed: int 
         lm = with_adapter(lm, checkpoint).merge_and_unload()
     lm.requires_grad_(False)
     if trainable.weights == "lora":
-        lm = with_adapter(lm, checkpoint, trainable=True) if adapter else _with_lora(lm, trainable, range(first, count))
+        if adapter:
+            lm = _with_own_adapter(lm, checkpoint)
+            for layer in lm.get_base_model().base_model.layers[:first]:
+                layer.requires_grad_(False)
+        else:
+            lm = _with_lora(lm, trainable, range(first, count))
     elif trainable.weights == "all":
         for layer in lm.base_model.layers[first:]:
             for module in layer.modules():
@@ -140,6 +148,23 @@ def load_grade_model(checkpoint: Checkpoint, trainable: Trainable, *, seed: int 
     register()
     model.body.config._attn_implementation = ATTENTION
     return model
+
+
+def _with_own_adapter(lm: Any, checkpoint: Checkpoint) -> Any:
+    """`lm` under the checkpoint's adapter, to train on: the same differences, of `balanced` factors scaled by 1.
+
+    Adam's steps are as large as the learning rate whatever a weight's size. Factors as they may be stored, 8-bit ones
+    of a size of 200 that are scaled by a millionth, would hardly move.
+    """
+    folder = checkpoint.adapter_folder
+    assert folder is not None
+    stored = read_adapter(folder)
+    factors, _ = balanced(stored.factors)
+    with tempfile.TemporaryDirectory() as temporary:
+        save_as_adapter(
+            replace(stored, factors=factors), temporary, base_name=checkpoint.base.name, dtype=torch.float32
+        )
+        return with_adapter(lm, checkpoint, Path(temporary), trainable=True)
 
 
 def _with_lora(lm: Any, trainable: Trainable, layers: Sequence[int]) -> Any:
@@ -172,8 +197,6 @@ def save_trained(
     Raises:
         DarlRerankError: `folder` exists and `overwrite` is false, or can't be written.
     """
-    import tempfile
-
     trained = checkpoint.replace(head=model.head_values(), trained=True)
     if not any(name.startswith("lm.") for name in model.trainable_state()):
         return trained.save(folder, overwrite=overwrite, card=card)

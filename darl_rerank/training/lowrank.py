@@ -89,7 +89,8 @@ def save_as_adapter(
         low_rank: what to write.
         folder: made if it is not there.
         base_name: what the adapter's configuration calls its base model.
-        dtype: of the stored factors. With torch.float8_e4m3fn they are `balanced` first and alpha is what undoes it.
+        dtype: of the stored factors. With torch.float8_e4m3fn they are `balanced` over its range first and alpha is
+            what undoes it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,20 +139,22 @@ def read_adapter(folder: str | Path) -> LowRank:
 
 
 def balanced(
-    factors: Mapping[str, tuple[Tensor, Tensor]], largest: float
+    factors: Mapping[str, tuple[Tensor, Tensor]], largest: float | None = None
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
-    """Factors whose values use the range of an 8-bit float: in each row of A and its column of B the largest is alike.
+    """Factors of which in each row of A and its column of B the largest value is alike.
 
     Args:
         factors: by module name, A (rank, in) and B (out, rank).
-        largest: what no value of the result exceeds.
+        largest: scale all of them so that this is the largest value; their product stays as it is if None.
 
     Returns:
         factors A' and B', and the number c with B'·A' = c · B·A.
     """
     # Per component of the sum B·A: the largest values of its row of A and of its column of B.
     peaks = {name: (a.abs().amax(dim=1), b.abs().amax(dim=0)) for name, (a, b) in factors.items()}
-    c = largest**2 / max([float((p * q).max()) for p, q in peaks.values()], default=largest**2)
+    c = 1.0
+    if largest is not None:
+        c = largest**2 / max([float((p * q).max()) for p, q in peaks.values()], default=largest**2)
     result = {}
     for name, (a, b) in factors.items():
         p, q = peaks[name]

@@ -26,6 +26,7 @@ class RecipeReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.faults: list[str] = []
+        self._has_adapter = False
 
     def read(self, values: dict[str, Any]) -> Recipe:
         stages = {"probe", "select", "finetune", "interpolate", "calibrate"}
@@ -52,6 +53,8 @@ class RecipeReader:
         held_out = any(source is not None and source.dev_queries for source in sources)
         if (select or probe or interpolate) and not held_out and len(uses) == len(sources):
             self.faults.append("probe, select and interpolate need held-out queries: give a source dev_queries")
+        if self._has_adapter and (trainable or Trainable()).weights == "lora":
+            self._own_adapter(top.table("finetune"), interpolate is not None)
         if self.faults:
             many = f"{len(self.faults)} faults:\n" if len(self.faults) > 1 else ""
             raise InputError(many + "\n".join(self.faults), path=self.path)
@@ -87,11 +90,12 @@ class RecipeReader:
             from darl_rerank.checkpoint import Checkpoint
 
             try:
-                scale = Checkpoint.load(checkpoint).scale
+                begun = Checkpoint.load(checkpoint)
             except InputError as error:
                 self.faults.append(f"model.checkpoint: {error}")
                 return None
-            return ModelChoice(checkpoint=checkpoint, scale=scale, max_length=length)
+            self._has_adapter = begun.adapter_folder is not None
+            return ModelChoice(checkpoint=checkpoint, scale=begun.scale, max_length=length)
         name = table.string("scale", "trec4") or "trec4"
         if name not in SCALES:
             self.faults.append(f"model.scale: unknown relevance scale {name!r}; known: {', '.join(sorted(SCALES))}")
@@ -211,6 +215,18 @@ class RecipeReader:
         except InputError as error:
             self.faults.append(f"finetune: {error}")
         return trainable, finetune
+
+    def _own_adapter(self, finetune: dict[str, Any], interpolate: bool) -> None:
+        """What can't go with LoRA on the adapter that model.checkpoint has."""
+        given = [f"finetune.{name}" for name in ("rank", "alpha", "dropout") if name in finetune]
+        seeds = finetune.get("seeds")
+        given += ["finetune.seeds with more than one seed"] if isinstance(seeds, list) and len(seeds) > 1 else []
+        given += ["interpolate"] if interpolate else []
+        if given:
+            self.faults.append(
+                f"{', '.join(given)} can't be given where LoRA trains the adapter that model.checkpoint has: "
+                'leave that out, or train with weights = "all"'
+            )
 
     def _probe(self, values: dict[str, Any] | None) -> ProbeSettings | None:
         if values is None:

@@ -26,7 +26,7 @@ from .finetune import check_variety, finetune
 from .grade_model import GradeModel, Trainable, load_grade_model, save_trained, save_weights
 from .interpolate import GradedSet, alpha_curve, average, interpolated
 from .labels import hard_grades, label_matrix, numbered, sampled_queries
-from .lowrank import as_adapter
+from .lowrank import as_adapter, read_adapter
 from .predict import predict_logits
 from .probe import final_states, fit_probe
 from .recipe import Recipe, SelectStage
@@ -126,7 +126,9 @@ class _Training:
             "data": self.data.table(),
             "earlier": earlier,
         }
-        card = model_card(final, self.recipe, self.data, self.results, earlier)
+        begun = Checkpoint.load(self._checkpoint("start")).adapter_folder
+        rank = None if begun is None else read_adapter(begun).rank
+        card = model_card(final, self.recipe, self.data, self.results, earlier, rank)
         saved = final.replace(provenance=facts).save(output, overwrite=overwrite, card=card)
         return Trained(saved, self.results)
 

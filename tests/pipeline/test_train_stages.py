@@ -283,6 +283,17 @@ enabled = false
     examples = first.provenance["stages"]["finetune-0"]["examples"]
     assert f"1. Loss occ, {examples} examples, of\n   - home (train): " in card
     assert "Trained before" not in (data / "first" / "README.md").read_text()
+    # Under LoRA it is the first's adapter that is trained.
+    lora = f'[model]\ncheckpoint = "first"\n{rest}'.replace('weights = "all"', 'weights = "lora"')
+    recipe.write_text(lora.replace("delivered_rank = 3", "rank = 4\nseeds = [0, 1]"))
+    result = train(recipe, data / "third")
+    assert result.exit_code == 3
+    assert "finetune.rank, finetune.seeds with more than one seed, interpolate can't be given where" in result.output
+    lora = lora.replace("delivered_rank = 3\n[interpolate]\nalphas = [1]\n", "")
+    recipe.write_text(lora.replace("epochs = 4", "max_examples = 1"))
+    result = train(recipe, data / "third")
+    assert result.exit_code == 0, result.output
+    assert "its adapter of rank 3 (LoRA); loss occ" in (data / "third" / "README.md").read_text()
     pairs = [("laptop", "laptop fox"), ("hose", "garden hose")]
     plain_scores, *scores = (
         Reranker.from_pretrained(c, device="cpu", precision="float32").score_pairs(pairs).logits

@@ -194,6 +194,31 @@ def test_an_adapter_in_8_bits(tiny_model: Path, tmp_path: Path) -> None:
     assert float((found.state_dict()[name] - whole.state_dict()[name]).norm()) < 0.06 * float(delta.norm())
 
 
+def test_training_on_an_adapter_moves_it_however_it_was_stored(tiny_model: Path, tmp_path: Path) -> None:
+    full = fully_tuned(tiny_model, tmp_path, rank=3)
+    fine, cut = as_adapter(full, tmp_path / "adapter", rank=3)
+    save_as_adapter(cut, tmp_path / "eight", base_name="b", dtype=torch.float8_e4m3fn)
+    eight = fine.save(tmp_path / "coarse", adapter=tmp_path / "eight")
+    model = load_grade_model(eight, Trainable("lora"))
+    state = {name: value for name, value in model.trainable_state().items() if ".lora_" in name}
+    module = "lm.base_model.model.model.layers.1.mlp.up_proj"
+    stored = read_adapter(eight.adapter_folder).factors["model.layers.1.mlp.up_proj"]  # type: ignore[arg-type]
+    torch.testing.assert_close(difference(model, state, module), stored[1] @ stored[0], rtol=1e-4, atol=1e-6)
+    # As stored, they are of a size of 224 and scaled by a millionth: a step of the learning rate would be nothing.
+    assert max(float(value.abs().max()) for value in state.values()) < 2
+    assert model.lm.get_submodule(module.removeprefix("lm.")).scaling["default"] == 1
+    before = difference(model, state, module)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    encoder = eight.encoder()
+    packed = pack([encoder.encode(query, [document]) for query, document in PAIRS])
+    model(packed.last, **packed.inputs())[:, 0].sum().backward()
+    optimizer.step()
+    moved_by = float((difference(model, model.trainable_state(), module) - before).norm() / before.norm())
+    assert moved_by > 0.01
+    last = load_grade_model(eight, Trainable("lora", layers=1)).trainable_state()
+    assert {name.split(".layers.")[1][0] for name in last if ".layers." in name} == {"1"}
+
+
 def test_final_states_are_recovered_from_features_and_logits() -> None:
     rng = np.random.default_rng(0)
     states = rng.normal(size=(40, 16)).astype(np.float32) * rng.uniform(1, 9, (40, 1)).astype(np.float32)
