@@ -39,10 +39,12 @@ class RecipeReader:
         excluded = [exclude.paths(name) for name in ("topics", "corpora")]
         trainable, finetune = self._finetune(top.table("finetune"), seed)
         tuning = Table(self, "finetune", {k: v for k, v in top.table("finetune").items() if k in ("replay", "seeds")})
+        replay, seeds = tuning.number("replay", None), tuning.integers("seeds", (seed,))
         probe = self._probe(top.table("probe", None))
         select = self._select(top.table("select", None), seed)
         interpolate = self._interpolate(top.table("interpolate", None))
         calibrate = Table(self, "calibrate", top.table("calibrate", None) or {}, {"novelty", "enabled"})
+        calibrated, with_novelty = calibrate.boolean("enabled", True), calibrate.boolean("novelty", True)
         names = [source.name for source in sources if source is not None]
         self.faults += [f"source {name!r} is named twice" for name in sorted({n for n in names if names.count(n) > 1})]
         uses = [source.use for source in sources if source is not None]
@@ -54,7 +56,7 @@ class RecipeReader:
         if (select or probe or interpolate) and not held_out and len(uses) == len(sources):
             self.faults.append("probe, select and interpolate need held-out queries: give a source dev_queries")
         if self._has_adapter and (trainable or Trainable()).weights == "lora":
-            self._own_adapter(top.table("finetune"), interpolate is not None)
+            self._own_adapter(top.table("finetune"), len(seeds), interpolate is not None)
         if self.faults:
             many = f"{len(self.faults)} faults:\n" if len(self.faults) > 1 else ""
             raise InputError(many + "\n".join(self.faults), path=self.path)
@@ -69,11 +71,11 @@ class RecipeReader:
             select,
             trainable or Trainable(),
             finetune or FinetuneSettings(),
-            tuning.number("replay", None),
-            tuning.integers("seeds", (seed,)),
+            replay,
+            seeds,
             interpolate,
-            calibrate.boolean("enabled", True),
-            calibrate.boolean("novelty", True),
+            calibrated,
+            with_novelty,
             seed,
         )
 
@@ -216,11 +218,10 @@ class RecipeReader:
             self.faults.append(f"finetune: {error}")
         return trainable, finetune
 
-    def _own_adapter(self, finetune: dict[str, Any], interpolate: bool) -> None:
+    def _own_adapter(self, finetune: dict[str, Any], seeds: int, interpolate: bool) -> None:
         """What can't go with LoRA on the adapter that model.checkpoint has."""
         given = [f"finetune.{name}" for name in ("rank", "alpha", "dropout") if name in finetune]
-        seeds = finetune.get("seeds")
-        given += ["finetune.seeds with more than one seed"] if isinstance(seeds, list) and len(seeds) > 1 else []
+        given += ["finetune.seeds with more than one seed"] if seeds > 1 else []
         given += ["interpolate"] if interpolate else []
         if given:
             self.faults.append(

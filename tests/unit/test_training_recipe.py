@@ -96,6 +96,9 @@ def test_all_faults_are_reported_together(write: Path) -> None:
         (SOURCE + "[finetune]\nlearning_rate = 0\n", "out of range: learning_rate = 0"),
         (SOURCE + "[finetune]\nocc = { rps = -1 }\n", "at least 0, found -1"),
         (SOURCE + '[finetune]\nweights = "some"\n', "weights must be lora, all or head"),
+        (SOURCE + "[finetune]\nseeds = 3\n", "finetune.seeds: expected a list of integers of at least 0, found 3"),
+        (SOURCE + '[finetune]\nreplay = "all"\n', "finetune.replay: expected a number of at least 0, found 'all'"),
+        (SOURCE + "[calibrate]\nnovelty = 1\n", "calibrate.novelty: expected true or false, found 1"),
         (SOURCE + "x = [\n", "expected TOML"),
     ],
 )
