@@ -64,12 +64,14 @@ def measured(reranker: Reranker, pairs: list[GradedPair]) -> dict[str, Any]:
     # Each pair is a grade of its own, so that soft labels have their expected gain.
     ndcg = ndcg_per_query(np.arange(len(pairs)), scores.score, labels @ reranker.scale.gains, queries)
     _, first = np.unique(queries, return_index=True)
+    # A query whose documents are all worth nothing says nothing of order, for any checkpoint.
+    per_query = ndcg[first][np.isfinite(ndcg[first])]
     distance = (scores.probabilities.cumsum(axis=1) - labels.cumsum(axis=1)) ** 2
     return {
         "pairs": len(pairs),
-        MEASURE: float(ndcg[first].mean()),
+        MEASURE: float(per_query.mean()),
         "rps": float(distance.sum(axis=1).mean()),
-        "per query": ndcg[first].tolist(),
+        "per query": per_query.tolist(),
     }
 
 

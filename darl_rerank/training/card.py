@@ -33,7 +33,7 @@ def model_card(
         data: what it was trained on.
         results: what each stage returned.
         earlier: the provenance of each training of the checkpoint that this one began with, oldest first.
-        adapter_rank: of the adapter of that checkpoint, if it had one.
+        adapter_rank: of the adapter of that checkpoint, if LoRA trained on it.
     """
     grades = "\n".join(f"| {k} | {g.name} | {g.gain:g} |" for k, g in enumerate(checkpoint.scale.grades))
     parts = [

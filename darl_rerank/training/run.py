@@ -127,7 +127,9 @@ class _Training:
             "earlier": earlier,
         }
         begun = Checkpoint.load(self._checkpoint("start")).adapter_folder
-        rank = None if begun is None else read_adapter(begun).rank
+        rank = None
+        if begun is not None and self.recipe.trainable.weights == "lora":
+            rank = read_adapter(begun).rank
         card = model_card(final, self.recipe, self.data, self.results, earlier, rank)
         saved = final.replace(provenance=facts).save(output, overwrite=overwrite, card=card)
         return Trained(saved, self.results)
