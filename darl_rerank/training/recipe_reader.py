@@ -125,7 +125,7 @@ class RecipeReader:
         if given not in enough:
             found = ", ".join(sorted(given)) or "none of them"
             self.faults.append(f"{where}: expected pairs, or topics, corpus and qrels; found {found}")
-        only_train = sorted(values.keys() & {"dev_queries", "negatives", "weight"})
+        only_train = sorted(values.keys() & {"dev_queries", "negatives", "weight", "judged"})
         if use != "train" and only_train:
             self.faults.append(f"{where}: {', '.join(only_train)} can't be given with use = {use!r}")
         targets = table.table("grades", None)
@@ -145,6 +145,7 @@ class RecipeReader:
             "part": table.interval("part", (0.0, 1.0), 0.0, 1.0),
             "dev_queries": table.integer("dev_queries", 0, low=0),
             "weight": table.number("weight", 1.0, low=0),
+            "judged": table.boolean("judged", True),
             "group": table.string("group", None),
             "licence": table.string("licence", None),
         }

@@ -112,7 +112,7 @@ class _Training:
         if not is_first_process():
             return None
         self._stage("merge", self._merge)
-        if self.recipe.calibrate and self.data.dev:
+        if self.recipe.calibrate and self.data.judged[1]:
             self._stage("calibrate", self._calibrate)
         final = Checkpoint.load(
             self.stages.path("calibrate" if "calibrate" in self.results else "merge") / "checkpoint"
@@ -288,7 +288,7 @@ class _Training:
     ) -> dict[str, Any]:
         assert self.recipe.interpolate is not None
         encoder = checkpoint.encoder()
-        sets = {name: pairs for name, pairs in self._dev_sets().items() if pairs}
+        sets = self._dev_sets(self.data.dev)
 
         def logits_at(alpha: float) -> Mapping[str, NDArray[np.float32]]:
             # Each α is kept: a kill costs one of them, not all.
@@ -314,16 +314,18 @@ class _Training:
         curve = alpha_curve(logits_at, graded, checkpoint.scale.gains, alphas=stage.alphas, choose_by=stage.choose_by)
         return curve.to_dict()
 
-    def _dev_sets(self) -> dict[str, list[GradedPair]]:
-        return {ID_DEV: self.data.dev, OOD_DEV: self.data.of("ood_dev")}
+    def _dev_sets(self, held_out: list[GradedPair]) -> dict[str, list[GradedPair]]:
+        sets = {ID_DEV: held_out, OOD_DEV: self.data.of("ood_dev")}
+        return {name: pairs for name, pairs in sets.items() if pairs}
 
     def _calibrate(self, folder: Path) -> dict[str, Any]:
-        """Fit novelty on the final model's own features, then the temperature."""
+        """Fit novelty on the final model's own features, then the temperature; on pairs that people judged."""
         reranker = self._reranker(self._checkpoint("merge"))
         grades = self.recipe.grades
-        pairs = sampled_queries(self.data.train, _NOVELTY_PAIRS, self.recipe.seed)
+        judged, held_out = self.data.judged
+        pairs = sampled_queries(judged, _NOVELTY_PAIRS, self.recipe.seed)
         known = extract_features(reranker, pairs, folder / "training", progress=self.progress, description="novelty")
-        sets = {name: members for name, members in self._dev_sets().items() if members}
+        sets = self._dev_sets(held_out)
         seen = {
             name: extract_features(reranker, members, folder / name.replace(" ", "-"), progress=self.progress,
                                    description=name)

@@ -72,6 +72,8 @@ class Source:
         max_documents: at most so many documents a query, its labels as even as they can be; all if None.
         dev_queries: of a training source, how many queries are held out for development.
         weight: what an example counts in the loss.
+        judged: of a training source, whether people judged its pairs. Those of one that is made up are trained on, but
+            calibration and novelty are not fitted on them: what nobody judged, the model can't be said to know.
         licence: of the data, for the model card.
         group: the group (domain) of its pairs where neither they nor `groups_file` name it; `name` if None.
     """
@@ -94,6 +96,7 @@ class Source:
     max_documents: int | None = None
     dev_queries: int = 0
     weight: float = 1.0
+    judged: bool = True
     licence: str | None = None
     group: str | None = None
 

@@ -41,6 +41,12 @@ class TrainingSet:
         """In-distribution pairs held out of the training sources."""
         return [pair for source in self.sources for pair in source.dev]
 
+    @property
+    def judged(self) -> tuple[list[GradedPair], list[GradedPair]]:
+        """Of `train` and of `dev` what is of sources that people judged: what calibration and novelty are fitted on."""
+        of_people = [source for source in self.sources if source.source.use == "train" and source.source.judged]
+        return [p for source in of_people for p in source.train], [p for source in of_people for p in source.dev]
+
     def examples(self, grades: int) -> list[QueryExamples]:
         """The training examples, each with its source's weight."""
         return [

@@ -235,6 +235,35 @@ def test_all_stages_with_two_seeds(data: Path, tiny_model: Path) -> None:
     assert Checkpoint.load(data / "model").fingerprint == checkpoint.fingerprint
 
 
+def test_pairs_that_nobody_judged_are_trained_on_and_not_calibrated_on(data: Path, tiny_model: Path) -> None:
+    texts(data, "made_up", 100, 10)
+    recipe = data / "recipe.toml"
+    recipe.write_text(
+        f"""[model]
+checkpoint = "{tiny_model}"
+[[source]]
+name = "home"
+pairs = "train.jsonl"
+dev_queries = 6
+[[source]]
+name = "made up"
+pairs = "made_up.jsonl"
+dev_queries = 4
+judged = false
+[finetune]
+weights = "head"
+batch = 16
+"""
+    )
+    result = train(recipe, data / "model")
+    assert result.exit_code == 0, result.output
+    checkpoint = Checkpoint.load(data / "model")
+    assert checkpoint.novelty is not None
+    assert checkpoint.provenance["stages"]["finetune-0"]["queries"] == 18 + 6
+    assert checkpoint.novelty.settings["training_pairs"] == 18 * 4
+    assert checkpoint.provenance["stages"]["calibrate"]["pairs"] == 6 * 4
+
+
 def test_all_weights_delivered_as_an_adapter_and_trained_on(data: Path, tiny_model: Path) -> None:
     base = data / "base"
     base.mkdir()
