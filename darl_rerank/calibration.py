@@ -48,6 +48,10 @@ class Calibration:
         """Whether `probabilities` must be given the pairs' novelty."""
         return self.novelty_slope != 0.0
 
+    def at(self, novelty: float) -> Calibration:
+        """One temperature for all pairs: that of a pair of this novelty, a percentile 0..100."""
+        return Calibration(float(self.temperatures(1, np.array([novelty]))[0]))
+
     def temperatures(self, count: int, novelty: NDArray[np.floating[Any]] | None = None) -> NDArray[np.float64]:
         """The temperature of each of `count` pairs, shape (count,).
 

@@ -190,6 +190,8 @@ class Checkpoint:
         if self.novelty is not None:
             tensors, novelty_settings = self.novelty.to_tensors()
             (folder / _NOVELTY).write_bytes(save(tensors))
+        else:
+            (folder / _NOVELTY).unlink(missing_ok=True)
         for name, source in (("adapter", adapter), ("model", model)):
             if source is not None:
                 _copy_weights(source, folder / name)

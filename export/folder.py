@@ -18,16 +18,19 @@ from ..engines.torch_engine import TorchEngine
 from ..errors import CheckFailedError, InputError
 from ..files import atomic_folder
 from ..reranker import Reranker
+from ..results import PairScores
 from ..trec.graded_pairs import GradedPair
 from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, GradeGraph, trace
 from .int8 import SENSITIVE, token_errors
-from .parity import BOUNDS, Parity, bundled_sample, compare, layer_differences, name_products, violations
+from .parity import BOUNDS, NOVELTY_BOUND, Parity, bundled_sample, compare, layer_differences, name_products, violations
 from .precision import PRECISIONS, convert, products
 from .smoothing import smooth, smoothing
 from .weights import share_weights
 
 _CALIBRATION_PAIRS = 16
 _SHOWN_LAYERS = 5
+# Of the held-out pairs half are stranger.
+_MEDIAN_NOVELTY = 50.0
 
 
 def export(
@@ -80,21 +83,22 @@ def export(
         _write_config(graph, checkpoint, temporary)
         texts = [(pair.query, pair.document) for pair in pairs]
         progress("grade with torch")
-        reference = Reranker(checkpoint, TorchEngine(checkpoint, device="cpu", precision="float32")).score_pairs(texts)
+        reference = _torch_scores(checkpoint, texts)
         for bound in SENSITIVE if errors else (0.0,):
             in_blocks = sorted(name for name, error in errors.items() if error > bound)
             _write_graphs(traced, temporary, precision, in_blocks, progress)
-            exported = checkpoint.replace(
-                provenance={
-                    **checkpoint.provenance,
-                    "export": {"precision": precision, "opset": opset, "products in blocks": in_blocks},
-                },
-            )
+            facts = {"precision": precision, "opset": opset, "products in blocks": in_blocks}
+            exported = checkpoint.replace(provenance={**checkpoint.provenance, "export": facts})
             exported.write_into(temporary)
             progress("compare with torch")
-            candidate = Checkpoint.load(temporary)
-            scores = Reranker(candidate, OnnxEngine(candidate, device=device)).score_pairs(texts)
-            parity = compare(pairs, reference, scores)
+            parity = compare(pairs, reference, _scores(temporary, device, texts))
+            if (parity.novelty_mean_difference or 0.0) > NOVELTY_BOUND:
+                facts["novelty"] = f"left out: {parity.novelty_mean_difference:.0f} points from torch's in the mean"
+                progress(f"compare without novelty ({facts['novelty']})")
+                exported = exported.replace(novelty=None, calibration=checkpoint.calibration.at(_MEDIAN_NOVELTY))
+                exported.write_into(temporary)
+                without = checkpoint.replace(novelty=None, calibration=exported.calibration)
+                parity = compare(pairs, _torch_scores(without, texts), _scores(temporary, device, texts))
             faults = violations(parity, BOUNDS[precision])
             if not faults:
                 break
@@ -108,8 +112,17 @@ def export(
             )
         report = {"precision": precision, "device": device, "bounds": BOUNDS[precision], "measures": asdict(parity)}
         (temporary / "parity.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-        exported.write_into(temporary, card=_card(checkpoint, precision, parity))
+        exported.write_into(temporary, card=_card(exported, precision, parity))
     return parity
+
+
+def _torch_scores(checkpoint: Checkpoint, texts: Sequence[tuple[str, str]]) -> PairScores:
+    return Reranker(checkpoint, TorchEngine(checkpoint, device="cpu", precision="float32")).score_pairs(texts)
+
+
+def _scores(folder: Path, device: str, texts: Sequence[tuple[str, str]]) -> PairScores:
+    candidate = Checkpoint.load(folder)
+    return Reranker(candidate, OnnxEngine(candidate, device=device)).score_pairs(texts)
 
 
 def _traced(graph: GradeGraph, scratch: Path, opset: int, progress: Any) -> dict[str, Path]:
@@ -183,6 +196,9 @@ def _card(checkpoint: Checkpoint, precision: str, parity: Parity) -> str:
         f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in asdict(parity).items() if value is not None
     ]
     state = "" if checkpoint.trained else "\nUntrained: it grades zero-shot, from the grade words alone.\n"
+    novelty = checkpoint.provenance["export"].get("novelty")
+    if novelty:
+        state += f"\nNovelty {novelty}; all pairs have one temperature.\n"
     return "\n".join([
         f"# A darl-rerank checkpoint exported to ONNX ({precision})", state, f"Base model: {checkpoint.base.name}.", "",
         "Compared with torch in float32:", "", "| measure | value |", "|---|---|", *rows, "",

@@ -36,7 +36,7 @@ class Parity:
         grade_agreement: share of pairs with the same grade, 0 to 1.
         kendall_tau: tau-b of the scores, mean over queries with at least two documents; None if there is none.
         ndcg_difference: absolute difference of mean nDCG@10; None if the sample has no grades.
-        novelty_difference: largest, in percentile points; None if the checkpoint has no novelty model.
+        novelty_difference, novelty_mean_difference: largest and mean, in percentile points; None without novelty.
     """
 
     pairs: int
@@ -47,6 +47,7 @@ class Parity:
     kendall_tau: float | None
     ndcg_difference: float | None
     novelty_difference: float | None
+    novelty_mean_difference: float | None
 
 
 # Measure: the worst value that passes; agreement is bounded from below, differences from above.
@@ -56,6 +57,8 @@ BOUNDS: dict[str, dict[str, float]] = {
     "int8": {"grade_agreement": 0.97, "ndcg_difference": 0.005},
     "int4": {"grade_agreement": 0.85, "ndcg_difference": 0.03},
 }
+# Percentile points, in the mean: beyond, an export's features say nothing of how strange a pair is.
+NOVELTY_BOUND = 5.0
 
 
 def bundled_sample() -> list[GradedPair]:
@@ -89,7 +92,7 @@ def compare(pairs: Sequence[GradedPair], torch_scores: PairScores, exported: Pai
         ndcg = float(abs(np.mean(found[0]) - np.mean(found[1]))) if found[0] else None
     novelty = None
     if torch_scores.novelty is not None and exported.novelty is not None:
-        novelty = float(np.abs(torch_scores.novelty - exported.novelty).max())
+        novelty = np.abs(torch_scores.novelty - exported.novelty)
     return Parity(
         pairs=len(pairs),
         not_finite=int((~np.isfinite(exported.logits)).any(axis=1).sum()),
@@ -98,7 +101,8 @@ def compare(pairs: Sequence[GradedPair], torch_scores: PairScores, exported: Pai
         grade_agreement=float((torch_scores.grade == exported.grade).mean()),
         kendall_tau=float(np.mean(taus)) if taus else None,
         ndcg_difference=ndcg,
-        novelty_difference=novelty,
+        novelty_difference=None if novelty is None else float(novelty.max()),
+        novelty_mean_difference=None if novelty is None else float(novelty.mean()),
     )
 
 

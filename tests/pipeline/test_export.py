@@ -18,10 +18,12 @@ from click.testing import CliRunner
 from darl_rerank.export import folder as export_folder
 
 from darl_rerank import Checkpoint, Reranker
+from darl_rerank.calibration import Calibration
 from darl_rerank.checkpoint import GRAPH, PREFIX_GRAPH, Head
 from darl_rerank.cli import cli
 from darl_rerank.engines.base_weights import load_body
 from darl_rerank.errors import CheckFailedError, DarlRerankError, InputError
+from darl_rerank.novelty import fit_novelty
 
 GRAPHS = (GRAPH, PREFIX_GRAPH)
 QUERY = "laptop"
@@ -118,6 +120,31 @@ def test_half_precision(tiny_model: Path, tmp_path: Path) -> None:
     parity = export_folder.export(Checkpoint.load(tiny_model), tmp_path / "fp16", precision="fp16")
     assert 0 < parity.largest_difference < 5e-3
     assert Reranker.from_pretrained(tmp_path / "fp16").engine.precision == "fp16"
+
+
+@pytest.mark.parametrize("bound", [export_folder.NOVELTY_BOUND, 0.0])
+def test_novelty_is_left_out_where_it_is_not_that_of_torch(
+    bound: float, tiny_reranker: Reranker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [(f"query {i} {i % 3}", f"document {i % 7} {i % 5} {i}") for i in range(40)]
+    features = tiny_reranker.score_pairs(pairs, features=True).features
+    assert features is not None
+    checkpoint = tiny_reranker.checkpoint.replace(
+        novelty=fit_novelty(features[:20], features[20:], k=3), calibration=Calibration(1.5, 0.8)
+    )
+    monkeypatch.setattr(export_folder, "NOVELTY_BOUND", bound)
+    parity = export_folder.export(checkpoint, tmp_path / "fp16", precision="fp16")
+    found = Checkpoint.load(tmp_path / "fp16")
+    if bound:
+        assert parity.novelty_mean_difference is not None
+        assert found.calibration == checkpoint.calibration
+        assert found.novelty is not None
+    else:
+        assert parity.novelty_mean_difference is None
+        assert found.calibration == Calibration(1.5 * np.exp(0.4))
+        assert found.novelty is None
+        assert not (tmp_path / "fp16" / "novelty.safetensors").exists()
+        assert "Novelty left out" in (tmp_path / "fp16" / "README.md").read_text()
 
 
 def test_beyond_the_bounds_names_layers_and_writes_nothing(
