@@ -26,7 +26,7 @@ def exports() -> str | None:
         ])  # fmt: skip
     head = [
         "", "MiB", "export, s", "products in blocks", "largest difference", "mean", "same grade", "Kendall's tau",
-        "nDCG@10", "novelty, points",
+        "nDCG@10", "novelty, most points",
     ]  # fmt: skip
     about = (
         f"{values['model']} ({'trained' if values['trained'] else 'untrained'}), {values['pairs']} judged pairs of "
