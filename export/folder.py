@@ -46,6 +46,8 @@ def export(
 ) -> Parity:
     """Write an exported folder, if it grades as torch does; otherwise nothing is written.
 
+    Novelty that lies more than `NOVELTY_BOUND` from torch's is left out, and the temperature no longer follows it.
+
     Args:
         checkpoint: what to export, loaded from or saved in a folder, or made by `from_base`.
         folder: where to.
