@@ -190,9 +190,12 @@ def selection_section(result: Mapping[str, Any]) -> Lines:
     return table(header, [rows[key] for key in sorted(rows)])
 
 
-def refuted_section(results: Mapping[str, Mapping[str, Any]]) -> Lines:
-    """Every part of a claim that was refuted or not shown, and what was planned and has not run."""
-    refuted, open_parts, missing = [], [], []
+def refuted_section(results: Mapping[str, Mapping[str, Any]], absent: Sequence[str] = ()) -> Lines:
+    """Every part of a claim that was refuted or not shown, and what was planned and has not run.
+
+    `absent` are the studies' levels that have no result at all.
+    """
+    refuted, open_parts, missing = [], [], [f"- {name}: nothing of it" for name in absent]
     for name, result in results.items():
         for judged in result["claims"].values():
             for letter, claim in judged.items():
@@ -261,9 +264,13 @@ def shop() -> str | None:
 
 
 def refuted() -> str | None:
-    found = {f"{n}{level}": page.result(f"study_{n}{level}") for n in ("forum", "shop") for level in ("", "_head")}
+    levels = {"": "fine-tuned", "_head": "head only"}
+    found = {
+        f"{n}, {word}": page.result(f"study_{n}{level}") for n in ("forum", "shop") for level, word in levels.items()
+    }
     results = {name: result for name, result in found.items() if result is not None}
-    return "\n".join(refuted_section(results)).rstrip() if results else None
+    absent = [name for name in found if name not in results]
+    return "\n".join(refuted_section(results, absent)).rstrip() if results else None
 
 
 TABLES = (forum, shop, refuted)

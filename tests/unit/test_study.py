@@ -307,7 +307,8 @@ def assert_page_says_what_json_says(
         assert f"![{figure.caption}](figures/{figure.file})" in page
         assert (folder / figure.file).read_text("utf-8").startswith("<?xml")
     assert tables.forum() is None
-    listed = "\n".join(tables.refuted_section({"toy": written["study_toy"]}))
+    listed = "\n".join(tables.refuted_section({"toy": written["study_toy"]}, ["toy, head only"]))
+    assert "- toy, head only: nothing of it" in listed
     parts = [part for claim in written["study_toy"]["claims"]["12"].values() for part in claim["parts"]]
     refuted = sum(part["verdict"] == "refuted" for part in parts)
     assert listed.partition("### Not shown")[0].count("\n- ") == refuted
