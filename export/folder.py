@@ -94,8 +94,10 @@ def export(
             exported.write_into(temporary)
             progress("compare with torch")
             parity = compare(pairs, reference, _scores(temporary, device, texts))
-            if (parity.novelty_mean_difference or 0.0) > NOVELTY_BOUND:
-                facts["novelty"] = f"left out: {parity.novelty_mean_difference:.0f} points from torch's in the mean"
+            distance = parity.novelty_mean_difference
+            # A novelty that is not a number is within no bound.
+            if distance is not None and not distance <= NOVELTY_BOUND:
+                facts["novelty"] = f"left out: {distance:.2g} points from torch's in the mean"
                 progress(f"compare without novelty ({facts['novelty']})")
                 exported = exported.replace(novelty=None, calibration=checkpoint.calibration.at(_MEDIAN_NOVELTY))
                 exported.write_into(temporary)
@@ -113,6 +115,8 @@ def export(
                 f"(relative error of their MLP's output): {layers}. Nothing was written"
             )
         report = {"precision": precision, "device": device, "bounds": BOUNDS[precision], "measures": asdict(parity)}
+        if "novelty" in facts:
+            report["novelty"] = facts["novelty"]
         (temporary / "parity.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
         exported.write_into(temporary, card=_card(exported, precision, parity))
     return parity

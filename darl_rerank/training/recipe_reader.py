@@ -55,6 +55,12 @@ class RecipeReader:
         held_out = any(source is not None and source.dev_queries for source in sources)
         if (select or probe or interpolate) and not held_out and len(uses) == len(sources):
             self.faults.append("probe, select and interpolate need held-out queries: give a source dev_queries")
+        judged = any(source is not None and source.dev_queries and source.judged for source in sources)
+        if calibrated and not judged and (held_out or "calibrate" in values) and len(uses) == len(sources):
+            self.faults.append(
+                "calibrate needs held-out queries that people judged: give a judged source dev_queries, or set "
+                "calibrate.enabled = false"
+            )
         if self._has_adapter and (trainable or Trainable()).weights == "lora":
             self._own_adapter(top.table("finetune"), len(seeds), interpolate is not None)
         if self.faults:

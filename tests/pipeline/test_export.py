@@ -144,6 +144,7 @@ def test_novelty_is_left_out_where_it_is_not_that_of_torch(
         assert found.calibration == Calibration(1.5 * np.exp(0.4))
         assert found.novelty is None
         assert not (tmp_path / "fp16" / "novelty.safetensors").exists()
+        assert "left out" in json.loads((tmp_path / "fp16" / "parity.json").read_text())["novelty"]
         assert "Novelty left out" in (tmp_path / "fp16" / "README.md").read_text()
 
 

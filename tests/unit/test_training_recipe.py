@@ -100,6 +100,8 @@ def test_all_faults_are_reported_together(write: Path) -> None:
         (SOURCE + '[finetune]\nweights = "some"\n', "weights must be lora, all or head"),
         (SOURCE + "[finetune]\nseeds = 3\n", "finetune.seeds: expected a list of integers of at least 0, found 3"),
         (SOURCE + '[finetune]\nreplay = "all"\n', "finetune.replay: expected a number of at least 0, found 'all'"),
+        (SOURCE + "dev_queries = 2\njudged = false\n", "held-out queries that people judged"),
+        (SOURCE + "[calibrate]\nnovelty = true\n", "held-out queries that people judged"),
         (SOURCE + "[calibrate]\nnovelty = 1\n", "calibrate.novelty: expected true or false, found 1"),
         (SOURCE + "x = [\n", "expected TOML"),
     ],
