@@ -89,7 +89,7 @@ def export(
         for bound in SENSITIVE if errors else (0.0,):
             in_blocks = sorted(name for name, error in errors.items() if error > bound)
             _write_graphs(traced, temporary, precision, in_blocks, progress)
-            facts = {"precision": precision, "opset": opset, "products in blocks": in_blocks}
+            facts: dict[str, Any] = {"precision": precision, "opset": opset, "products in blocks": in_blocks}
             exported = checkpoint.replace(provenance={**checkpoint.provenance, "export": facts})
             exported.write_into(temporary)
             progress("compare with torch")
