@@ -62,10 +62,17 @@ def described(values: dict[str, Any]) -> str:
         "| collection | nDCG@10, BM25 | reranked, first 100 | difference |",
         "|---|---|---|---|",
         *(
-            f"| {name} | {r['before']:.4f} | {r['after']:.4f} | {r['difference'][0]:+.4f} "
-            f"[{r['difference'][1]:+.4f}, {r['difference'][2]:+.4f}] |"
+            f"| {name} | {r['before']:.4f} | {r['after']:.4f} | {difference(r)} |"
             for name, r in values["ranking"].items()
         ),
+        "",
+        "A document that nobody judged counts as irrelevant there. Of the judged documents alone, and of both orders fused by "
+        "reciprocal rank:",
+        "",
+        "| collection | of the first ten judged, BM25 | reranked | judged alone, BM25 | reranked | difference "
+        "| fused | difference from BM25 |",
+        "|---|---|---|---|---|---|---|---|",
+        *(unjudged_cells(name, r) for name, r in values["ranking"].items()),
         "",
         "| judged pairs of | quadratic kappa | ECE | mass above the true grade | NLL | RPS |",
         "|---|---|---|---|---|---|",
@@ -83,6 +90,19 @@ def described(values: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def unjudged_cells(name: str, ranking: dict[str, Any]) -> str:
+    share, alone, fused = ranking["judged"], ranking["judged only"], ranking["fused"]
+    return (
+        f"| {name} | {share['before']:.0%} | {share['after']:.0%} | {alone['before']:.4f} | {alone['after']:.4f} "
+        f"| {difference(alone)} | {fused['fused']:.4f} | {difference(fused)} |"
+    )
+
+
+def difference(compared: dict[str, Any]) -> str:
+    value, low, high = compared["difference"]
+    return f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def cell(value: dict[str, Any]) -> str:

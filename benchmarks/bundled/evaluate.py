@@ -3,6 +3,9 @@
     python benchmarks/bundled/evaluate.py CHECKPOINT DATA --work FOLDER [--name bundled]
 
 - trec-dl-2019, BM25 top 100: nDCG@10 before and after; on the judged pairs of that run grading and calibration.
+  A document that nobody judged counts as irrelevant, and a model that looks elsewhere than the systems whose results were
+  judged meets more of those. So also: how many of the first ten are judged, nDCG@10 of the judged documents alone
+  (trec_eval -J), and both orders fused by reciprocal rank.
 - Icecat (product search), BM25 top 100: the same.
 - Novelty of Icecat's judged pairs and of medquad's (medical questions with their answers) against trec-dl-2019's.
 - Size of the folder, time to load it.
@@ -23,6 +26,7 @@ from typing import Any
 
 import click
 import numpy as np
+from darl_rerank.adapters.fusion import fuse_runs
 from darl_rerank.adapters.lucene import lucene_search
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -38,10 +42,12 @@ from darl_rerank.offline import RerankJob, prepare, rerank_run, wanted_documents
 from darl_rerank.trec.corpora import load_documents
 from darl_rerank.trec.graded_pairs import GradedPair, pairs_from_qrels
 from darl_rerank.trec.qrels import Qrels, read_qrels
-from darl_rerank.trec.runs import Run, read_run
+from darl_rerank.trec.runs import Run, RunEntry, read_run
 from darl_rerank.trec.topics import read_topics
 
 MEASURE = "nDCG@10"
+JUDGED_ONLY = "nDCG(judged_only=True)@10"
+SHOWN = 10
 WEB, SHOP, MEDICAL = "trec-dl-2019", "icecat", "medquad"
 MEDICAL_PAIRS = 300
 
@@ -68,7 +74,7 @@ def main(model: Path, data: Path, work: Path, depth: int, name: str, precision: 
         output, details = work / f"{part}.trec", work / f"{part}.jsonl"
         if not details.is_file():
             rerank_run(reranker, job, output, details=details)
-        values["ranking"][part] = ranked(run, read_run(output), qrels)
+        values["ranking"][part] = ranked({qid: run[qid][:depth] for qid in run}, read_run(output), qrels)
         for line in details.read_text("utf-8").splitlines():
             found = json.loads(line)
             grade = qrels.get(found["qid"], {}).get(found["docid"])
@@ -108,13 +114,34 @@ def jobs(data: Path, depth: int, parts: list[str]) -> dict[str, tuple[RerankJob,
 
 
 def ranked(before: Run, after: Run, qrels: Qrels) -> dict[str, Any]:
-    first, second = (evaluate_run(qrels, run, [MEASURE]).per_query[MEASURE] for run in (before, after))
-    test = paired_test(second, first)
-    return {
-        "queries": len(first), "before": float(first.mean()), "after": float(second.mean()),
-        "difference": [test.difference, test.low, test.high], "p": test.p, "wins": test.wins, "losses": test.losses,
-        "per query": second.tolist(),
+    fused = {
+        qid: [RunEntry(hit.docid, hit.score) for hit in hits] for qid, hits in fuse_runs([before, after]).items()
     }  # fmt: skip
+    runs = {"before": before, "after": after, "fused": fused}
+    found = {name: evaluate_run(qrels, run, [MEASURE, JUDGED_ONLY]).per_query for name, run in runs.items()}
+
+    def compared(name: str, measure: str) -> dict[str, Any]:
+        test = paired_test(found[name][measure], found["before"][measure])
+        return {
+            name: float(found[name][measure].mean()), "difference": [test.difference, test.low, test.high],
+            "p": test.p, "wins": test.wins, "losses": test.losses,
+        }  # fmt: skip
+
+    return {
+        "queries": len(found["before"][MEASURE]), "before": float(found["before"][MEASURE].mean()),
+        **compared("after", MEASURE), "per query": found["after"][MEASURE].tolist(),
+        "judged": {name: judged_share(run, qrels) for name, run in runs.items()},
+        "judged only": {
+            "before": float(found["before"][JUDGED_ONLY].mean()), **compared("after", JUDGED_ONLY),
+        },
+        "fused": compared("fused", MEASURE),
+    }  # fmt: skip
+
+
+def judged_share(run: Run, qrels: Qrels) -> float:
+    """Which share of each query's first ten somebody judged."""
+    first = [entry.docid in qrels.get(qid, {}) for qid, entries in run.items() for entry in entries[:SHOWN]]
+    return sum(first) / len(first)
 
 
 def medical(reranker: Reranker, folder: Path, kept: Path) -> list[dict[str, Any]]:
@@ -154,6 +181,13 @@ def show(values: Mapping[str, Any]) -> None:
             f"{part}: {MEASURE} {found['before']:.4f} before, {found['after']:.4f} after, {found['queries']} queries, "
             f"difference {found['difference'][0]:+.4f} [{low:+.4f}, {high:+.4f}]"
         )
+        for name, value in (("judged only", found["judged only"]), ("fused", found["fused"])):
+            difference, low, high = value["difference"]
+            click.echo(
+                f"  {name}: {value.get('before', found['before']):.4f} before, {value.get('after', value.get('fused')):.4f}, "
+                f"difference {difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+            )
+        click.echo("  of the first ten judged: " + ", ".join(f"{k} {v:.3f}" for k, v in found["judged"].items()))
     for part, found in values.get("pairs", {}).items():
         measures = found["measures"]
         shown = ", ".join(
