@@ -66,8 +66,8 @@ def described(values: dict[str, Any]) -> str:
             for name, r in values["ranking"].items()
         ),
         "",
-        "A document that nobody judged counts as irrelevant there. Of the judged documents alone, and of both orders fused by "
-        "reciprocal rank:",
+        "A document that nobody judged counts as irrelevant there. Of the judged documents alone, and of both orders "
+        "fused by reciprocal rank:",
         "",
         "| collection | of the first ten judged, BM25 | reranked | judged alone, BM25 | reranked | difference "
         "| fused | difference from BM25 |",
@@ -96,7 +96,7 @@ def unjudged_cells(name: str, ranking: dict[str, Any]) -> str:
     share, alone, fused = ranking["judged"], ranking["judged only"], ranking["fused"]
     return (
         f"| {name} | {share['before']:.0%} | {share['after']:.0%} | {alone['before']:.4f} | {alone['after']:.4f} "
-        f"| {difference(alone)} | {fused['fused']:.4f} | {difference(fused)} |"
+        f"| {difference(alone)} | {fused['after']:.4f} | {difference(fused)} |"
     )
 
 

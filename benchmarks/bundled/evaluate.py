@@ -3,8 +3,8 @@
     python benchmarks/bundled/evaluate.py CHECKPOINT DATA --work FOLDER [--name bundled]
 
 - trec-dl-2019, BM25 top 100: nDCG@10 before and after; on the judged pairs of that run grading and calibration.
-  A document that nobody judged counts as irrelevant, and a model that looks elsewhere than the systems whose results were
-  judged meets more of those. So also: how many of the first ten are judged, nDCG@10 of the judged documents alone
+  A document that nobody judged counts as irrelevant, and a model that looks elsewhere than the systems whose results
+  were judged meets more of those. So also: how many of the first ten are judged, nDCG@10 of the judged documents alone
   (trec_eval -J), and both orders fused by reciprocal rank.
 - Icecat (product search), BM25 top 100: the same.
 - Novelty of Icecat's judged pairs and of medquad's (medical questions with their answers) against trec-dl-2019's.
@@ -123,18 +123,16 @@ def ranked(before: Run, after: Run, qrels: Qrels) -> dict[str, Any]:
     def compared(name: str, measure: str) -> dict[str, Any]:
         test = paired_test(found[name][measure], found["before"][measure])
         return {
-            name: float(found[name][measure].mean()), "difference": [test.difference, test.low, test.high],
-            "p": test.p, "wins": test.wins, "losses": test.losses,
+            "before": float(found["before"][measure].mean()), "after": float(found[name][measure].mean()),
+            "difference": [test.difference, test.low, test.high], "p": test.p, "wins": test.wins,
+            "losses": test.losses,
         }  # fmt: skip
 
     return {
-        "queries": len(found["before"][MEASURE]), "before": float(found["before"][MEASURE].mean()),
-        **compared("after", MEASURE), "per query": found["after"][MEASURE].tolist(),
+        "queries": len(found["before"][MEASURE]), **compared("after", MEASURE),
+        "per query": found["after"][MEASURE].tolist(),
         "judged": {name: judged_share(run, qrels) for name, run in runs.items()},
-        "judged only": {
-            "before": float(found["before"][JUDGED_ONLY].mean()), **compared("after", JUDGED_ONLY),
-        },
-        "fused": compared("fused", MEASURE),
+        "judged only": compared("after", JUDGED_ONLY), "fused": compared("fused", MEASURE),
     }  # fmt: skip
 
 
@@ -176,15 +174,10 @@ def on_pairs(judged: list[dict[str, Any]], gains: Any, names: tuple[str, ...]) -
 
 def show(values: Mapping[str, Any]) -> None:
     for part, found in values["ranking"].items():
-        low, high = found["difference"][1:]
-        click.echo(
-            f"{part}: {MEASURE} {found['before']:.4f} before, {found['after']:.4f} after, {found['queries']} queries, "
-            f"difference {found['difference'][0]:+.4f} [{low:+.4f}, {high:+.4f}]"
-        )
-        for name, value in (("judged only", found["judged only"]), ("fused", found["fused"])):
+        for name, value in ((part, found), ("  judged only", found["judged only"]), ("  fused", found["fused"])):
             difference, low, high = value["difference"]
             click.echo(
-                f"  {name}: {value.get('before', found['before']):.4f} before, {value.get('after', value.get('fused')):.4f}, "
+                f"{name}: {MEASURE} {value['before']:.4f} before, {value['after']:.4f} after, {found['queries']} queries, "
                 f"difference {difference:+.4f} [{low:+.4f}, {high:+.4f}]"
             )
         click.echo("  of the first ten judged: " + ", ".join(f"{k} {v:.3f}" for k, v in found["judged"].items()))
