@@ -177,8 +177,8 @@ def show(values: Mapping[str, Any]) -> None:
         for name, value in ((part, found), ("  judged only", found["judged only"]), ("  fused", found["fused"])):
             difference, low, high = value["difference"]
             click.echo(
-                f"{name}: {MEASURE} {value['before']:.4f} before, {value['after']:.4f} after, {found['queries']} queries, "
-                f"difference {difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+                f"{name}: {MEASURE} {value['before']:.4f} before, {value['after']:.4f} after, "
+                f"{found['queries']} queries, difference {difference:+.4f} [{low:+.4f}, {high:+.4f}]"
             )
         click.echo("  of the first ten judged: " + ", ".join(f"{k} {v:.3f}" for k, v in found["judged"].items()))
     for part, found in values.get("pairs", {}).items():
