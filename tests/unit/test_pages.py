@@ -16,10 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import export_tables
 import page
 import performance_tables
+from bundled import tables as bundled_tables
 from study import tables as study_tables
 
 
-@pytest.mark.parametrize("script", [performance_tables, export_tables, study_tables])
+@pytest.mark.parametrize("script", [performance_tables, export_tables, study_tables, bundled_tables])
 def test_pages_are_up_to_date(script: Any) -> None:
     text = script.PAGE.read_text("utf-8")
     assert set(re.findall(r"<!-- table: (\w+) -->", text)) == {make.__name__ for make in script.TABLES}

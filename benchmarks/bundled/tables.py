@@ -1,0 +1,122 @@
+"""Fills the tables of docs/checkpoint.md from results/bundled*.json and results/cross_encoder_*.json.
+
+python benchmarks/bundled/tables.py [--check]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from page import DOCS, command, percent, result, source, table
+
+from darl_rerank.evaluation.significance import paired_test
+
+PAGE = DOCS / "checkpoint.md"
+WEB, SHOP = "trec-dl-2019", "icecat"
+SHIPS = "bundled"
+ROUNDS = {
+    "bundled_first_training": "a first try: LoRA on 12,782 pairs without MS MARCO",
+    "bundled_first_round": "round 1: all weights, 15,060 pairs",
+    "bundled_third_round": "rounds 2 and 3: 12,412 pairs all weights, 3,394 its adapter",
+    SHIPS: "round 4: its adapter, 9,437 pairs (ships)",
+}
+CROSS_ENCODERS = {"cross_encoder_minilm": "all-MiniLM-L6-v2", "cross_encoder_smollm2": "SmolLM2-135M"}
+# Below this the checkpoint trained without MS MARCO ships; set before it was trained.
+WORTH_THE_LICENCE = 0.03
+
+
+def rounds() -> str | None:
+    found = {name: values for name in ROUNDS if (values := result(name))}
+    rows = [
+        [
+            ROUNDS[name],
+            *(cell for part in (WEB, SHOP) for cell in _ranked(values, part)),
+            *(_measured(values, measure) for measure in ("qwk", "ece")),
+        ]
+        for name, values in found.items()
+    ]
+    head = ["", "nDCG@10, web", "from BM25", "nDCG@10, products", "from BM25", "kappa, web", "ECE, web"]
+    files = ", ".join(f"`results/{name}.json`" for name in found)
+    return f"{table(head, rows)}\n\n({files})" if rows else None
+
+
+def _ranked(values: dict[str, Any], part: str) -> tuple[str, str]:
+    found = values["ranking"].get(part)
+    return ("", "") if found is None else (f"{found['after']:.3f}", _difference(found["difference"]))
+
+
+def _measured(values: dict[str, Any], measure: str) -> str:
+    found = values["pairs"].get(WEB) if "pairs" in values else None
+    return "" if found is None else f"{found['measures'][measure]['value']:.3f}"
+
+
+def instead() -> str | None:
+    ships = result(SHIPS)
+    if ships is None:
+        return None
+    ours = ships["ranking"][WEB]
+    rows = [
+        ["BM25", "", f"{ours['before']:.3f}", ""],
+        ["darl-rerank, the checkpoint that ships", "", f"{ours['after']:.3f}", ""],
+    ]
+    for name, base in CROSS_ENCODERS.items():
+        values = result(name)
+        if values is None:
+            rows.append([f"CrossEncoder of {base}", "", "not measured", ""])
+            continue
+        test = paired_test(np.array(ours["per query"]), np.array(values["per query"]))
+        rows.append([
+            f"CrossEncoder of {base}", f"{values['examples']:,}", f"{values['after']:.3f}",
+            _difference([test.difference, test.low, test.high]),
+        ])  # fmt: skip
+    return table(["", "pairs trained on", "nDCG@10", "what ours has more"], rows)
+
+
+def msmarco() -> str | None:
+    with_it, without = result("bundled_first_round"), result("bundled_without_msmarco")
+    if with_it is None or without is None:
+        return None
+    first, second = (values["ranking"][WEB] for values in (with_it, without))
+    test = paired_test(np.array(first["per query"]), np.array(second["per query"]))
+    ruling = "reaches" if test.difference >= WORTH_THE_LICENCE else "stays below"
+    rows = [["with", f"{first['after']:.4f}", ""], ["without", f"{second['after']:.4f}", ""]]
+    rows.append(["difference", "", _difference([test.difference, test.low, test.high])])
+    return (
+        f"{table(['MS MARCO', 'nDCG@10', ''], rows)}\n\nThat {ruling} the {WORTH_THE_LICENCE} at which its licence was "
+        f"to be worth it {source(without, 'bundled_without_msmarco')}."
+    )
+
+
+def unjudged() -> str | None:
+    values = result(SHIPS)
+    if values is None or "judged" not in values["ranking"][WEB]:
+        return None
+    rows = []
+    for name, found in values["ranking"].items():
+        share, alone, fused = found["judged"], found["judged only"], found["fused"]
+        rows.append([
+            name, percent(share["before"]), percent(share["after"]), f"{alone['before']:.3f}", f"{alone['after']:.3f}",
+            _difference(alone["difference"]), f"{fused['after']:.3f}", _difference(fused["difference"]),
+        ])  # fmt: skip
+    head = [
+        "", "first ten judged: BM25", "reranked", "judged alone, nDCG@10: BM25", "reranked", "difference",
+        "both fused, nDCG@10", "from BM25",
+    ]  # fmt: skip
+    return f"{table(head, rows)}\n\n{source(values, SHIPS)}"
+
+
+def _difference(values: list[float]) -> str:
+    value, low, high = values
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+TABLES = (rounds, instead, msmarco, unjudged)
+
+
+if __name__ == "__main__":
+    command(PAGE, TABLES)()
