@@ -93,7 +93,8 @@ class StudyRun:
         )
 
     def tune(self, *, first_seed_only: bool = False) -> None:
-        """The decisive level; its file is written after every finished arm."""
+        """The decisive level; its file is written first, with what an earlier run finished, and after every arm."""
+        self.write_tuned()
         jobs = queue(self.study)
         for arm, budget, number in jobs[: len(ARMS)] if first_seed_only else jobs:
             if self.tuner.run(arm, budget, number, only_kept=True) is None:
