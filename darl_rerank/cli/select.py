@@ -141,6 +141,5 @@ def _report(output: Path, summary: dict[str, Any], names: Iterable[str]) -> None
         "per query",
         f"{output}: {chosen['pairs']} pairs of {chosen['queries']} queries to grade ({', '.join(names)})",
     ]
-    if summary["short"]:
-        lines.append(f"Warning: {summary['short']}")
+    lines += [f"Warning: {warning}" for warning in summary["warnings"]]
     click.echo("\n".join(lines), err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -194,6 +195,9 @@ class _Training:
             folder / "annotations.jsonl",
             (Annotation(*item) for item in zip(blank, chosen.novelty, chosen.predicted, strict=True)),
         )
+        if self.progress:
+            for warning in chosen.summary["warnings"]:
+                print(f"Warning: select: {warning}", file=sys.stderr)
         return {"rows": rows, **chosen.summary}
 
     @property

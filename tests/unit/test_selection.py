@@ -67,7 +67,7 @@ def test_every_strategy_keeps_budget_and_cap_and_repeats_itself(pool: Candidates
     assert np.bincount(pool.queries[found.rows]).max() <= 2
     np.testing.assert_array_equal(found.rows, select(pool, 40, strategy, settings).rows)
     assert found.summary["chosen"]["pairs"] == 40
-    assert found.summary["short"] is None
+    assert not any("were chosen" in warning for warning in found.summary["warnings"])
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -75,7 +75,7 @@ def test_a_budget_beyond_the_pool_takes_what_there_is_and_says_so(pool: Candidat
     found = select(pool, 1000, strategy, SelectionSettings(per_query=None))
     eligible = int(SelectionSettings().in_band(pool.novelty).sum()) if found.summary["settings"]["band"] else 300
     assert len(found.rows) == eligible
-    assert f"{eligible} of 1000 pairs were chosen" in found.summary["short"]
+    assert f"{eligible} of 1000 pairs were chosen" in found.summary["warnings"][0]
 
 
 @pytest.mark.parametrize(("strategy", "field"), [("mahalanobis",) * 2, ("knn", "neighbour"), ("uncertainty",) * 2])
@@ -93,6 +93,20 @@ def test_the_band_keeps_its_ends_and_counts_what_it_cuts(strategy: str) -> None:
     assert found.above_band.tolist() == [6, 5]
     cut = found.summary["cut"]
     assert (cut["below_band"], cut["above_band"], cut["eligible"]) == (2, 2, 3)
+
+
+@pytest.mark.parametrize(("above", "warned"), [(5, False), (6, True)])
+def test_more_above_the_band_than_junk_accounts_for_is_warned_of(above: int, warned: bool) -> None:
+    novelty = np.array([100.0] * above + [90.0] * (100 - above))
+    pool = candidates_of(np.random.default_rng(0).normal(size=(100, DIMENSIONS)), novelty=novelty)
+    settings = SelectionSettings(per_query=None)
+    expected = [f"{above} of 100 pairs lie above the band (99.5)"] if warned else []
+    assert [
+        warning.split(" and were")[0] for warning in select(pool, 10, "dasa", settings).summary["warnings"]
+    ] == expected
+    assert select(pool, 10, "random", settings).summary["warnings"] == []
+    whole = SelectionSettings(per_query=None, band=(80.0, 100.0))
+    assert select(pool, 10, "dasa", whole).summary["warnings"] == []
 
 
 def test_random_draws_every_pair_alike() -> None:
