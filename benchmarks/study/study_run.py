@@ -110,6 +110,8 @@ class StudyRun:
                 missing.append({"arm": arm.name, "budget": budget, "seed": number})
             else:
                 runs.append(found)
+        if not runs:
+            return
         arms = by_arm(runs)
         write_result(
             f"study_{self.study.name}",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from darl_rerank.checkpoint import Checkpoint
 from darl_rerank.errors import InputError
@@ -197,7 +198,7 @@ class _Training:
         )
         if self.progress:
             for warning in chosen.summary["warnings"]:
-                print(f"Warning: select: {warning}", file=sys.stderr)
+                tqdm.write(f"Warning: select: {warning}", file=sys.stderr)
         return {"rows": rows, **chosen.summary}
 
     @property
