@@ -1,6 +1,8 @@
 """Fills the tables of docs/checkpoint.md from results/bundled*.json and results/cross_encoder_*.json.
 
-python benchmarks/bundled/tables.py [--check]
+    python benchmarks/bundled/tables.py [--check]
+
+Differences are paired by query.
 """
 
 from __future__ import annotations
