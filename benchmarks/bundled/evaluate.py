@@ -137,7 +137,7 @@ def ranked(before: Run, after: Run, qrels: Qrels) -> dict[str, Any]:
 
 
 def judged_share(run: Run, qrels: Qrels) -> float:
-    """Which share of each query's first ten somebody judged."""
+    """Which share of the first ten documents, over all queries, somebody judged."""
     first = [entry.docid in qrels.get(qid, {}) for qid, entries in run.items() for entry in entries[:SHOWN]]
     return sum(first) / len(first)
 
