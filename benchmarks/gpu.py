@@ -27,8 +27,8 @@ from speed.pairs import Pairs, read_pairs
 
 from darl_rerank import Checkpoint, RelevanceScale
 from darl_rerank.base_model import cache_folder
-from darl_rerank.engines.loading import default_checkpoint
 from darl_rerank.prompt import PromptEncoder
+from darl_rerank.shipped import DEFAULT
 
 TOKENS = (128, 512)
 PER_QUERY = 100
@@ -144,7 +144,7 @@ def main(model: Path | None, sizes: str, repeats: int, name: str) -> None:
     chosen = sizes.split(",")
     if unknown := [size for size in chosen if size not in PAIRS]:
         raise click.UsageError(f"unknown size {unknown[0]!r}; known: {', '.join(PAIRS)}")
-    own = default_checkpoint() if model is None else Checkpoint.load(model)
+    own = Checkpoint.load(DEFAULT if model is None else model)
     texts = read_pairs(None, 2000, PER_QUERY)
     peak = ceilings(list(SQUARES), "cuda")
     table, skipped = [], []

@@ -37,9 +37,10 @@ from darl_rerank import Checkpoint, Reranker
 from darl_rerank.base_model import cache_folder
 from darl_rerank.batching import plan
 from darl_rerank.engines.base import Engine, grade_groups
-from darl_rerank.engines.loading import default_checkpoint, load_engine
+from darl_rerank.engines.loading import load_engine
 from darl_rerank.errors import DarlRerankError
 from darl_rerank.prompt import PromptGroup
+from darl_rerank.shipped import DEFAULT
 
 DOCUMENTS_OF_LATENCY = ((10, 15), (100, 5), (1000, 2))  # documents, times
 LENGTHS = (32, 64, 128, 256, 448)
@@ -293,7 +294,7 @@ def main(
 ) -> None:  # fmt: skip
     """Measure and write results/throughput.json."""
     names = chosen_parts(parts)
-    checkpoint = default_checkpoint() if model is None else Checkpoint.load(model)
+    checkpoint = Checkpoint.load(DEFAULT if model is None else model)
     assert checkpoint.folder is not None
     setting = Setting(
         checkpoint, Path(checkpoint.folder).resolve(), read_pairs(collection, count, per_query),

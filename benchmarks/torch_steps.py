@@ -29,10 +29,10 @@ from darl_rerank.batching import MicroBatch, plan
 from darl_rerank.engines import fused_decoder, torch_engine
 from darl_rerank.engines.base import GradeOutput, grade_groups
 from darl_rerank.engines.fused_decoder import FusedDecoder
-from darl_rerank.engines.loading import default_checkpoint
 from darl_rerank.engines.products import Product, product_kind
 from darl_rerank.engines.torch_engine import TorchEngine
 from darl_rerank.prompt import PromptGroup
+from darl_rerank.shipped import DEFAULT
 from darl_rerank.training.progress import resident_mib
 
 BUDGETS = (256, 512, 1024, 2048, 4096)
@@ -268,7 +268,7 @@ def main(
     collection: Path | None, model: Path | None, precision: str, pairs: int, repeats: int, name: str
 ) -> None:  # fmt: skip
     """Measure and write results/torch_steps.json."""
-    checkpoint = default_checkpoint() if model is None else Checkpoint.load(model)
+    checkpoint = Checkpoint.load(DEFAULT if model is None else model)
     encoder = checkpoint.encoder()
     found = read_pairs(collection, pairs, pairs)
     # First, before other products leave memory behind that these could use.

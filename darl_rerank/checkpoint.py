@@ -32,6 +32,7 @@ from .files import atomic_folder
 from .novelty import NoveltyModel
 from .prompt import Prompt, PromptEncoder
 from .scale import RelevanceScale
+from .shipped import checkpoint_folder
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"
@@ -108,13 +109,16 @@ class Checkpoint:
         return start_checkpoint(base, scale, prompt)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Checkpoint:
-        """Read a checkpoint folder and check that every file is there and is what was saved.
+    def load(cls, model: str | Path) -> Checkpoint:
+        """Read a checkpoint and check that every file is there and is what was saved.
+
+        Args:
+            model: its folder, or the name of one that ships (`darl_rerank.shipped.shipped_names`).
 
         Raises:
             InputError: not a checkpoint, a file is missing or was changed, or the format is newer than this version.
         """
-        folder = Path(folder)
+        folder = checkpoint_folder(model)
         path = folder / MANIFEST
         if not path.is_file():
             raise InputError(f"expected a checkpoint folder (no {MANIFEST} there)", path=folder)

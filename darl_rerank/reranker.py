@@ -15,6 +15,7 @@ from .errors import InputError
 from .prompt import LongDocuments, PromptGroup
 from .results import PairScores, RankedDocument
 from .scale import RelevanceScale
+from .shipped import DEFAULT
 
 
 class Reranker:
@@ -66,7 +67,8 @@ class Reranker:
         """Load a checkpoint and the engine that runs it.
 
         Args:
-            model: a checkpoint folder, exported or not; None for the checkpoint that comes with the package.
+            model: a checkpoint folder, exported or not, or the name of a checkpoint that ships: "with-msmarco" (the
+                one that None means) or "without-msmarco", on whose data MS MARCO's terms have no bearing.
             engine: "torch", "onnx", or "auto": onnx for an exported folder, torch otherwise.
             device: "cpu", "cuda", "cuda:1" …; the first GPU that the engine can use, else the CPU, if None.
             precision: number format; the best that the device has in hardware if None (an export has its own).
@@ -77,9 +79,9 @@ class Reranker:
             InputError: no checkpoint there, one with missing or changed files, or an unknown option.
             MissingDependencyError: the engine's runtime is not installed.
         """
-        from .engines.loading import default_checkpoint, load_engine
+        from .engines.loading import load_engine
 
-        checkpoint = default_checkpoint() if model is None else Checkpoint.load(model)
+        checkpoint = Checkpoint.load(DEFAULT if model is None else model)
         runner = load_engine(checkpoint, engine, device=device, precision=precision)
         return cls(checkpoint, runner, batch_tokens=batch_tokens, long_documents=long_documents)
 

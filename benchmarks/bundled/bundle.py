@@ -1,9 +1,10 @@
-"""Puts a trained checkpoint where the package looks for the one that ships, with its adapter in 8-bit floats.
+"""Puts a trained checkpoint where the package looks for those that ship, with its adapter in 8-bit floats.
 
-    python benchmarks/bundled/bundle.py CHECKPOINT
+    python benchmarks/bundled/bundle.py CHECKPOINT with-msmarco|without-msmarco
 
-Writes darl_rerank/data/model, and into its model card the figures of results/bundled.json if that file was made with
-this very model. Run it again after benchmarks/bundled/evaluate.py.
+Writes darl_rerank/data/models/NAME, and into its model card the figures of results/bundled.json
+(bundled_without_msmarco.json) if that file was made with this very model. Run it again after
+benchmarks/bundled/evaluate.py.
 """
 
 from __future__ import annotations
@@ -22,35 +23,46 @@ from provenance import RESULTS
 
 from darl_rerank import Checkpoint
 from darl_rerank.errors import CheckFailedError
+from darl_rerank.shipped import SHIPPED
 from darl_rerank.training.lowrank import read_adapter, save_as_adapter
 
-TARGET = Path(__file__).resolve().parents[2] / "darl_rerank" / "data" / "model"
+FIGURES = {"with-msmarco": "bundled", "without-msmarco": "bundled_without_msmarco"}
 LARGEST = 16 * 2**20
-MARK = "\n## Figures\n"
+LABELS, MARK = "\n## Labels\n", "\n## Figures\n"
+LABELLED = """
+The grades of trec-dl-2021, where it was trained on, are people's. Of the other pairs people said at most which document
+they chose. Their soft labels join that (for product-keywords, how many of the query's words the title has; for
+trec-dl-2022, the score of a SPLADE++ run) with the cosine of query and document under all-MiniLM-L6-v2, by a model
+fitted on the judged passages of TREC Deep Learning 2021 (`benchmarks/bundled/label.py`). So those judgements, and what
+that encoder had learned from, MS MARCO among it, had a say in them whatever texts were trained on.
+"""
 
 
 @click.command(help=__doc__)
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
-def main(source: Path) -> None:
+@click.argument("name", type=click.Choice(sorted(FIGURES)))
+def main(source: Path, name: str) -> None:
+    target = SHIPPED / name
     checkpoint = Checkpoint.load(source)
     assert checkpoint.adapter_folder is not None
     assert checkpoint.folder is not None
-    card = (checkpoint.folder / "README.md").read_text("utf-8").split(MARK)[0].rstrip() + "\n"
+    card = (checkpoint.folder / "README.md").read_text("utf-8").split(LABELS)[0].split(MARK)[0].rstrip() + "\n"
+    card += LABELS + LABELLED
     with tempfile.TemporaryDirectory() as temporary:
         adapter = Path(temporary) / "adapter"
         save_as_adapter(
             read_adapter(checkpoint.adapter_folder), adapter, base_name=checkpoint.base.name, dtype=torch.float8_e4m3fn
         )
-        saved = checkpoint.save(TARGET, overwrite=True, adapter=adapter, card=card)
-    size = sum(path.stat().st_size for path in TARGET.rglob("*") if path.is_file())
+        saved = checkpoint.save(target, overwrite=True, adapter=adapter, card=card)
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     if size > LARGEST:
-        raise CheckFailedError(f"{TARGET}: {size / 2**20:.1f} MiB, expected at most {LARGEST / 2**20:.0f}")
-    figures = RESULTS / "bundled.json"
+        raise CheckFailedError(f"{target}: {size / 2**20:.1f} MiB, expected at most {LARGEST / 2**20:.0f}")
+    figures = RESULTS / f"{FIGURES[name]}.json"
     if figures.is_file():
         values = json.loads(figures.read_text("utf-8"))
         if values["fingerprint"].startswith(saved.fingerprint):
-            (TARGET / "README.md").write_text(card + MARK + described(values), "utf-8")
-    click.echo(f"{TARGET.name}: {size / 2**20:.1f} MiB, {saved.fingerprint}")
+            (target / "README.md").write_text(card + MARK + described(values), "utf-8")
+    click.echo(f"{name}: {size / 2**20:.1f} MiB, {saved.fingerprint}")
 
 
 def described(values: dict[str, Any]) -> str:

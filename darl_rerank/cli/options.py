@@ -18,7 +18,9 @@ def model_options(command: _Command) -> _Command:
     """Add --model, --engine, --device, --precision, --batch-tokens and --long-documents."""
     options = [
         click.option(
-            "--model", type=click.Path(path_type=Path), help="A checkpoint folder.  [default: the bundled one]"
+            "--model",
+            type=click.Path(path_type=Path),
+            help="A checkpoint folder, or the name of one that ships.  [default: with-msmarco]",
         ),
         click.option("--engine", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True),
         click.option("--device", help="cpu, cuda, cuda:1 …  [default: a GPU if there is one]"),

@@ -1,7 +1,7 @@
 """The recipe of a training: a TOML file whose faults are all reported at once.
 
     [model]
-    base = "smollm2"            # or checkpoint = "folder", to go on from one
+    base = "smollm2"            # or checkpoint = "folder", or "with-msmarco": to go on from one
     scale = "trec4"
     max_length = 160
 
@@ -43,7 +43,7 @@ class ModelChoice:
 
     Attributes:
         base: "smollm2", a local folder or a hub id.
-        checkpoint: a checkpoint folder to go on from instead.
+        checkpoint: the folder of a checkpoint to go on from instead; in a recipe also the name of one that ships.
         scale: the grades of a new checkpoint.
         max_length: longest prompt in tokens; None keeps the checkpoint's, or 512.
     """
@@ -66,7 +66,7 @@ class SelectStage:
             when it is there with grades), "teacher" (another checkpoint's soft labels), or "pool" (the pool's own
             labels, hidden until then: for studies).
         annotations: the annotators' file, filled in.
-        teacher: a checkpoint folder.
+        teacher: a checkpoint, as for the model.
     """
 
     budget: int

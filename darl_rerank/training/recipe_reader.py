@@ -92,7 +92,7 @@ class RecipeReader:
             for name in ("base", "scale"):
                 if name in values:
                     self.faults.append(f"model.{name} can't be given with model.checkpoint, which has its own")
-            checkpoint = table.path("checkpoint")
+            checkpoint = table.checkpoint("checkpoint")
             if checkpoint is None:
                 return None
             from darl_rerank.checkpoint import Checkpoint
@@ -266,7 +266,7 @@ class RecipeReader:
         if labels not in ("annotations", "teacher", "pool"):
             self.faults.append(f"select.labels: expected annotations, teacher or pool, found {labels!r}")
         if labels == "teacher" and "teacher" not in values:
-            self.faults.append("select.teacher is missing: a checkpoint folder that gives the labels")
+            self.faults.append("select.teacher is missing: a checkpoint that gives the labels")
         given: dict[str, Any] = {"seed": seed}
         if "band" in values:
             given["band"] = table.interval("band", (80.0, 99.5), 0.0, 100.0)
@@ -284,7 +284,7 @@ class RecipeReader:
             chosen or SelectionSettings(),
             labels,
             None if annotations is None else self.path.parent / annotations,
-            table.path("teacher"),
+            table.checkpoint("teacher"),
         )
 
     def _interpolate(self, values: dict[str, Any] | None) -> InterpolateStage | None:

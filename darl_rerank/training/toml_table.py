@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from darl_rerank.shipped import SHIPPED, shipped_names
+
 
 class HasFaults(Protocol):
     """What a table reports to.
@@ -113,6 +115,13 @@ class Table:
             return path
         self.reader.faults.append(f"{self._name(key)}: no such file: {path}")
         return None
+
+    def checkpoint(self, key: str) -> Path | None:
+        """A checkpoint folder, relative to the recipe like every path, or the name of a checkpoint that ships."""
+        text = self.string(key, None)
+        if text in shipped_names() and not (self.reader.path.parent / text).exists():
+            return SHIPPED / text
+        return self.path(key)
 
     def paths(self, key: str) -> tuple[Path, ...]:
         value = self.values.get(key, [])

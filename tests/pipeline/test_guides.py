@@ -18,9 +18,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from darl_rerank import Checkpoint
+import darl_rerank.reranker
 from darl_rerank.cli import cli
-from darl_rerank.engines import loading
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 _BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
@@ -57,7 +56,7 @@ def test_the_code_of_a_guide_runs(guide: Path, tiny_model: Path, tmp_path: Path)
 
 def run_guide(guide: Path, model: Path) -> None:
     """Run the blocks of a guide in this process."""
-    loading.default_checkpoint = lambda: Checkpoint.load(model)
+    darl_rerank.reranker.DEFAULT = str(model)
     names: dict[str, Any] = {"__name__": "guide"}
     for block in blocks(guide):
         if block.kind == "python":

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from darl_rerank import Checkpoint, Reranker
+from darl_rerank.cli import cli
+from darl_rerank.errors import InputError
+from darl_rerank.shipped import DEFAULT, SHIPPED, checkpoint_folder, shipped_names
+from darl_rerank.training.recipe import read_recipe
+
+RECIPE = """
+[model]
+checkpoint = "{name}"
+[[source]]
+name = "own"
+pairs = "pairs.jsonl"
+"""
+
+
+def test_what_ships_is_whole_small_and_says_what_it_was_trained_on() -> None:
+    assert DEFAULT in shipped_names()
+    for name in shipped_names():
+        checkpoint = Checkpoint.load(name)
+        assert checkpoint.trained
+        assert checkpoint.novelty is not None
+        assert sum(path.stat().st_size for path in (SHIPPED / name).rglob("*")) < 16 * 2**20
+        card = (SHIPPED / name / "README.md").read_text("utf-8")
+        assert "licence" in card
+        assert ("MS MARCO (non-commercial research)" in card) == (name == "with-msmarco")
+
+
+def test_a_folder_goes_before_a_name(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint_folder(DEFAULT) == SHIPPED / DEFAULT
+    shutil.copytree(tiny_model, DEFAULT)
+    assert checkpoint_folder(DEFAULT) == Path(DEFAULT)
+    assert Checkpoint.load(DEFAULT).fingerprint == Checkpoint.load(tiny_model).fingerprint
+
+
+def test_neither_folder_nor_name_says_which_names_there_are(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"nothing: expected a checkpoint folder or one .*{DEFAULT}"):
+        Reranker.from_pretrained(tmp_path / "nothing")
+    result = CliRunner().invoke(cli, ["export", "nothing", str(tmp_path / "out")])
+    assert result.exit_code == 3
+    assert DEFAULT in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_goes_on_from_what_ships(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"query": "q", "document": "d", "label": 1}\n')
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(RECIPE.format(name=DEFAULT))
+    assert read_recipe(recipe).model.checkpoint == SHIPPED / DEFAULT
+    shutil.copytree(tiny_model, tmp_path / DEFAULT)
+    assert read_recipe(recipe).model.checkpoint == tmp_path / DEFAULT
+    recipe.write_text(RECIPE.format(name="nothing"))
+    with pytest.raises(InputError, match="nothing"):
+        read_recipe(recipe)
