@@ -1,12 +1,12 @@
 """What one would do instead: sentence-transformers' CrossEncoder, trained by its own trainer on the very same pairs.
 
-    python benchmarks/bundled/cross_encoders.py minilm|smollm2 DATA RECIPE... --work FOLDER [--minutes 65]
+    python benchmarks/bundled/cross_encoders.py minilm|smollm2 DATA RECIPE... --work FOLDER [--minutes 60]
 
 DATA has the collections, the RECIPEs are those of the checkpoint that ships. What any of them trains on is trained on
 here, in one shuffled pass. The model has one output and learns the pair's expected gain, scaled to 0..1, by binary
-cross-entropy; all weights are trained, for one epoch or --minutes, whichever is over first. The learning rate is the
-usual one of the kind (2e-5), the rest is the trainer's default but for warm-up. Then it reranks BM25's top 100 of
-trec-dl-2019. Writes results/cross_encoder_BASE.json.
+cross-entropy; all weights are trained, for one epoch. The learning rate is the usual one of the kind (2e-5), the rest
+is the trainer's default but for warm-up. Then it reranks BM25's top 100 of trec-dl-2019. Training ends after --minutes,
+or if it is interrupted, and goes on when the same command is given again. Writes results/cross_encoder_BASE.json.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from datasets import Dataset
 from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from provenance import write_result
@@ -44,17 +45,18 @@ from darl_rerank.trec.topics import read_topics
 MEASURE = "nDCG@10"
 MAX_LENGTH = 192
 BATCH = 32
+SAVE_EVERY = 100
 
 
 class Until(TrainerCallback):  # type: ignore[misc]
-    """Ends training after some minutes."""
+    """Keeps the state and ends training after some minutes."""
 
     def __init__(self, minutes: float) -> None:
         self._end = time.monotonic() + 60 * minutes
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if time.monotonic() > self._end:
-            control.should_training_stop = True
+            control.should_save = control.should_training_stop = True
 
 
 @click.command(help=__doc__)
@@ -62,7 +64,7 @@ class Until(TrainerCallback):  # type: ignore[misc]
 @click.argument("data", type=click.Path(path_type=Path))
 @click.argument("recipes", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True)
-@click.option("--minutes", default=65.0, show_default=True)
+@click.option("--minutes", default=180.0, show_default=True)
 @click.option("--seed", default=1, show_default=True)
 def main(base: str, data: Path, recipes: tuple[Path, ...], work: Path, minutes: float, seed: int) -> None:
     torch.manual_seed(seed)
@@ -78,24 +80,26 @@ def main(base: str, data: Path, recipes: tuple[Path, ...], work: Path, minutes: 
     })  # fmt: skip
     arguments = CrossEncoderTrainingArguments(
         output_dir=str(work / base), num_train_epochs=1, per_device_train_batch_size=BATCH, learning_rate=2e-5,
-        warmup_steps=50, bf16=True, use_cpu=True, save_strategy="no", report_to=[], seed=seed, logging_steps=50,
+        warmup_steps=50, bf16=True, use_cpu=True, save_steps=SAVE_EVERY, save_total_limit=1, report_to=[], seed=seed,
+        logging_steps=50,
     )  # fmt: skip
     trainer = CrossEncoderTrainer(
         model=model, args=arguments, train_dataset=dataset, loss=BinaryCrossEntropyLoss(model),
         callbacks=[Until(minutes)],
     )  # fmt: skip
-    start = time.monotonic()
-    trainer.train()
-    seconds = time.monotonic() - start
-    seen = trainer.state.global_step * BATCH
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work / base)) if (work / base).is_dir() else None)
+    seen = min(trainer.state.global_step * BATCH, len(examples))
+    if trainer.state.global_step < trainer.state.max_steps:
+        click.echo(f"{base}: stopped after {seen} of {len(examples)}; the same command goes on from there", err=True)
+        return
     before, after = ranked(model, data / "trec-dl-2019")
     test = paired_test(after, before)
     click.echo(
-        f"{base}: {seen} examples in {seconds / 60:.0f} min, {MEASURE} {before.mean():.4f} before, {after.mean():.4f} "
+        f"{base}: {seen} examples, {MEASURE} {before.mean():.4f} before, {after.mean():.4f} "
         f"after, difference {test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}]"
     )
     values = {
-        "base": base, "examples": seen, "of": len(examples), "seconds": seconds, "seed": seed,
+        "base": base, "examples": seen, "of": len(examples), "seed": seed,
         "before": float(before.mean()), "after": float(after.mean()), "per query": after.tolist(),
         "difference": [test.difference, test.low, test.high],
     }  # fmt: skip
