@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,3 +93,24 @@ def chosen_rows(seed: Seed, study: Study, strategy: str, budget: int, home: Rows
     }  # fmt: skip
     # Pairs of a query stand together in the pool, and do so again among the chosen ones.
     return np.sort(picked), account
+
+
+def pool_by_group(seed: Seed, data: Collections, study: Study) -> dict[str, dict[str, int]]:
+    """Where the band cuts: each group's pairs of the pool below, within and above it, and those that DASA chooses.
+
+    Groups are those of the pairs, the largest first; all ID pairs are one.
+    """
+    home = set(data.roles["home"].tolist())
+    names = np.array(["ID" if row in home else data.pairs[row].group or "" for row in seed.sets.pool.tolist()])
+    low, high = study.band
+    novelty = seed.candidates.novelty
+    masks = {"pairs": novelty >= 0, "below": novelty < low, "above": novelty > high}
+    settings = SelectionSettings(band=study.band, per_query=study.per_query, seed=seed.number)
+    counts = {key: Counter(names[mask].tolist()) for key, mask in masks.items()}
+    counts |= {
+        f"chosen of {budget}": Counter(names[select(seed.candidates, budget, "dasa", settings).rows].tolist())
+        for budget in study.budgets
+    }
+    return {
+        name: {key: count[name] for key, count in counts.items()} for name, _ in counts["pairs"].most_common()
+    }  # fmt: skip

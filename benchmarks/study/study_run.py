@@ -16,7 +16,7 @@ from darl_rerank.cli.train import with_bm25_runs
 from darl_rerank.training.recipe import Recipe
 from darl_rerank.training.start import start_checkpoint
 
-from .chosen import Seed, prepare_seed
+from .chosen import Seed, pool_by_group, prepare_seed
 from .claims import HEAD_CLAIMS, TUNED_CLAIMS, compare_all, judge
 from .collections_by_role import load_collections
 from .heads import HEAD_ARMS, ZERO_SHOT, run_head_arm
@@ -156,4 +156,5 @@ class StudyRun:
         return {
             "seed": number,
             "groups": novelty_of_groups(scores, self.data, self.tests, self.study.resamples),
+            "pool": pool_by_group(self.seed(number), self.data, self.study),
         }

@@ -24,6 +24,7 @@ NAMES = {
     "ndcg@10": "nDCG@10 ↑", "qwk": "QWK ↑", "macro_f1": "macro F1 ↑", "spearman": "Spearman ↑", "nll": "NLL ↓",
     "rps": "RPS ↓", "ece": "ECE ↓", "ece_before": "ECE unscaled ↓", "mass_above": "mass above ↓", "aurc": "AURC ↓",
 }  # fmt: skip
+LARGEST_GROUPS = 8
 Lines = list[str]
 
 
@@ -154,7 +155,20 @@ def novelty_section(result: Mapping[str, Any]) -> Lines:
         f"Novelty is fitted on base features of seed {result['novelty']['seed']}'s labelled ID pairs. The last column "
         "is the histogram: percent of the group's pairs in each tenth of novelty, from 0–10 to 90–100."
     )
-    return [text, "", *table(["group", "queries", "AUROC against ID ↑", "FPR95 ↓", "histogram"], rows)]
+    lines = [text, "", *table(["group", "queries", "AUROC against ID ↑", "FPR95 ↓", "histogram"], rows)]
+    return [*lines, "", *band_section(result)] if "pool" in result["novelty"] else lines
+
+
+def band_section(result: Mapping[str, Any]) -> Lines:
+    """Which pairs of the pool the band cuts off and which DASA chooses, with the first seed."""
+    pool, (low, high) = result["novelty"]["pool"], result["settings"]["band"]
+    budgets = result["settings"]["budgets"]
+    columns = ["pairs", "below", "above", *(f"chosen of {budget}" for budget in budgets)]
+    rows = [[name, *(str(pool[name][key]) for key in columns)] for name in list(pool)[:LARGEST_GROUPS]]
+    left = len(pool) - len(rows)
+    text = f"The same seed's pool, its largest groups{f' ({left} smaller ones are left out)' if left else ''}:"
+    header = ["group", "pairs", f"below {low:g}", f"above {high:g}", *(f"of DASA's {budget}" for budget in budgets)]
+    return [text, "", *table(header, rows)]
 
 
 def reliability_section(result: Mapping[str, Any], names: Sequence[str]) -> Lines:

@@ -264,6 +264,10 @@ def test_a_whole_study(run: StudyRun, tmp_path: Path, monkeypatch: pytest.Monkey
     assert whole["runs"][0]["training"] == plain["runs"][0]["training"]
     assert whole["runs"][0]["curve"]["alphas"] == [0.0, 0.5, 1.0]
     assert set(tuned["novelty"]["groups"]) == {"ID", "OOD", "away"}
+    pool = tuned["novelty"]["pool"]
+    assert sum(group["pairs"] for group in pool.values()) == len(run.seed(0).sets.pool)
+    assert all(group["below"] + group["above"] <= group["pairs"] for group in pool.values())
+    assert 0 < sum(group["chosen of 12"] for group in pool.values()) <= 12
     assert_page_says_what_json_says(written, tmp_path / "figures", monkeypatch)
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
         f"study_toy_{kind}.svg" for kind in ("alpha", "novelty", "reliability")
