@@ -26,7 +26,7 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,8 @@ class Collection:
         bm25: of BM25's first hits that nobody judged, a query: the same words, mostly about something else.
         dense: of the bi-encoder's first hits that nobody judged, a query: the same subject, mostly without the answer.
         titled: share of the queries whose documents keep their titles.
+        file: the name of its file, if not the collection's.
+        beside: the entry of the same collection whose queries it leaves out.
     """
 
     name: str
@@ -88,10 +90,26 @@ class Collection:
     bm25: int = 0
     dense: int = 0
     titled: float = TITLED
+    file: str | None = None
+    beside: Collection | None = None
+
+    @property
+    def stem(self) -> str:
+        return self.file or self.name
+
+    def drawn(self, usable: Sequence[str], queries: int, rng: random.Random, seed: int) -> list[str]:
+        """That many of the usable queries, at random."""
+        if self.beside is not None:
+            first = random.Random(f"{seed}/{self.beside.stem}")
+            others = set(self.beside.drawn(usable, self.beside.queries, first, seed))
+            usable = [qid for qid in usable if qid not in others]
+        return rng.sample(usable, min(queries, len(usable)))
 
 
+NATURAL_QUESTIONS = Collection("natural-questions", {"1": "chosen"}, 4000, {"1": 1}, bm25=1, dense=1)
 COLLECTIONS = (
-    Collection("natural-questions", {"1": "chosen"}, 4000, {"1": 1}, bm25=1, dense=1),
+    NATURAL_QUESTIONS,
+    replace(NATURAL_QUESTIONS, queries=5000, dense=2, file="natural-questions-more", beside=NATURAL_QUESTIONS),
     Collection("wiki-qa-mix", {"0": "passed over", "1": "chosen"}, 1500, {"0": 1, "1": 1}, bm25=1),
     Collection("selqa", {"0": "passed over", "1": "chosen"}, 2300, {"0": 2, "1": 1}),
     Collection("product-questions", {"0": "passed over", "1": "partly", "2": "chosen"}, 900, {"0": 1, "1": 1, "2": 1}),
@@ -112,13 +130,12 @@ def main() -> None:
     by_cosine = fit_prior(*judged_features(encoder, options.data / JUDGED, splade=False))
     counts = {}
     for collection in COLLECTIONS:
-        path = options.output / f"{collection.name}.jsonl"
+        path = options.output / f"{collection.stem}.jsonl"
         if not path.is_file():
-            rng = random.Random(f"{options.seed}/{collection.name}")
             queries = round(collection.queries * options.fraction)
-            rows = list(pairs(options.data / collection.name, collection, queries, encoder, rng))
+            rows = list(pairs(options.data / collection.name, collection, queries, encoder, options.seed))
             write(path, rows, by_bayes(by_cosine, encoder, rows))
-        counts[collection.name] = summary(path)
+        counts[collection.stem] = summary(path)
     path = options.output / "product-keywords.jsonl"
     if not path.is_file():
         rng = random.Random(f"{options.seed}/keywords")
@@ -185,15 +202,14 @@ def standard_scores(run: Run) -> dict[str, dict[str, float]]:
     return result
 
 
-def pairs(
-    folder: Path, collection: Collection, queries: int, encoder: Any, rng: random.Random
-) -> Iterator[dict[str, Any]]:
+def pairs(folder: Path, collection: Collection, queries: int, encoder: Any, seed: int) -> Iterator[dict[str, Any]]:
     """The pairs of some queries: judged ones of each label, then hits of both first stages that nobody judged."""
+    rng = random.Random(f"{seed}/{collection.stem}")
     topics = read_topics(folder / "topics.tsv")
     qrels = read_qrels(next(folder.glob("qrels.txt*")))
     documents = {d.docid: d for d in read_corpus(folder / "corpus.jsonl.gz") if d.full_text}
     usable = [qid for qid, judged in qrels.items() if qid in topics and any(judged.values())]
-    chosen = rng.sample(sorted(usable), min(queries, len(usable)))
+    chosen = collection.drawn(sorted(usable), queries, rng, seed)
     asked = {qid: topics[qid] for qid in chosen}
     stages = (
         (collection.bm25, bm25_hits(documents, asked) if collection.bm25 else {}),

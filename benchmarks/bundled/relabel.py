@@ -6,9 +6,9 @@ the other often sees. So a next round learns from both:
     P(grade | cosine, score, label)  ∝  P(grade | cosine, label) · P(grade | cosine, score) / P(grade | cosine)
 
 The first factor is label.py's soft label; the others are proportional-odds models, that with the checkpoint's score
-(the expected gain) fitted on the judged pairs that RECIPE holds out as "ood_dev", which no round trained on.
+(the expected gain) fitted on the judged pairs that JUDGED, a recipe, holds out as "ood_dev", which no round trained on.
 
-    python benchmarks/bundled/relabel.py RECIPE CHECKPOINT PAIRS OUTPUT
+    python benchmarks/bundled/relabel.py RECIPE CHECKPOINT PAIRS OUTPUT --judged JUDGED
 
 OUTPUT, whose files RECIPE reads, gets a copy of PAIRS in which the web questions that RECIPE draws have new labels. The
 others keep theirs: product searches, where that model knows little, and trec-dl-2022, which has a second opinion
@@ -35,7 +35,7 @@ from darl_rerank.training.recipe import Recipe, read_recipe
 from darl_rerank.training.sources import load_source
 from darl_rerank.training.training_set import load_training_set
 
-RELABELLED = ("natural-questions", "wiki-qa-mix", "selqa", "msmarco-sample")
+RELABELLED = ("natural-questions", "natural-questions-more", "wiki-qa-mix", "selqa", "msmarco-sample")
 CHUNK = 2000
 
 
@@ -44,21 +44,21 @@ CHUNK = 2000
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("pairs", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
-def main(recipe: Path, model: Path, pairs: Path, output: Path) -> None:
+@click.option("--judged", type=click.Path(path_type=Path), required=True)
+def main(recipe: Path, model: Path, pairs: Path, output: Path, judged: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for path in sorted(pairs.glob("*.jsonl")):
         if not (output / path.name).is_file():
             with atomic_write(output / path.name) as stream, path.open(encoding="utf-8") as unchanged:
                 shutil.copyfileobj(unchanged, stream)
-    chosen = read_recipe(recipe)
     drawn = {
         source.source.pairs.stem: {(pair.qid, pair.docid) for pair in (*source.train, *source.dev)}
-        for source in load_training_set(chosen).sources
+        for source in load_training_set(read_recipe(recipe)).sources
         if source.source.pairs is not None and source.source.pairs.stem in RELABELLED
     }
     reranker, encoder = Reranker.from_pretrained(model), load_encoder("minilm")
     by_cosine = np.array(json.loads((pairs / "labels.json").read_text("utf-8"))["prior"]["cosine"])
-    by_both = fitted(chosen, reranker, encoder)
+    by_both = fitted(read_recipe(judged), reranker, encoder)
     done: dict[str, Any] = {}
     if (output / "labels.json").is_file():
         done = json.loads((output / "labels.json").read_text("utf-8"))["done"]
