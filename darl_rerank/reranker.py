@@ -67,8 +67,8 @@ class Reranker:
         """Load a checkpoint and the engine that runs it.
 
         Args:
-            model: a checkpoint folder, exported or not, or the name of a checkpoint that ships: "with-msmarco" (the
-                one that None means) or "without-msmarco", on whose data MS MARCO's terms have no bearing.
+            model: a checkpoint folder, exported or not, or the name of a checkpoint that comes with the package
+                (`darl_rerank.shipped.shipped_names`); None for "with-msmarco".
             engine: "torch", "onnx", or "auto": onnx for an exported folder, torch otherwise.
             device: "cpu", "cuda", "cuda:1" …; the first GPU that the engine can use, else the CPU, if None.
             precision: number format; the best that the device has in hardware if None (an export has its own).
