@@ -67,14 +67,16 @@ def probe_set(data: Collections, states: BaseStates, rows: Rows) -> tuple[Any, A
     return states.finals[rows], data.targets[rows], data.queries[rows]
 
 
-def chosen_rows(seed: Seed, study: Study, strategy: str, budget: int, home: Rows) -> tuple[Rows, dict[str, Any]]:
+def chosen_rows(
+    seed: Seed, study: Study, strategy: str, budget: int, home: Rows, *, band: tuple[float, float] | None = None
+) -> tuple[Rows, dict[str, Any]]:
     """The pairs to label, exactly `budget` of them if the pool has as many, and an account of the choice.
 
-    `home` are the rows of the role "home", for the account.
+    `home` are the rows of the role "home", for the account; `band` is the study's if None.
 
     Where a strategy's band leaves fewer, the rest is drawn at random: the budget is what arms have in common.
     """
-    settings = SelectionSettings(band=study.band, per_query=study.per_query, seed=seed.number)
+    settings = SelectionSettings(band=band or study.band, per_query=study.per_query, seed=seed.number)
     found = select(seed.candidates, budget, strategy, settings)
     rows = found.rows
     short = budget - len(rows)
@@ -86,7 +88,8 @@ def chosen_rows(seed: Seed, study: Study, strategy: str, budget: int, home: Rows
         rows = np.concatenate([rows, take_in_order(np.random.default_rng(seed.number).permutation(left), short, cap)])
     picked = seed.sets.pool[rows]
     account = {
-        "strategy": strategy, "budget": budget, "pairs": len(rows), "filled_at_random": short,
+        "strategy": strategy if band is None else f"{strategy}, band {band[0]:g} to {band[1]:g}",
+        "budget": budget, "pairs": len(rows), "filled_at_random": short,
         "home_share": float(np.isin(picked, home).mean()), "queries": found.summary["chosen"]["queries"],
         "mean_novelty": found.summary["chosen"]["mean_novelty"], "cut": found.summary["cut"],
         "mean_uncertainty": found.summary["chosen"]["mean_uncertainty"],

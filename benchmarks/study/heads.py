@@ -41,12 +41,14 @@ class HeadArm:
         loss: a name of `arms.LOSSES`; "" for the zero-shot head.
         strategy: a name of `STRATEGIES`; "" for no pairs of the pool at all.
         terms: of the loss "occ".
+        band: of novelty percentiles; the study's if None.
     """
 
     name: str
     loss: str
     strategy: str
     terms: OccWeights = field(default_factory=OccWeights)
+    band: tuple[float, float] | None = None
 
 
 # "random" is the partner of every loss, and "ce" of every strategy, so that one thing differs at a time.
@@ -62,7 +64,11 @@ LOSS_ARMS = (
     HeadArm("OCC less RANK", "occ", "random", OccWeights(rank=0)),
 )
 SELECTION_ARMS = tuple(HeadArm(f"CE, {name}", "ce", name) for name in STRATEGIES if name != "random")
-OTHER_ARMS = (HeadArm("OCC, dasa", "occ", "dasa"), HeadArm("CE, no labels of the pool", "ce", ""))
+OTHER_ARMS = (
+    HeadArm("CE, dasa, no upper end", "ce", "dasa", band=(80.0, 100.0)),
+    HeadArm("OCC, dasa", "occ", "dasa"),
+    HeadArm("CE, no labels of the pool", "ce", ""),
+)
 ZERO_SHOT = HeadArm("zero-shot", "", "")
 HEAD_ARMS = (*LOSS_ARMS, *SELECTION_ARMS, *OTHER_ARMS)
 
@@ -82,9 +88,11 @@ def run_head_arm(
     facts: dict[str, Any] = {"arm": arm.name, "budget": budget, "seed": seed.number, "level": "head"}
     rows = seed.sets.train
     if arm.strategy:
-        more, facts["selection"] = chosen_rows(seed, study, arm.strategy, budget, data.roles["home"])
+        more, facts["selection"] = chosen_rows(seed, study, arm.strategy, budget, data.roles["home"], band=arm.band)
         rows = np.concatenate([rows, more])
-    name = digest([asdict(arm), facts, digest(rows.tolist()), study.resamples, checkpoint.fingerprint, MEASURES])
+    # What an arm leaves to the study is no part of its name.
+    own = {key: value for key, value in asdict(arm).items() if value is not None}
+    name = digest([own, facts, digest(rows.tolist()), study.resamples, checkpoint.fingerprint, MEASURES])
     found = read_run(folder / name)
     if found is not None:
         return found
