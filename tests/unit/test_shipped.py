@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ def test_what_ships_is_whole_small_and_says_what_it_was_trained_on() -> None:
         card = (SHIPPED / name / "README.md").read_text("utf-8")
         assert "licence" in card
         assert ("MS MARCO (non-commercial research)" in card) == (name == "with-msmarco")
+
+
+def test_a_wheel_has_all_of_it() -> None:
+    package = SHIPPED.parents[1]
+    project = tomllib.loads((package.parent / "pyproject.toml").read_text("utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["darl_rerank"]
+    packed = {path for pattern in patterns for path in package.glob(pattern)}
+    assert {path for path in (package / "data").rglob("*") if path.is_file()} <= packed
 
 
 def test_a_folder_goes_before_a_name(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
