@@ -119,9 +119,17 @@ class Table:
     def checkpoint(self, key: str) -> Path | None:
         """A checkpoint folder, relative to the recipe like every path, or the name of a checkpoint that ships."""
         text = self.string(key, None)
-        if text in shipped_names() and not (self.reader.path.parent / text).exists():
+        if text is None:
+            return None
+        path = self.reader.path.parent / Path(text).expanduser()
+        if path.exists():
+            return path
+        if text in shipped_names():
             return SHIPPED / text
-        return self.path(key)
+        self.reader.faults.append(
+            f"{self._name(key)}: no such folder: {path}; checkpoints that ship: {', '.join(shipped_names())}"
+        )
+        return None
 
     def paths(self, key: str) -> tuple[Path, ...]:
         value = self.values.get(key, [])
