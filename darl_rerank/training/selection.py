@@ -14,7 +14,7 @@ from .candidates import Candidates
 from .strategies import STRATEGIES, Choice, SelectionSettings
 
 _NOVELTY_STEPS = (50.0, 80.0, 95.0, 99.0, 99.5)
-# A pool like the training set has 0.5 % above the band, and junk is rare too. A domain of its own would lie up there
+# A pool like the training set has 0.5 % above the band, and junk is rare. A domain of its own can lie up there
 # too: of a pool of questions, films and medicine 857 of 3,602 pairs do (results/study_shop_head.json).
 _MUCH_ABOVE = 0.05
 
