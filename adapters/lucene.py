@@ -16,7 +16,7 @@ from darl_rerank.files import atomic_folder
 from darl_rerank.trec.corpora import Document
 from darl_rerank.trec.runs import Run, in_trec_order
 
-from .jvm import ensure_jvm
+from .jvm import ensure_jvm, jvm_lock
 from .stored_text import TEXT_FIELDS, stored_text
 
 _BATCH = 1000
@@ -55,14 +55,16 @@ def build_lucene_index(
     with atomic_folder(path, overwrite=overwrite) as folder:
         bar = tqdm(total=total, unit="doc", desc="indexing", disable=not progress)
         with bar, _java_errors("Lucene could not index", path):
-            indexer = LuceneIndexer(args=["-index", str(folder.resolve()), "-storeRaw"], threads=1)
+            with jvm_lock:
+                indexer = LuceneIndexer(args=["-index", str(folder.resolve()), "-storeRaw"], threads=1)
             try:
                 seen = _add(indexer, documents, bar)
             finally:
-                indexer.close()
+                with jvm_lock:
+                    indexer.close()
         if not seen:
             raise InputError("the corpus has no documents: there is nothing to index")
-        stored = open_lucene_index(folder).num_docs
+        stored = len(LuceneDocuments(folder))
         if stored != len(seen):
             raise InputError(f"Lucene kept {stored} of {len(seen)} documents", path=path)
     return len(seen)
@@ -79,7 +81,7 @@ def _add(indexer: Any, documents: Iterable[Document], bar: tqdm[Any]) -> set[str
                 raise InputError(f"document {document.docid} has no text")
             seen.add(document.docid)
         # Escaped to ASCII: Java strings on the way through pyjnius are safest so.
-        indexer.add_batch_raw([
+        lines = [
             json.dumps({
                 "id": document.docid,
                 "contents": document.full_text,
@@ -87,7 +89,9 @@ def _add(indexer: Any, documents: Iterable[Document], bar: tqdm[Any]) -> set[str
                 "text": document.text,
             })
             for document in batch
-        ])  # fmt: skip
+        ]  # fmt: skip
+        with jvm_lock:
+            indexer.add_batch_raw(lines)
         bar.update(len(batch))
     return seen
 
@@ -104,10 +108,11 @@ def open_lucene_index(path: str | Path) -> Any:
     ensure_jvm()
     from pyserini.search.lucene import LuceneSearcher
 
-    with _java_errors("Lucene could not open this index", path):
+    with jvm_lock, _java_errors("Lucene could not open this index", path):
         # Java resolves relative paths against the folder that was current when the JVM started.
         searcher = LuceneSearcher(str(Path(path).resolve()))
-    if searcher.num_docs == 0:
+        empty = searcher.num_docs == 0
+    if empty:
         raise InputError("the index has no documents", path=path)
     return searcher
 
@@ -128,20 +133,25 @@ class LuceneDocuments(Mapping[str, Document]):
         self._fields = tuple(text_fields)
 
     def __getitem__(self, docid: str) -> Document:
-        stored = self._searcher.doc(docid)
-        if stored is None:
-            raise KeyError(docid)
-        return Document(docid, "", stored_text(docid, stored, self._fields))
+        with jvm_lock:
+            stored = self._searcher.doc(docid)
+            if stored is None:
+                raise KeyError(docid)
+            return Document(docid, "", stored_text(docid, stored, self._fields))
 
     def __contains__(self, docid: object) -> bool:
-        return isinstance(docid, str) and self._searcher.doc(docid) is not None
+        with jvm_lock:
+            return isinstance(docid, str) and self._searcher.doc(docid) is not None
 
     def __iter__(self) -> Iterator[str]:
         for number in range(len(self)):
-            yield self._searcher.doc(number).docid()
+            with jvm_lock:
+                docid = self._searcher.doc(number).docid()
+            yield docid
 
     def __len__(self) -> int:
-        return int(self._searcher.num_docs)
+        with jvm_lock:
+            return int(self._searcher.num_docs)
 
 
 def lucene_search(
@@ -163,13 +173,15 @@ def lucene_search(
         raise InputError(f"k must be at least 1, got {k}")
     if isinstance(index, (str, Path)):
         searcher = open_lucene_index(index)
-        searcher.set_bm25(k1, b)
+        with jvm_lock:
+            searcher.set_bm25(k1, b)
     else:
         searcher = index
     from jnius import JavaException
 
     try:
-        found = searcher.batch_search(list(topics.values()), list(topics), k=k, threads=threads)
+        with jvm_lock:
+            found = searcher.batch_search(list(topics.values()), list(topics), k=k, threads=threads)
     except JavaException:
         # A batch only says that it failed; one by one, the query at fault says why.
         found = {qid: lucene_hits(searcher, text, k, f"query {qid}: ") for qid, text in topics.items()}
@@ -182,7 +194,7 @@ def lucene_hits(searcher: Any, query: str, k: int, place: str = "") -> list[Any]
     Raises:
         InputError: Lucene refuses the query, for example for more than 1,024 different words.
     """
-    with _java_errors(f"{place}Lucene could not search"):
+    with jvm_lock, _java_errors(f"{place}Lucene could not search"):
         return list(searcher.search(query, k=k))
 
 

@@ -14,7 +14,7 @@ from darl_rerank.errors import InputError
 from darl_rerank.results import RankedDocument
 from darl_rerank.trec.runs import strictly_decreasing
 
-from .jvm import ensure_jvm
+from .jvm import ensure_jvm, jvm_lock
 from .lucene import LuceneDocuments, build_lucene_index, lucene_search, open_lucene_index
 from .stored_text import TEXT_FIELDS, stored_text
 
@@ -24,6 +24,7 @@ __all__ = [
     "RerankingSearcher",
     "build_lucene_index",
     "ensure_jvm",
+    "jvm_lock",
     "lucene_search",
     "open_lucene_index",
     "rerank_batch",
@@ -154,9 +155,11 @@ def rerank_batch(
     find = _as_lookup(lookup)
     # An empty result asks nothing of the reranker, not even whether its query is sound.
     asked = [qid for qid, hits in results.items() if hits]
-    documents = [
-        [{"text": _hit_text(hit, text_fields, find), "id": hit.docid} for hit in results[qid][:depth]] for qid in asked
-    ]
+    with jvm_lock:
+        documents = [
+            [{"text": _hit_text(hit, text_fields, find), "id": hit.docid} for hit in results[qid][:depth]]
+            for qid in asked
+        ]
     rankings = reranker.rerank_many([queries[qid] for qid in asked], documents) if asked else []
     by_qid = dict(zip(asked, rankings, strict=True))
     return {qid: _reordered(hits, by_qid.get(qid, []))[:top_k] for qid, hits in results.items()}
@@ -210,7 +213,9 @@ class RerankingSearcher:
 
     `search` and `batch_search` ask the searcher for `depth` hits, rerank them and return the best `k`. With `k` above
     `depth`, the hits below `depth` follow unjudged in the first stage's order. All else is asked of the searcher.
-    Safe to call from several threads, as far as searcher and reranker are (`LuceneSearcher` and `Reranker` are).
+    Safe to call from several threads, each with the results it would get alone: the searcher is asked and texts are
+    read by one thread at a time, under `jvm_lock`. Take that lock too around what your threads ask of Java themselves,
+    such as `hit.lucene_document.get`.
 
     Args:
         searcher: `LuceneSearcher`, `FaissSearcher`, a hybrid searcher, a `FusionSearcher`.
@@ -261,7 +266,9 @@ class RerankingSearcher:
         if q is None:
             q = options.pop("query", None)
         text = _query_text(q if query_text is None else query_text)
-        hits = self.searcher.search(q, k=self._candidates(k), **self._wider(self.searcher.search, k, options))
+        wider = self._wider(self.searcher.search, k, options)
+        with jvm_lock:
+            hits = self.searcher.search(q, k=self._candidates(k), **wider)
         return rerank_hits(self.reranker, text, hits, top_k=k, **self._options)
 
     def batch_search(
@@ -297,7 +304,8 @@ class RerankingSearcher:
         if not texts:
             return {}
         wider = self._wider(self.searcher.batch_search, k, options)
-        found = self.searcher.batch_search(queries, ids, k=self._candidates(k), threads=threads, **wider)
+        with jvm_lock:
+            found = self.searcher.batch_search(queries, ids, k=self._candidates(k), threads=threads, **wider)
         results = {qid: found[qid] for qid in ids if qid in found}
         return rerank_batch(self.reranker, texts, results, top_k=k, **self._options)
 
