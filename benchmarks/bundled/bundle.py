@@ -2,9 +2,8 @@
 
     python benchmarks/bundled/bundle.py CHECKPOINT with-msmarco|without-msmarco
 
-Writes darl_rerank/data/models/NAME, and into its model card the figures of results/bundled.json
-(bundled_without_msmarco.json) if that file was made with this very model. Run it again after
-benchmarks/bundled/evaluate.py.
+Writes darl_rerank/data/models/NAME, and into its model card the figures of results/bundled_NAME.json if that file was
+made with this very model. Run it again after benchmarks/bundled/evaluate.py.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from darl_rerank.errors import CheckFailedError
 from darl_rerank.shipped import SHIPPED
 from darl_rerank.training.lowrank import read_adapter, save_as_adapter
 
-FIGURES = {"with-msmarco": "bundled", "without-msmarco": "bundled_without_msmarco"}
+NAMES = ["with-msmarco", "without-msmarco"]
 LARGEST = 16 * 2**20
 LABELS, MARK = "\n## Labels\n", "\n## Figures\n"
 LABELLED = """
@@ -40,7 +39,7 @@ that encoder had learned from, MS MARCO among it, had a say in them whatever tex
 
 @click.command(help=__doc__)
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
-@click.argument("name", type=click.Choice(sorted(FIGURES)))
+@click.argument("name", type=click.Choice(NAMES))
 def main(source: Path, name: str) -> None:
     target = SHIPPED / name
     checkpoint = Checkpoint.load(source)
@@ -57,7 +56,7 @@ def main(source: Path, name: str) -> None:
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     if size > LARGEST:
         raise CheckFailedError(f"{target}: {size / 2**20:.1f} MiB, expected at most {LARGEST / 2**20:.0f}")
-    figures = RESULTS / f"{FIGURES[name]}.json"
+    figures = RESULTS / f"bundled_{name.replace('-', '_')}.json"
     if figures.is_file():
         values = json.loads(figures.read_text("utf-8"))
         if values["fingerprint"].startswith(saved.fingerprint):

@@ -1,6 +1,6 @@
 """What the checkpoint that ships is worth on collections it never saw.
 
-    python benchmarks/bundled/evaluate.py CHECKPOINT DATA --work FOLDER [--name bundled]
+    python benchmarks/bundled/evaluate.py CHECKPOINT DATA --work FOLDER [--name NAME]
 
 - trec-dl-2019, BM25 top 100: nDCG@10 before and after; on the judged pairs of that run grading and calibration.
   A document that nobody judged counts as irrelevant, and a model that looks elsewhere than the systems whose results
@@ -10,7 +10,8 @@
 - Novelty of Icecat's judged pairs and of medquad's (medical questions with their answers) against trec-dl-2019's.
 - Size of the folder, time to load it.
 
-FOLDER keeps the reranked runs: a run that was ended goes on. Writes results/NAME.json.
+FOLDER keeps the reranked runs: a run that was ended goes on. Writes results/NAME.json; NAME is
+bundled_ and the name of the checkpoint if not given.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from darl_rerank.evaluation.ranking import evaluate_run
 from darl_rerank.evaluation.significance import paired_test
 from darl_rerank.files import atomic_write
 from darl_rerank.offline import RerankJob, prepare, rerank_run, wanted_documents
+from darl_rerank.shipped import checkpoint_folder
 from darl_rerank.trec.corpora import load_documents
 from darl_rerank.trec.graded_pairs import GradedPair, pairs_from_qrels
 from darl_rerank.trec.qrels import Qrels, read_qrels
@@ -53,21 +55,22 @@ MEDICAL_PAIRS = 300
 
 
 @click.command(help=__doc__)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--depth", default=100, show_default=True)
-@click.option("--name", default="bundled", show_default=True)
+@click.option("--name")
 @click.option("--precision", help="Of the torch engine; the best that the CPU has in hardware if not given.")
 @click.option("--parts", default=f"{WEB},{SHOP},{MEDICAL}", show_default=True)
-def main(model: Path, data: Path, work: Path, depth: int, name: str, precision: str | None, parts: str) -> None:
+def main(model: str, data: Path, work: Path, depth: int, name: str | None, precision: str | None, parts: str) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    reranker = Reranker.from_pretrained(model, precision=precision)
+    folder = checkpoint_folder(model)
+    reranker = Reranker.from_pretrained(folder, precision=precision)
     checkpoint = reranker.checkpoint
     values: dict[str, Any] = {
-        "model": model.name, "fingerprint": reranker.fingerprint, "depth": depth, "seed": 0,
-        "bytes": {path.name: path.stat().st_size for path in sorted(model.rglob("*")) if path.is_file()},
-        "load_seconds": load_seconds(model, precision), "ranking": {},
+        "model": folder.name, "fingerprint": reranker.fingerprint, "depth": depth, "seed": 0,
+        "bytes": {path.name: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()},
+        "load_seconds": load_seconds(folder, precision), "ranking": {},
     }  # fmt: skip
     judged: list[dict[str, Any]] = []
     for part, (job, run, qrels) in jobs(data, depth, parts.split(",")).items():
@@ -85,7 +88,8 @@ def main(model: Path, data: Path, work: Path, depth: int, name: str, precision: 
     if judged:
         values |= on_pairs(judged, checkpoint.scale.gains, tuple(g.name for g in checkpoint.scale.grades))
     show(values)
-    click.echo(f"written: {write_result(name, values)}", err=True)
+    written = write_result(name or f"bundled_{folder.name.replace('-', '_')}", values)
+    click.echo(f"written: {written}", err=True)
 
 
 def load_seconds(model: Path, precision: str | None) -> float:

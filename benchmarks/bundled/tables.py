@@ -17,17 +17,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from page import DOCS, command, percent, result, source, table
 
 from darl_rerank.evaluation.significance import paired_test
+from darl_rerank.shipped import DEFAULT
 
 PAGE = DOCS / "checkpoint.md"
 WEB, SHOP = "trec-dl-2019", "icecat"
-SHIPS = "bundled"
-WITHOUT = "bundled_without_msmarco"
+SHIPS = f"bundled_{DEFAULT.replace('-', '_')}"
+WITHOUT = "bundled_first_round_without_msmarco"
 ROUNDS = {
     "bundled_first_training": "a first try: LoRA on 12,782 pairs without MS MARCO",
     "bundled_first_round": "round 1: all weights, 15,060 pairs",
     WITHOUT: "the same without MS MARCO: 13,973 pairs",
     "bundled_third_round": "rounds 2 and 3: 12,412 pairs all weights, 3,394 its adapter",
-    SHIPS: "round 4: its adapter, 9,437 pairs (ships)",
+    "bundled_with_msmarco": "round 4: its adapter, 9,437 pairs (ships)",
 }
 CROSS_ENCODERS = {"cross_encoder_minilm": "all-MiniLM-L6-v2", "cross_encoder_smollm2": "SmolLM2-135M"}
 # Below this the checkpoint trained without MS MARCO ships; set before it was trained.
