@@ -68,7 +68,7 @@ class Reranker:
 
         Args:
             model: a checkpoint folder, exported or not, or the name of a checkpoint that comes with the package
-                (`darl_rerank.shipped.shipped_names`); None for "with-msmarco".
+                (`darl_rerank.shipped.shipped_names`); None for "smollm2-darl".
             engine: "torch", "onnx", or "auto": onnx for an exported folder, torch otherwise.
             device: "cpu", "cuda", "cuda:1" …; the first GPU that the engine can use, else the CPU, if None.
             precision: number format; the best that the device has in hardware if None (an export has its own).

@@ -7,7 +7,7 @@ from pathlib import Path
 from .errors import InputError
 
 SHIPPED = Path(__file__).resolve().parent / "data" / "models"
-DEFAULT = "with-msmarco"
+DEFAULT = "smollm2-darl"
 
 
 def shipped_names() -> list[str]:

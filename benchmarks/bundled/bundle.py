@@ -1,9 +1,9 @@
-"""Puts a trained checkpoint where the package looks for those that ship, with its adapter in 8-bit floats.
+"""Makes a trained checkpoint the one that ships, with its adapter in 8-bit floats.
 
-    python benchmarks/bundled/bundle.py CHECKPOINT with-msmarco|without-msmarco
+    python benchmarks/bundled/bundle.py CHECKPOINT
 
-Writes darl_rerank/data/models/NAME, and into its model card the figures of results/bundled_NAME.json if that file was
-made with this very model. Run it again after benchmarks/bundled/evaluate.py.
+Writes darl_rerank/data/models/smollm2-darl, and into its model card the figures of results/bundled.json if that file
+was made with this very model. Run it again after benchmarks/bundled/evaluate.py.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from provenance import RESULTS
 
 from darl_rerank import Checkpoint
 from darl_rerank.errors import CheckFailedError
-from darl_rerank.shipped import SHIPPED
+from darl_rerank.shipped import DEFAULT, SHIPPED
 from darl_rerank.training.lowrank import read_adapter, save_as_adapter
 
-NAMES = ["with-msmarco", "without-msmarco"]
 LARGEST = 16 * 2**20
 LABELS, MARK = "\n## Labels\n", "\n## Figures\n"
 LABELLED = """
-The grades of trec-dl-2021, where it was trained on, are people's. Of the other pairs people said at most which document
-they chose. Their soft labels join that (for product-keywords, how many of the query's words the title has; for
-trec-dl-2022, the score of a SPLADE++ run) with the cosine of query and document under all-MiniLM-L6-v2, by a model
-fitted on the judged passages of TREC Deep Learning 2021 (`benchmarks/bundled/label.py`). So those judgements, and what
-that encoder had learned from, MS MARCO among it, had a say in them whatever texts were trained on.
+
+What people said of these pairs is at most which document they chose. The first round's soft labels join that (for
+product-keywords, how many of the query's words the title has) with the cosine of query and document under
+all-MiniLM-L6-v2, by a model fitted on the judged passages of TREC Deep Learning 2021 (`benchmarks/bundled/label.py`);
+those of the second round's questions have the first round's score in them as well (`benchmarks/bundled/relabel.py`). So
+those judgements, and what that encoder had learned from, MS MARCO among it, had a say in the labels, though no text of
+MS MARCO was trained on. The passages of trec-dl-2021 with people's grades chose the temperature.
 """
 
 
 @click.command(help=__doc__)
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
-@click.argument("name", type=click.Choice(NAMES))
-def main(source: Path, name: str) -> None:
-    target = SHIPPED / name
+def main(source: Path) -> None:
+    target = SHIPPED / DEFAULT
     checkpoint = Checkpoint.load(source)
     assert checkpoint.adapter_folder is not None
     assert checkpoint.folder is not None
@@ -56,12 +56,12 @@ def main(source: Path, name: str) -> None:
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     if size > LARGEST:
         raise CheckFailedError(f"{target}: {size / 2**20:.1f} MiB, expected at most {LARGEST / 2**20:.0f}")
-    figures = RESULTS / f"bundled_{name.replace('-', '_')}.json"
+    figures = RESULTS / "bundled.json"
     if figures.is_file():
         values = json.loads(figures.read_text("utf-8"))
         if values["fingerprint"].startswith(saved.fingerprint):
             (target / "README.md").write_text(card + MARK + described(values), "utf-8")
-    click.echo(f"{name}: {size / 2**20:.1f} MiB, {saved.fingerprint}")
+    click.echo(f"{DEFAULT}: {size / 2**20:.1f} MiB, {saved.fingerprint}")
 
 
 def described(values: dict[str, Any]) -> str:

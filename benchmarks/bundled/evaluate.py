@@ -1,6 +1,6 @@
 """What the checkpoint that ships is worth on collections it never saw.
 
-    python benchmarks/bundled/evaluate.py CHECKPOINT DATA --work FOLDER [--name NAME]
+    python benchmarks/bundled/evaluate.py CHECKPOINT DATA --work FOLDER [--name bundled]
 
 - trec-dl-2019, BM25 top 100: nDCG@10 before and after; on the judged pairs of that run grading and calibration.
   A document that nobody judged counts as irrelevant, and a model that looks elsewhere than the systems whose results
@@ -10,8 +10,7 @@
 - Novelty of Icecat's judged pairs and of medquad's (medical questions with their answers) against trec-dl-2019's.
 - Size of the folder, time to load it.
 
-FOLDER keeps the reranked runs: a run that was ended goes on. Writes results/NAME.json; NAME is
-bundled_ and the name of the checkpoint if not given.
+FOLDER keeps the reranked runs: a run that was ended goes on. Writes results/NAME.json.
 """
 
 from __future__ import annotations
@@ -59,10 +58,10 @@ MEDICAL_PAIRS = 300
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--depth", default=100, show_default=True)
-@click.option("--name")
+@click.option("--name", default="bundled", show_default=True)
 @click.option("--precision", help="Of the torch engine; the best that the CPU has in hardware if not given.")
 @click.option("--parts", default=f"{WEB},{SHOP},{MEDICAL}", show_default=True)
-def main(model: str, data: Path, work: Path, depth: int, name: str | None, precision: str | None, parts: str) -> None:
+def main(model: str, data: Path, work: Path, depth: int, name: str, precision: str | None, parts: str) -> None:
     work.mkdir(parents=True, exist_ok=True)
     folder = checkpoint_folder(model)
     reranker = Reranker.from_pretrained(folder, precision=precision)
@@ -88,8 +87,7 @@ def main(model: str, data: Path, work: Path, depth: int, name: str | None, preci
     if judged:
         values |= on_pairs(judged, checkpoint.scale.gains, tuple(g.name for g in checkpoint.scale.grades))
     show(values)
-    written = write_result(name or f"bundled_{folder.name.replace('-', '_')}", values)
-    click.echo(f"written: {written}", err=True)
+    click.echo(f"written: {write_result(name, values)}", err=True)
 
 
 def load_seconds(model: Path, precision: str | None) -> float:

@@ -20,7 +20,7 @@ def model_options(command: _Command) -> _Command:
         click.option(
             "--model",
             type=click.Path(path_type=Path),
-            help="A checkpoint folder, or the name of one that ships.  [default: with-msmarco]",
+            help="A checkpoint folder, or the name of one that ships.  [default: smollm2-darl]",
         ),
         click.option("--engine", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True),
         click.option("--device", help="cpu, cuda, cuda:1 …  [default: a GPU if there is one]"),

@@ -1,7 +1,7 @@
 """The recipe of a training: a TOML file whose faults are all reported at once.
 
     [model]
-    base = "smollm2"            # or checkpoint = "folder", or "with-msmarco": to go on from one
+    base = "smollm2"            # or checkpoint = "folder", or "smollm2-darl": to go on from one
     scale = "trec4"
     max_length = 160
 
