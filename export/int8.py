@@ -26,8 +26,8 @@ from onnx import helper, numpy_helper
 from .activations import activations
 
 # A product is computed in blocks if one scale a token loses more than this share of its output (relative error in L2);
-# the next bound is tried where the graph as a whole does not grade as torch does. The last takes them all. The steps are
-# small because blocks are slow: each product that need not be in them is worth an attempt of some seconds.
+# the next bound is tried where the graph as a whole does not grade as torch does. The last takes them all. Small steps,
+# because blocks are slow: a product that need not be in them is worth an attempt of some seconds.
 SENSITIVE = (0.05, 0.02, 0.015, 0.012, 0.01, 0.0)
 _TINY = 1e-12
 _CONSTANTS = {

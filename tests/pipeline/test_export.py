@@ -221,7 +221,7 @@ def test_int8_does_not_depend_on_the_batch(
     np.testing.assert_allclose(together.logits, alone, atol=1e-5)
 
 
-@pytest.mark.parametrize(("refused", "in_blocks"), [(0, 0), (2, 14)])
+@pytest.mark.parametrize(("refused", "in_blocks"), [(0, 0), (len(export_folder.SENSITIVE) - 1, 14)])
 def test_int8_takes_products_in_blocks_where_the_gate_asks_for_it(
     refused: int, in_blocks: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
