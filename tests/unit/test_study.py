@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -284,8 +285,10 @@ def test_it_stops_when_the_minutes_are_over_and_goes_on(
     monkeypatch.setattr(study_run_module, "write_result", lambda name, values, argv: written.append(name))
     monkeypatch.setitem(run_module.STUDIES, "toy", lambda data: study)
     command = ["run.py", "toy", "nowhere", str(tmp_path), "--level", "head", "--head-seeds", "1"]
-    monkeypatch.setattr(sys, "argv", [*command, "--minutes", "0.0005"])
-    run_module.main()
+    monkeypatch.setattr(sys, "argv", [*command, "--minutes", "60"])
+    with monkeypatch.context() as ringing:  # the clock's signal, but at the first arm however fast the machine is
+        ringing.setattr(study_run_module, "run_head_arm", lambda *_: signal.raise_signal(signal.SIGALRM))
+        run_module.main()
     assert "the same command goes on from here" in capsys.readouterr().err
     assert not written
     monkeypatch.setattr(sys, "argv", command)
