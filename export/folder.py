@@ -21,9 +21,9 @@ from ..reranker import Reranker
 from ..results import PairScores
 from ..trec.graded_pairs import GradedPair
 from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, GradeGraph, trace
-from .int8 import SENSITIVE, token_errors
 from .parity import BOUNDS, NOVELTY_BOUND, Parity, bundled_sample, compare, layer_differences, name_products, violations
 from .precision import PRECISIONS, convert, products
+from .sensitivity import LEFT, effects, sensitive
 from .smoothing import smooth, smoothing
 from .weights import share_weights
 
@@ -81,13 +81,13 @@ def export(
         graph = GradeGraph(checkpoint, "fused" if opset >= FUSED_OPSET else "plain").eval()
         calibration = _calibration(checkpoint, pairs)
         traced = _traced(graph, Path(scratch), opset, progress)
-        errors = _smoothed(traced, calibration, progress) if precision == "int8" else {}
+        moved = _smoothed(graph, traced, calibration, progress) if precision == "int8" else {}
         _write_config(graph, checkpoint, temporary)
         texts = [(pair.query, pair.document) for pair in pairs]
         progress("grade with torch")
         reference = _torch_scores(checkpoint, texts)
-        for bound in SENSITIVE if errors else (0.0,):
-            in_blocks = sorted(name for name, error in errors.items() if error > bound)
+        for left in LEFT if moved else (1.0,):
+            in_blocks = sensitive(moved, left)
             _write_graphs(traced, temporary, precision, in_blocks, progress)
             facts: dict[str, Any] = {"precision": precision, "opset": opset, "products in blocks": in_blocks}
             exported = checkpoint.replace(provenance={**checkpoint.provenance, "export": facts})
@@ -107,7 +107,7 @@ def export(
             if not faults:
                 break
         if faults:
-            differences = layer_differences(graph, temporary / GRAPH, calibration[0])
+            differences = layer_differences(graph, traced[GRAPH], temporary / GRAPH, calibration[0])
             worst = sorted(enumerate(differences), key=lambda item: -item[1])[:_SHOWN_LAYERS]
             layers = ", ".join(f"{layer} ({share:.2g})" for layer, share in worst)
             raise CheckFailedError(
@@ -138,15 +138,13 @@ def _traced(graph: GradeGraph, scratch: Path, opset: int, progress: Any) -> dict
         progress(f"trace {name}")
         traced[name] = scratch / name
         trace(graph, traced[name], prefix=prefix, opset=opset)
-        outputs = name_products(traced[name], graph.config.num_hidden_layers)
-        if not prefix:
-            graph.layer_outputs = tuple(outputs)
+        name_products(traced[name], graph.body)
     return traced
 
 
-def _smoothed(traced: Mapping[str, Path], calibration: Any, progress: Any) -> dict[str, float]:
-    """Smooth both graphs in place; what one scale a token then costs each product."""
-    progress("find what to smooth, and sensitive products")
+def _smoothed(graph: GradeGraph, traced: Mapping[str, Path], calibration: Any, progress: Any) -> dict[str, float]:
+    """Smooth both graphs in place; how far int8 in each product then moves the logits."""
+    progress("smooth")
     plain = traced[GRAPH]
     factors = smoothing(plain, products(onnx.load(str(plain))), calibration)
     for path in traced.values():
@@ -154,7 +152,8 @@ def _smoothed(traced: Mapping[str, Path], calibration: Any, progress: Any) -> di
         smooth(model, products(model), factors)
         path.with_name(path.name + ".data").unlink()
         onnx.save(model, str(path), save_as_external_data=True, location=path.name + ".data")
-    return token_errors(plain, products(onnx.load(str(plain))), calibration)
+    progress("find the sensitive products")
+    return effects(graph, plain, calibration)
 
 
 def _write_graphs(

@@ -85,8 +85,6 @@ class GradeGraph(torch.nn.Module):
         self.requires_grad_(False)
         self.instruction_length = checkpoint.encoder().instruction_length
         self.attention = attention
-        # Names of the outputs of the layers' last products in the plain graph, once it is traced.
-        self.layer_outputs: tuple[str, ...] = ()
         self._masks: dict[int | None, torch.Tensor] = {}
         self._middle: torch.Tensor | None = None
         layers[checkpoint.feature_layer - 1].register_forward_hook(self._keep_middle)

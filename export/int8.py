@@ -14,7 +14,7 @@ Before, `smoothing` evens out the channels that a product reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,6 @@ from onnx import helper, numpy_helper
 
 from .activations import activations
 
-# A product is computed in blocks if one scale a token loses more than this share of its output (relative error in L2);
-# the next bound is tried where the graph as a whole does not grade as torch does. The last takes them all. Small steps,
-# because blocks are slow: a product that need not be in them is worth an attempt of some seconds.
-SENSITIVE = (0.05, 0.02, 0.015, 0.012, 0.01, 0.0)
 _TINY = 1e-12
 _CONSTANTS = {
     "int8.axis": np.array([-1], dtype=np.int64),
@@ -114,10 +110,10 @@ def quantized_tokens(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return rounded
 
 
-def token_errors(
+def product_errors(
     source: Path, products: Mapping[str, Any], calibration: Sequence[Mapping[str, NDArray[Any]]]
-) -> dict[str, float]:
-    """What one scale a token costs each product: the largest relative error of its output, by the weight's name.
+) -> Iterator[dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]]:
+    """For each batch what each product gives and what int8 adds to that, by the weight's name, both (tokens, out).
 
     Every product is computed from the float32 graph's own activations, quantised and not.
 
@@ -131,12 +127,10 @@ def token_errors(
     for name, weight in weights.items():
         whole, scale = quantized_columns(weight)
         low[name] = whole * scale
-    errors: dict[str, float] = {}
     for seen in activations(source, [node.input[0] for node in products.values()], calibration):
+        found = {}
         for name, node in products.items():
             tokens = seen[node.input[0]].reshape(-1, weights[name].shape[0])
             exact = tokens @ weights[name]
-            error = quantized_tokens(tokens) @ low[name] - exact
-            share = float(np.linalg.norm(error) / max(float(np.linalg.norm(exact)), _TINY))
-            errors[name] = max(errors.get(name, 0.0), share)
-    return errors
+            found[name] = exact, quantized_tokens(tokens) @ low[name] - exact
+        yield found

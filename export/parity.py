@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from .. import icecat
 from ..results import PairScores
@@ -134,16 +136,18 @@ def _ndcg(gains: NDArray[Any], scores: NDArray[Any]) -> float:
     return float((found * discount[: len(found)]).sum() / (best * discount[: len(best)]).sum())
 
 
-def layer_differences(graph: GradeGraph, path: Path, inputs: dict[str, NDArray[Any]]) -> list[float]:
+def layer_differences(graph: GradeGraph, traced: Path, path: Path, inputs: dict[str, NDArray[Any]]) -> list[float]:
     """For each decoder layer how far its MLP's output in the exported graph lies from torch's: relative error in L2.
 
     Args:
         graph: the module that was traced.
-        path: the plain float32, float16 or quantised graph.
+        traced: its float32 graph without a prefix, products named.
+        path: what that was made into.
         inputs: of the graph, without padding.
     """
     layers = graph.body.layers
-    names = graph.layer_outputs
+    made = products(onnx.load(str(traced)))
+    names = [made[f"layers.{i}.mlp.down_proj"].output[0] for i in range(len(layers))]
     seen: list[torch.Tensor] = []
     hooks = [layer.mlp.down_proj.register_forward_hook(lambda _, __, out: seen.append(out)) for layer in layers]
     try:
@@ -160,24 +164,35 @@ def layer_differences(graph: GradeGraph, path: Path, inputs: dict[str, NDArray[A
     ]
 
 
-def name_products(path: Path, layers: int) -> list[str]:
-    """Rename each product's weight to layers.LAYER.PLACE, the same in every graph.
+def name_products(path: Path, body: torch.nn.Module) -> None:
+    """Give each product's weight the name of the module it comes from, the same in every graph.
 
-    Returns:
-        for each layer the name of its last product's output.
+    Modules are told by their weights; a product that is no module's keeps its weight's name.
+
+    Args:
+        path: the graph; written anew.
+        body: the decoder that it was traced from.
     """
     model = onnx.load(str(path))
-    found = list(products(model).values())
-    each = len(found) // layers
-    names = {node.input[1]: f"layers.{i // each}.{i % each}" for i, node in enumerate(found)}
-    for tensor in model.graph.initializer:
-        tensor.name = names.get(tensor.name, tensor.name)
-    for node in found:
-        node.input[1] = names[node.input[1]]
+    modules: dict[bytes, list[str]] = {}
+    for name, module in body.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            modules.setdefault(_digest(module.weight.detach().T.numpy()), []).append(name)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    names = {}
+    for weight in products(model):
+        same = modules.get(_digest(numpy_helper.to_array(weights[weight])))
+        if same:  # the decoder's order, where several are alike
+            names[weight] = same.pop(0)
+    for weight, node in products(model).items():
+        weights[weight].name = node.input[1] = names.get(weight, weight)
     stale = [value for value in model.graph.value_info if value.name in names]
     for value in stale:
         model.graph.value_info.remove(value)
     data = path.with_name(path.name + ".data")
     data.unlink(missing_ok=True)
     onnx.save(model, str(path), save_as_external_data=True, location=data.name)
-    return [found[(i + 1) * each - 1].output[0] for i in range(layers)]
+
+
+def _digest(weight: NDArray[Any]) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(weight)).digest()
