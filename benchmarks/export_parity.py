@@ -114,10 +114,10 @@ def exported(checkpoint: Checkpoint, folder: Path, precision: str, sample: list[
         return {"failed": str(error), "seconds": time.monotonic() - start}
     seconds = time.monotonic() - start
     report = json.loads((folder / "parity.json").read_text("utf-8"))
-    in_blocks = dict(Checkpoint.load(folder).provenance)["export"]["products in blocks"]
+    finer = dict(Checkpoint.load(folder).provenance)["export"]["finer products"]
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
     return {
-        "seconds": seconds, **report, "products in blocks": in_blocks, "bytes": sum(files.values()),
+        "seconds": seconds, **report, "finer products": finer, "bytes": sum(files.values()),
         "graph bytes": files[GRAPH] + files[PREFIX_GRAPH], "weight bytes": files[f"{GRAPH}_data"],
     }  # fmt: skip
 

@@ -20,12 +20,12 @@ def exports() -> str | None:
             continue
         m = found["measures"]
         rows.append([
-            name, f"{found['bytes'] / 2**20:.0f}", f"{found['seconds']:.0f}", len(found["products in blocks"]),
+            name, f"{found['bytes'] / 2**20:.0f}", f"{found['seconds']:.0f}", len(found["finer products"]),
             f"{m['largest_difference']:.2g}", f"{m['mean_difference']:.2g}", f"{m['grade_agreement']:.1%}",
             *("-" if m[key] is None else f"{m[key]:.3g}" for key in OPTIONAL),
         ])  # fmt: skip
     head = [
-        "", "MiB", "export, s", "products in blocks", "largest difference", "mean", "same grade", "Kendall's tau",
+        "", "MiB", "export, s", "finer products", "largest difference", "mean", "same grade", "Kendall's tau",
         "nDCG@10", "novelty, most points",
     ]  # fmt: skip
     about = (
@@ -45,13 +45,16 @@ def choices() -> str | None:
     reference = rates["torch, bfloat16"]
     lines = []
     for name, rate in rates.items():
-        m = values["parity"].get(name)
-        cells = ["", "", "", ""] if m is None else [
-            f"{m['mean_difference']:.2g}", f"{m['grade_agreement']:.1%}", f"{m['kendall_tau']:.3f}",
-            f"{m['ndcg_difference']:.2g}",
-        ]  # fmt: skip
-        lines.append([name, *cells, f"{rate:.1f}", f"{rate / reference:.2f}"])
-    head = ["in blocks", "mean difference", "same grade", "Kendall's tau", "nDCG@10", "pairs a second", "ratio"]
+        m, in_blocks = values["parity"][name], values["chosen"].get(name)
+        lines.append([
+            name if in_blocks is None else f"{len(in_blocks)} ({name})", f"{m['mean_difference']:.2g}",
+            f"{m['grade_agreement']:.1%}", f"{m['kendall_tau']:.3f}", f"{m['ndcg_difference']:.2g}", f"{rate:.1f}",
+            f"{rate / reference:.2f}",
+        ])  # fmt: skip
+    head = [
+        "in blocks (movement left)", "mean difference", "same grade", "Kendall's tau", "nDCG@10", "pairs a second",
+        "ratio",
+    ]  # fmt: skip
     return f"{table(head, lines)}\n\n{source(values, 'int8_choices')}"
 
 
@@ -61,10 +64,10 @@ def errors() -> str | None:
         return None
     before, after = values["errors"]["as they are"], values["errors"]["smoothed"]
     lines = [
-        [name, *(f"{found[name][measure]:.3f}" for found in (before, after) for measure in ("median", "largest"))]
+        [name, *(f"{found[name][measure]:.3f}" for found in (before, after) for measure in ("together", "most"))]
         for name in before
     ]
-    return table(["product", "median", "largest layer", "smoothed, median", "smoothed, largest layer"], lines)
+    return table(["product", "all layers", "the most", "smoothed, all layers", "smoothed, the most"], lines)
 
 
 def ranking() -> str | None:

@@ -2,10 +2,10 @@
 
     python benchmarks/int8_choices.py CHECKPOINT COLLECTION --work FOLDER
 
-COLLECTION has topics.tsv, corpus.jsonl.gz, qrels.txt and runs/bm25.trec. One export's float32 graphs are converted in
-each way, compared with torch in float32 on PAIRS judged pairs of the run, and timed in turns on two queries with 50
-documents each; torch in bfloat16 likewise. Also the error that one scale a token causes in each kind of product, with
-and without smoothing. Writes results/int8_choices.json.
+COLLECTION has topics.tsv, corpus.jsonl.gz, qrels.txt and runs/bm25.trec. One export's float32 graphs are converted with
+more and more of the products that move the logits most in blocks, compared with torch in float32 on PAIRS judged pairs
+of the run, and timed in turns on two queries with 50 documents each; torch in bfloat16 likewise. Also how far one scale
+a token moves the logits in each kind of product, with and without smoothing. Writes results/int8_choices.json.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import click
 import numpy as np
 import onnx
 from darl_rerank.export import folder as exporting
-from darl_rerank.export import precision
 from darl_rerank.export.graph import GradeGraph
-from darl_rerank.export.int8 import token_errors
 from darl_rerank.export.parity import compare
 from darl_rerank.export.precision import products
+from darl_rerank.export.sensitivity import effects, sensitive
 from darl_rerank.export.smoothing import smooth, smoothing
 from export_parity import judged_sample
 from provenance import write_result
@@ -44,16 +42,9 @@ from darl_rerank.trec.qrels import read_qrels
 from darl_rerank.trec.runs import read_run
 from darl_rerank.trec.topics import read_topics
 
-# Weights are numbered within their layer in the order in which the decoder runs them.
-KINDS = ("query", "key", "value", "output", "gate", "up", "down")
-# Which kinds are computed in blocks, and of which size.
-WAYS: dict[str, tuple[tuple[str, ...], int]] = {
-    "none": ((), 32),
-    "down, of 128": (("down",), 128),
-    "down": (("down",), 32),
-    "all, of 128": (KINDS, 128),
-    "all": (KINDS, 32),
-}
+KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# The share of the squared movement that is left, see darl_rerank.export.sensitivity.
+SHARES = (1.0, 0.5, 0.35, 0.25, 0.1, 0.0)
 REPEATS = 3
 
 
@@ -73,17 +64,18 @@ def main(model: Path, collection: Path, work: Path, pairs: int, seed: int) -> No
     graph = GradeGraph(checkpoint, "fused").eval()
     calibration = exporting._calibration(checkpoint, sample)
     traced = exporting._traced(graph, work, exporting.OPSET, lambda step: click.echo(step, err=True))
-    errors = {"as they are": by_kind(token_errors(traced[GRAPH], of(traced[GRAPH]), calibration))}
+    errors = {"as they are": by_kind(effects(graph, traced[GRAPH], "int8", calibration))}
     factors = smoothing(traced[GRAPH], of(traced[GRAPH]), calibration)
     for path in traced.values():
         smoothed = onnx.load(str(path))
         smooth(smoothed, products(smoothed), factors)
         path.with_name(path.name + ".data").unlink()
         onnx.save(smoothed, str(path), save_as_external_data=True, location=path.name + ".data")
-    errors["smoothed"] = by_kind(token_errors(traced[GRAPH], of(traced[GRAPH]), calibration))
-    rerankers = {}
-    for name, (kinds, size) in WAYS.items():
-        made = converted(checkpoint, graph, traced, work / name.replace(", ", "-"), kinds, size)
+    moved = effects(graph, traced[GRAPH], "int8", calibration)
+    errors["smoothed"] = by_kind(moved)
+    rerankers, chosen = {}, {f"{share:.0%}": sensitive(moved, share) for share in SHARES}
+    for name, in_blocks in chosen.items():
+        made = converted(checkpoint, graph, traced, work / name, in_blocks)
         rerankers[name] = Reranker(made, OnnxEngine(made, device="cpu"))
     rerankers["torch, bfloat16"] = Reranker(checkpoint, TorchEngine(checkpoint, device="cpu", precision="bfloat16"))
     rows = parities(checkpoint, rerankers, sample)
@@ -98,10 +90,11 @@ def main(model: Path, collection: Path, work: Path, pairs: int, seed: int) -> No
     rates = {name: len(timed) / statistics.median(found) for name, found in seconds.items()}
     for name, found in rates.items():
         measured = rows.get(name, {})
-        click.echo(f"{name:22} {found:6.2f} pairs/s  " + "  ".join(f"{k} {v:.4g}" for k, v in measured.items() if v))
+        click.echo(f"{name:15} {found:6.2f} pairs/s  " + "  ".join(f"{k} {v:.4g}" for k, v in measured.items() if v))
     values = {
         "model": model.name, "fingerprint": checkpoint.fingerprint, "collection": collection.name, "seed": seed,
-        "pairs": len(sample), "errors": errors, "parity": rows, "seconds": seconds, "pairs_per_second": rates,
+        "pairs": len(sample), "errors": errors, "chosen": chosen, "parity": rows,
+        "seconds": seconds, "pairs_per_second": rates,
     }  # fmt: skip
     click.echo(f"written: {write_result('int8_choices', values)}", err=True)
 
@@ -110,32 +103,24 @@ def of(path: Path) -> dict[str, Any]:
     return products(onnx.load(str(path)))
 
 
-def kind(weight: str) -> str:
-    return KINDS[int(weight.rsplit(".", 1)[1])]
-
-
-def by_kind(errors: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Median and largest error of the layers' products of each kind."""
-    found = {name: [error for weight, error in errors.items() if kind(weight) == name] for name in KINDS}
-    return {name: {"median": float(np.median(values)), "largest": max(values)} for name, values in found.items()}
+def by_kind(moved: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """What all layers' products of a kind do to the logits, were they independent, and the one that does most."""
+    found = {kind: {name: effect for name, effect in moved.items() if name.endswith(kind)} for kind in KINDS}
+    return {
+        kind: {"together": float(np.linalg.norm(list(of_kind.values()))), "most": max(of_kind.values())}
+        for kind, of_kind in found.items()
+    }
 
 
 def converted(
-    checkpoint: Checkpoint,
-    graph: GradeGraph,
-    traced: Mapping[str, Path],
-    folder: Path,
-    kinds: tuple[str, ...],
-    size: int,
+    checkpoint: Checkpoint, graph: GradeGraph, traced: Mapping[str, Path], folder: Path, in_blocks: list[str]
 ) -> Checkpoint:
-    """An int8 export whose products of some kinds are in blocks, without its gate."""
+    """An int8 export with some products in blocks, without its gate."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     exporting._write_config(graph, checkpoint, folder)
-    in_blocks = sorted(weight for weight in of(traced[GRAPH]) if kind(weight) in kinds)
-    with mock.patch.dict(precision.BLOCK, {8: size}):
-        exporting._write_graphs(traced, folder, "int8", in_blocks, lambda step: None)
-    facts = {"export": {"precision": "int8", "opset": exporting.OPSET, "products in blocks": in_blocks}}
+    exporting._write_graphs(traced, folder, "int8", in_blocks, lambda step: None)
+    facts = {"export": {"precision": "int8", "opset": exporting.OPSET, "finer products": in_blocks}}
     checkpoint.replace(provenance={**checkpoint.provenance, **facts}).write_into(folder)
     return Checkpoint.load(folder)
 

@@ -81,15 +81,15 @@ def export(
         graph = GradeGraph(checkpoint, "fused" if opset >= FUSED_OPSET else "plain").eval()
         calibration = _calibration(checkpoint, pairs)
         traced = _traced(graph, Path(scratch), opset, progress)
-        moved = _smoothed(graph, traced, calibration, progress) if precision == "int8" else {}
+        moved = _prepared(graph, traced, precision, calibration, progress)
         _write_config(graph, checkpoint, temporary)
         texts = [(pair.query, pair.document) for pair in pairs]
         progress("grade with torch")
         reference = _torch_scores(checkpoint, texts)
         for left in LEFT if moved else (1.0,):
-            in_blocks = sensitive(moved, left)
-            _write_graphs(traced, temporary, precision, in_blocks, progress)
-            facts: dict[str, Any] = {"precision": precision, "opset": opset, "products in blocks": in_blocks}
+            finer = sensitive(moved, left)
+            _write_graphs(traced, temporary, precision, finer, progress)
+            facts: dict[str, Any] = {"precision": precision, "opset": opset, "finer products": finer}
             exported = checkpoint.replace(provenance={**checkpoint.provenance, "export": facts})
             exported.write_into(temporary)
             progress("compare with torch")
@@ -142,33 +142,42 @@ def _traced(graph: GradeGraph, scratch: Path, opset: int, progress: Any) -> dict
     return traced
 
 
-def _smoothed(graph: GradeGraph, traced: Mapping[str, Path], calibration: Any, progress: Any) -> dict[str, float]:
-    """Smooth both graphs in place; how far int8 in each product then moves the logits."""
-    progress("smooth")
+def _prepared(
+    graph: GradeGraph,
+    traced: Mapping[str, Path],
+    precision: str,
+    calibration: Sequence[Mapping[str, Any]],
+    progress: Callable[[str], None],
+) -> dict[str, float]:
+    """Smooth both graphs in place if they are to be int8; how far each product moves the logits, if it may be finer."""
     plain = traced[GRAPH]
-    factors = smoothing(plain, products(onnx.load(str(plain))), calibration)
-    for path in traced.values():
-        model = onnx.load(str(path))
-        smooth(model, products(model), factors)
-        path.with_name(path.name + ".data").unlink()
-        onnx.save(model, str(path), save_as_external_data=True, location=path.name + ".data")
+    if precision == "int8":
+        progress("smooth")
+        factors = smoothing(plain, products(onnx.load(str(plain))), calibration)
+        for path in traced.values():
+            model = onnx.load(str(path))
+            smooth(model, products(model), factors)
+            path.with_name(path.name + ".data").unlink()
+            onnx.save(model, str(path), save_as_external_data=True, location=path.name + ".data")
+    if precision not in ("int8", "int4"):
+        return {}
     progress("find the sensitive products")
-    return effects(graph, plain, calibration)
+    return effects(graph, plain, precision, calibration)
 
 
 def _write_graphs(
-    traced: Mapping[str, Path], target: Path, precision: str, in_blocks: Sequence[str], progress: Any
+    traced: Mapping[str, Path], target: Path, precision: str, finer: Sequence[str], progress: Any
 ) -> None:
     """Convert both graphs and write them with one file of weights."""
     sources = {}
     for name, path in traced.items():
         source = path
         if precision != "fp32":
-            how = f" ({len(in_blocks)} products in blocks)" if in_blocks else ""
+            how = f" ({len(finer)} sensitive products finer)" if finer else ""
             progress(f"convert {name} to {precision}{how}")
             source = path.with_name(f"{precision}_{name}")
             source.with_name(source.name + ".data").unlink(missing_ok=True)
-            convert(path, source, precision, in_blocks)
+            convert(path, source, precision, finer)
         sources[source] = target / name
     progress("write")
     share_weights(sources, target / f"{GRAPH}_data")

@@ -14,16 +14,12 @@ Before, `smoothing` evens out the channels that a product reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-
-from .activations import activations
 
 _TINY = 1e-12
 _CONSTANTS = {
@@ -78,11 +74,6 @@ def quantize(model: Any, chosen: Mapping[str, Any]) -> None:
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
 
-def _weights(model: Any, products: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
-    """The products' weights, shape (in, out), by name."""
-    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name in products}
-
-
 def _quantize_tokens(source: str) -> list[Any]:
     """`source`.int8 and `source`.scale of an activation, shape (…, in) and (…, 1)."""
     node = helper.make_node
@@ -108,29 +99,3 @@ def quantized_tokens(values: NDArray[np.float32]) -> NDArray[np.float32]:
     scale = np.maximum(np.abs(values).max(axis=1, keepdims=True) / 127, _TINY)
     rounded: NDArray[np.float32] = np.rint(values / scale) * scale
     return rounded
-
-
-def product_errors(
-    source: Path, products: Mapping[str, Any], calibration: Sequence[Mapping[str, NDArray[Any]]]
-) -> Iterator[dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]]:
-    """For each batch what each product gives and what int8 adds to that, by the weight's name, both (tokens, out).
-
-    Every product is computed from the float32 graph's own activations, quantised and not.
-
-    Args:
-        source: the float32 graph.
-        products: its MatMul nodes by the name of their weight.
-        calibration: inputs of the graph.
-    """
-    weights = _weights(onnx.load(str(source)), products)
-    low: dict[str, NDArray[np.float32]] = {}
-    for name, weight in weights.items():
-        whole, scale = quantized_columns(weight)
-        low[name] = whole * scale
-    for seen in activations(source, [node.input[0] for node in products.values()], calibration):
-        found = {}
-        for name, node in products.items():
-            tokens = seen[node.input[0]].reshape(-1, weights[name].shape[0])
-            exact = tokens @ weights[name]
-            found[name] = exact, quantized_tokens(tokens) @ low[name] - exact
-        yield found

@@ -195,4 +195,4 @@ def name_products(path: Path, body: torch.nn.Module) -> None:
 
 
 def _digest(weight: NDArray[Any]) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(weight)).digest()
+    return hashlib.sha256(weight.tobytes()).digest()

@@ -4,7 +4,7 @@
 - fp16: products and attention in float16, norms, softmax, sums and head in float32; see `fp16`.
 - int8: weights and activations in int8, activations with one scale a token (see `int8`); products for which that is too
   coarse in blocks of 32, weights and activations alike (com.microsoft MatMulNBits), which is slower and finer.
-- int4: weights in blocks of 32, in the same way.
+- int4: weights in blocks of 32, in the same way; products for which that is too coarse with 8 bits a weight.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from .fp16 import halve
@@ -28,24 +29,25 @@ BLOCK = {4: 32, 8: 32}
 _INT8 = 4
 
 
-def convert(source: Path, target: Path, precision: str, in_blocks: Collection[str] = ()) -> None:
+def convert(source: Path, target: Path, precision: str, finer: Collection[str] = ()) -> None:
     """Write `source` in `precision` to `target`, with external data beside it.
 
     Args:
         source: a float32 graph.
         target: the graph to write.
         precision: one of `PRECISIONS` but "fp32".
-        in_blocks: under int8, names of the weights that are quantised in blocks.
+        finer: names of weights that take the finer way, under int8 blocks, under int4 8 bits.
     """
     model = onnx.load(str(source))
     _half_embedding(model)
     if precision == "fp16":
         halve(model, products(model))
-    elif precision == "int4":
-        model = _in_blocks(model, products(model), bits=4)
     else:
-        model = _in_blocks(model, in_blocks, bits=8)
-        quantize(model, products(model))
+        model = _in_blocks(model, finer, bits=8)
+        if precision == "int4":
+            model = _in_blocks(model, products(model), bits=4)
+        else:
+            quantize(model, products(model))
     onnx.save(model, str(target), save_as_external_data=True, location=target.name + ".data")
 
 
@@ -65,6 +67,19 @@ def _in_blocks(model: Any, chosen: Collection[str], *, bits: int) -> Any:
     )
     quantizer.process()
     return quantizer.model.model
+
+
+def quantized_blocks(weight: NDArray[np.float32], bits: int = 4) -> NDArray[np.float32]:
+    """What blocks of `bits` make of a weight, shape (in, out), brought back to float32: a scale and a zero for each."""
+    rows, columns = weight.shape
+    padded = np.pad(weight, ((0, -rows % BLOCK[bits]), (0, 0))).reshape(-1, BLOCK[bits], columns)
+    low, high = np.minimum(padded.min(1, keepdims=True), 0), np.maximum(padded.max(1, keepdims=True), 0)
+    scale = (high - low) / (2**bits - 1)
+    scale[scale == 0] = 1.0
+    zero = np.rint(-low / scale)
+    steps = np.clip(np.rint(padded / scale) + zero, 0, 2**bits - 1) - zero
+    whole: NDArray[np.float32] = (steps * scale).reshape(-1, columns)[:rows]
+    return whole
 
 
 def products(model: Any) -> dict[str, Any]:

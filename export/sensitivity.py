@@ -1,4 +1,4 @@
-"""Which products int8 harms: how far the error of each moves the logits.
+"""Which products a low precision harms: how far the error of each moves the logits.
 
 How much of its output a product loses says little of that: on SmolLM2-135M it is a few products of the first layers
 that move the grades most, and others lose as much. So each error is followed to the logits, to first order: an error
@@ -11,7 +11,7 @@ with the gradients that torch gives, one backward pass a logit for all products 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,31 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
+from .activations import activations
 from .graph import GradeGraph
-from .int8 import product_errors
-from .precision import products
+from .int8 import quantized_columns, quantized_tokens
+from .precision import products, quantized_blocks
 
-# Products are computed in blocks until this share of the squared movement is left; the next is tried where the graph
-# as a whole does not grade as torch does. Small steps, because blocks are slow: one product less in them is worth an
-# attempt of some seconds. The last takes them all.
+# Products take the finer way until this share of the squared movement is left; the next is tried where the graph
+# as a whole does not grade as torch does. Small steps, because the finer way is slow: one product less in it is worth
+# an attempt of some seconds. The last takes them all.
 LEFT = (0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.0)
 _TINY = 1e-12
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def effects(graph: GradeGraph, traced: Path, calibration: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, float]:
-    """How far int8 in one product alone moves the logits less their mean: root mean square over batches and grades.
+def effects(
+    graph: GradeGraph, traced: Path, precision: str, calibration: Sequence[Mapping[str, NDArray[Any]]]
+) -> dict[str, float]:
+    """How far one product alone in `precision` moves the logits less their mean: root mean square over batches, grades.
 
     Args:
         graph: the module.
         traced: its float32 graph without a prefix, products named by their modules; it may be smoothed.
+        precision: "int8" or "int4".
         calibration: inputs of the graph, one row each, without padding.
 
     Returns:
@@ -47,7 +52,7 @@ def effects(graph: GradeGraph, traced: Path, calibration: Sequence[Mapping[str, 
     made = products(onnx.load(str(traced)))
     modules: dict[str, Any] = {name: module for name, module in graph.body.named_modules() if name in made}
     squares = {name: 0.0 if name in modules else np.inf for name in made}
-    for batch, errors in zip(calibration, product_errors(traced, made, calibration), strict=True):
+    for batch, errors in zip(calibration, product_errors(traced, precision, calibration), strict=True):
         logits, outputs = _forward(graph, modules, batch)
         gradients = [torch.autograd.grad(logit, list(outputs.values()), retain_graph=True) for logit in logits]
         for i, (name, output) in enumerate(outputs.items()):
@@ -56,6 +61,38 @@ def effects(graph: GradeGraph, traced: Path, calibration: Sequence[Mapping[str, 
             moved = [float((gradient[i][0] * scaled).sum()) for gradient in gradients]
             squares[name] += float(np.mean(np.square(moved))) / len(calibration)
     return {name: float(np.sqrt(square)) for name, square in squares.items()}
+
+
+def product_errors(
+    traced: Path, precision: str, calibration: Sequence[Mapping[str, NDArray[Any]]]
+) -> Iterator[dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]]:
+    """For each batch what each product gives and what `precision` adds to that, by its name, both (tokens, out).
+
+    Every product is computed from the float32 graph's own activations, quantised and not.
+
+    Args:
+        traced: the float32 graph.
+        precision: "int8" or "int4"; the latter's activations are quantised so finely that they count as exact.
+        calibration: inputs of the graph.
+    """
+    model = onnx.load(str(traced))
+    made = products(model)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in made}
+    low = {name: _lowered(weight, precision) for name, weight in weights.items()}
+    for seen in activations(traced, [node.input[0] for node in made.values()], calibration):
+        found = {}
+        for name, node in made.items():
+            tokens = seen[node.input[0]].reshape(-1, weights[name].shape[0])
+            exact = tokens @ weights[name]
+            found[name] = exact, (quantized_tokens(tokens) if precision == "int8" else tokens) @ low[name] - exact
+        yield found
+
+
+def _lowered(weight: NDArray[np.float32], precision: str) -> NDArray[np.float32]:
+    if precision == "int4":
+        return quantized_blocks(weight)
+    whole, scale = quantized_columns(weight)
+    return whole * scale
 
 
 def sensitive(moved: Mapping[str, float], left: float) -> list[str]:

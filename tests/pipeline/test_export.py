@@ -22,7 +22,7 @@ from darl_rerank.export import folder as export_folder
 from darl_rerank.export.graph import GradeGraph, trace
 from darl_rerank.export.int8 import quantize
 from darl_rerank.export.parity import name_products
-from darl_rerank.export.precision import products
+from darl_rerank.export.precision import _in_blocks, products
 from darl_rerank.export.sensitivity import effects, sensitive
 from darl_rerank.export.smoothing import smooth, smoothing
 
@@ -212,7 +212,7 @@ def test_a_disk_that_fills_up_leaves_nothing(limit: int, tiny_model: Path, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("left", [1.0, 0.0])  # of the error: no product goes in blocks, all of them
+@pytest.mark.parametrize("left", [1.0, 0.0])  # of the error: no product takes the finer way, all of them
 def test_int8_does_not_depend_on_the_batch(
     left: float, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,11 +228,11 @@ def test_int8_does_not_depend_on_the_batch(
     np.testing.assert_allclose(together.logits, alone, atol=1e-5)
 
 
-@pytest.mark.parametrize(("refused", "in_blocks"), [(0, range(1, 7)), (len(export_folder.LEFT) - 1, [14])])
-def test_int8_takes_products_in_blocks_where_the_gate_asks_for_it(
-    refused: int, in_blocks: Collection[int], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("refused", "finer"), [(0, range(1, 7)), (len(export_folder.LEFT) - 1, [14])])
+def test_int8_takes_more_products_finer_where_the_gate_asks_for_it(
+    refused: int, finer: Collection[int], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gate refuses the first attempts, then judges: on random weights blocks are not reliably the finer ones."""
+    """The gate refuses the first attempts, then judges: random weights are not reliably better in blocks."""
     faults, judge = [["too coarse"]] * refused, export_folder.violations
     monkeypatch.setitem(export_folder.BOUNDS, "int8", {"largest_difference": 0.1})
     monkeypatch.setattr(export_folder, "violations", lambda *found: faults.pop() if faults else judge(*found))
@@ -240,7 +240,7 @@ def test_int8_takes_products_in_blocks_where_the_gate_asks_for_it(
     assert not faults
     assert parity.largest_difference <= 0.1
     made = dict(Checkpoint.load(tmp_path / "int8").provenance)["export"]
-    assert len(made["products in blocks"]) in in_blocks
+    assert len(made["finer products"]) in finer
 
 
 def save_base(family: str, folder: Path) -> None:
@@ -286,9 +286,11 @@ def test_families(family: str, tiny_model: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, states.numpy() @ checkpoint.head.weight.T, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])  # the second has biases
-def test_what_int8_in_one_product_does_to_the_logits(family: str, tiny_model: Path, tmp_path: Path) -> None:
-    """The first-order effects are those of the smoothed graph with that product alone in int8."""
+@pytest.mark.parametrize(("family", "precision"), [("llama", "int8"), ("qwen2", "int8"), ("llama", "int4")])
+def test_what_one_product_alone_does_to_the_logits(
+    family: str, precision: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The first-order effects are those of the smoothed graph with that product alone quantised; Qwen has biases."""
     checkpoint = family_checkpoint(family, tiny_model, tmp_path)
     traced, ids = tmp_path / GRAPH, np.random.default_rng(1).integers(3, 384, (4, 1, 24))
     inputs = [{"input_ids": row, "attention_mask": np.ones_like(row)} for row in ids]
@@ -300,11 +302,14 @@ def test_what_int8_in_one_product_does_to_the_logits(family: str, tiny_model: Pa
     smooth(model, products(model), smoothing(traced, products(model), inputs))
     onnx.save(model, str(traced))
     exact = centred_logits(model, inputs)
-    moved = effects(module, traced, inputs)
+    moved = effects(module, traced, precision, inputs)
     assert list(moved) == list(products(model))
     for name, effect in moved.items():
         one = onnx.load(str(traced))
-        quantize(one, {name: products(one)[name]})
+        if precision == "int8":
+            quantize(one, {name: products(one)[name]})
+        else:
+            one = _in_blocks(one, [name], bits=4)
         measured = np.sqrt(np.mean((centred_logits(one, inputs) - exact) ** 2))
         assert effect == pytest.approx(measured, rel=0.2), name
 

@@ -10,8 +10,9 @@ import onnx
 import onnxruntime
 import pytest
 from darl_rerank.export.fp16 import halve
-from darl_rerank.export.int8 import product_errors, quantize, quantized_columns
-from darl_rerank.export.precision import products
+from darl_rerank.export.int8 import quantize, quantized_columns
+from darl_rerank.export.precision import convert, products, quantized_blocks
+from darl_rerank.export.sensitivity import product_errors
 from darl_rerank.export.smoothing import smooth, smoothing
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -60,9 +61,9 @@ def states() -> NDArray[np.float32]:
     return x
 
 
-def lost(path: Path, model: Any, batch: list[dict[str, NDArray[np.float32]]]) -> dict[str, float]:
+def lost(path: Path, batch: list[dict[str, NDArray[np.float32]]]) -> dict[str, float]:
     """The share of each product's output that int8 costs it."""
-    (errors,) = product_errors(path, products(model), batch)
+    (errors,) = product_errors(path, "int8", batch)
     return {name: float(np.linalg.norm(error) / np.linalg.norm(exact)) for name, (exact, error) in errors.items()}
 
 
@@ -85,6 +86,29 @@ def test_int8_columns_round_to_the_nearest_step() -> None:
     np.testing.assert_allclose(scale, [[1 / 127, 1, 2]], rtol=1e-6)
 
 
+def test_int4_blocks_are_those_of_the_quantizer(states: NDArray[np.float32], tmp_path: Path) -> None:
+    """What the sensitivity takes int4 for is what ONNX Runtime makes of it, but for rounded activations."""
+    onnx.save(graph(), str(tmp_path / "graph.onnx"))
+    convert(tmp_path / "graph.onnx", tmp_path / "int4.onnx", "int4")
+    found = run(onnx.load(str(tmp_path / "int4.onnx")), states)
+    model = graph()
+    exact = run(model, states)
+    for tensor in model.graph.initializer:
+        if tensor.name in ("up", "down"):
+            low = quantized_blocks(numpy_helper.to_array(tensor))
+            tensor.CopyFrom(numpy_helper.from_array(low, tensor.name))
+    error, expected = found - exact, run(model, states) - exact
+    assert np.linalg.norm(error - expected) < 0.15 * np.linalg.norm(expected)
+
+
+def test_blocks_keep_what_a_last_short_one_holds() -> None:
+    weight = np.concatenate([np.linspace(-7, 8, 32), [3.0, 0.0]]).astype(np.float32)[:, None]
+    low = quantized_blocks(weight)
+    assert low.shape == weight.shape
+    np.testing.assert_allclose(low[:32, 0], np.rint(weight[:32, 0]), atol=1e-5)
+    np.testing.assert_allclose(low[32:, 0], [3.0, 0.0], atol=1e-6)
+
+
 def test_smoothing_moves_large_channels_into_the_weights(states: NDArray[np.float32], tmp_path: Path) -> None:
     """A norm with some large channels, as language models have: float32 is unchanged, int8 loses less."""
     model = graph()
@@ -97,13 +121,13 @@ def test_smoothing_moves_large_channels_into_the_weights(states: NDArray[np.floa
     onnx.save(model, str(path))
     exact = run(model, states)
     batch = [{"x": states}]
-    before = lost(path, model, batch)
+    before = lost(path, batch)
     factors = smoothing(path, products(model), batch)
     assert set(factors) == {"up"}  # what the second product reads comes from no norm
     smooth(model, products(model), factors)
     np.testing.assert_allclose(run(model, states), exact, rtol=1e-5, atol=1e-4)
     onnx.save(model, str(path))
-    after = lost(path, model, batch)
+    after = lost(path, batch)
     assert after["up"] < 0.5 * before["up"]
 
 
@@ -123,13 +147,13 @@ def test_smoothing_reaches_behind_a_gate(states: NDArray[np.float32], tmp_path: 
     onnx.save(model, str(path))
     exact = run(model, states)
     batch = [{"x": states}]
-    before = lost(path, model, batch)
+    before = lost(path, batch)
     factors = smoothing(path, products(model), batch)
     assert set(factors) == {"down"}
     smooth(model, products(model), factors)
     np.testing.assert_allclose(run(model, states), exact, rtol=1e-5, atol=1e-4)
     onnx.save(model, str(path))
-    after = lost(path, model, batch)
+    after = lost(path, batch)
     assert after["down"] < 0.7 * before["down"]
     # A gate that is read twice, or without an activation of its own, scales nothing.
     twice = graph()
@@ -181,7 +205,7 @@ def test_smoothing_reaches_through_attention(tmp_path: Path) -> None:
     next(found for found in model.graph.node if found.op_type == "Attention").input[1] = "k"
     onnx.save(model, str(path))
     exact = run(model, batch[0]["x"])
-    before = lost(path, model, batch)
+    before = lost(path, batch)
     factors = smoothing(path, products(model), batch)
     assert set(factors) == {"down"}
     grouped = factors["down"].reshape(shared, heads // shared, size)
@@ -189,7 +213,7 @@ def test_smoothing_reaches_through_attention(tmp_path: Path) -> None:
     smooth(model, products(model), factors)
     np.testing.assert_allclose(run(model, batch[0]["x"]), exact, rtol=1e-4, atol=1e-4)
     onnx.save(model, str(path))
-    after = lost(path, model, batch)
+    after = lost(path, batch)
     assert after["down"] < 0.7 * before["down"]
 
 
