@@ -31,7 +31,11 @@ ROUNDS = {
     WITHOUT: "without MS MARCO, round 1: all weights, 13,973 pairs",
     SHIPS: "round 2: its adapter, 18,035 pairs (ships)",
 }
-CROSS_ENCODERS = {"cross_encoder_minilm": "all-MiniLM-L6-v2", "cross_encoder_smollm2": "SmolLM2-135M"}
+CROSS_ENCODERS = {
+    "cross_encoder_minilm": "all-MiniLM-L6-v2",
+    "cross_encoder_smollm2": "SmolLM2-135M",
+    "cross_encoder_minilm_with_msmarco": "all-MiniLM-L6-v2, four rounds with MS MARCO",
+}
 # Below this the checkpoint trained without MS MARCO ships; set before it was trained.
 WORTH_THE_LICENCE = 0.03
 
