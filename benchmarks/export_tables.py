@@ -20,7 +20,7 @@ def exports() -> str | None:
             continue
         m = found["measures"]
         rows.append([
-            name, f"{found['bytes'] / 2**20:.0f}", f"{found['seconds']:.0f}", len(found["finer products"]),
+            name, f"{found['bytes'] / 2**20:.0f}", f"{found['seconds']:.0f}", len(found.get("finer products", ())),
             f"{m['largest_difference']:.2g}", f"{m['mean_difference']:.2g}", f"{m['grade_agreement']:.1%}",
             *("-" if m[key] is None else f"{m[key]:.3g}" for key in OPTIONAL),
         ])  # fmt: skip
