@@ -1,7 +1,7 @@
 """Labels the training pairs of the checkpoint that ships: what people said of a pair, weighed with an encoder's view.
 
 Two facts are at hand for a pair: its binary label (or that nobody looked at it), and the cosine of query and document
-under all-MiniLM-L6-v2, a bi-encoder. Neither is a grade. Bayes' rule joins them into one soft label:
+under a bi-encoder, all-MiniLM-L6-v2 unless told otherwise. Neither is a grade; Bayes' rule makes a soft label of them:
 
     P(grade | cosine, label)  ∝  P(grade | cosine) · P(label | grade)
 
@@ -14,9 +14,15 @@ P(grade | cosine, SPLADE++) is the label, fitted on 2021 in the same way. Produc
 keywords.py; there the likelihood is of how many of the query's words the title has.
 
 Writes one JSONL a collection, which the recipes read, and labels.json with the fitted numbers and counts. A collection
-whose file is there is not labelled again.
+whose file is there is not labelled again, nor is a model fitted that labels.json has of the same encoder.
 
     python benchmarks/bundled/label.py benchmarks/bundled/data benchmarks/bundled/pairs
+
+A better encoder makes better labels, and what it knows is the order of documents that are alike: the third round learns
+from all-mpnet-base-v2 (Apache-2.0), a folder or hub id that sentence-transformers loads; it has more documents a query:
+
+    python benchmarks/bundled/label.py benchmarks/bundled/data benchmarks/bundled/pairs_mpnet --deep \
+        --encoder sentence-transformers/all-mpnet-base-v2 --without msmarco-sample trec-dl-2022
 """
 
 from __future__ import annotations
@@ -28,14 +34,16 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from darl_rerank.adapters.faiss_index import encode, load_encoder
 from darl_rerank.adapters.lucene import build_lucene_index, lucene_search
 from keywords import keyword_pairs
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from tqdm import tqdm
 
 from darl_rerank.files import atomic_write
 from darl_rerank.trec.corpora import Document, load_documents, read_corpus
@@ -66,6 +74,7 @@ WORDS = 64
 # Share of the queries whose documents keep their titles. Most questions name what a Wikipedia article is about: a model
 # that sees every title could compare the query with the title alone, which helps nobody where passages have none.
 TITLED = 0.3
+CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +128,47 @@ COLLECTIONS = (
 )
 
 
+class Encoder:
+    """A bi-encoder in bfloat16, which changes a cosine by some 0.001; a text is encoded once."""
+
+    def __init__(self, name: str) -> None:
+        self._model = load_encoder(name).to(torch.bfloat16)
+        self._known: dict[tuple[str, str], NDArray[np.float32]] = {}
+
+    def __call__(self, texts: Sequence[str], side: Literal["query", "document"]) -> NDArray[np.float32]:
+        """Vectors of unit length, shape (n, d)."""
+        new = sorted({text for text in texts if (side, text) not in self._known}, key=len)
+        with tqdm(total=len(new), unit="text", desc=f"encoding, {side}") as bar:
+            for start in range(0, len(new), CHUNK):
+                vectors = encode(self._model, new[start : start + CHUNK], side)
+                vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+                for text, vector in zip(new[start : start + CHUNK], vectors, strict=True):
+                    self._known[side, text] = vector
+                bar.update(len(vectors))
+        return np.stack([self._known[side, text] for text in texts])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="folder of the collections")
     parser.add_argument("output", type=Path, help="folder for the pairs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--fraction", type=float, default=1.0, help="of the queries, for a trial")
+    parser.add_argument("--encoder", default="minilm", help="what the FAISS adapter loads: minilm, a folder, a hub id")
+    parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="collections that are not labelled")
+    parser.add_argument("--deep", action="store_true", help="five unseen documents a question of natural-questions")
     options = parser.parse_args()
-    encoder = load_encoder("minilm")
-    by_cosine = fit_prior(*judged_features(encoder, options.data / JUDGED, splade=False))
+    encoder = Encoder(options.encoder)
+    of = {"encoder": Path(options.encoder).name, "seed": options.seed}
+    record = options.output / "labels.json"
+    before = json.loads(record.read_text("utf-8")) if record.is_file() else {}
+    if before.get("encoder") == of["encoder"]:
+        by_cosine = np.array(before["prior"]["cosine"])
+    else:
+        by_cosine = fit_prior(*judged_features(encoder, options.data / JUDGED, splade=False))
     counts = {}
-    for collection in COLLECTIONS:
+    for usual in (c for c in COLLECTIONS if c.name not in options.without):
+        collection = replace(usual, bm25=2, dense=3, titled=0.0) if options.deep and usual.dense else usual
         path = options.output / f"{collection.stem}.jsonl"
         if not path.is_file():
             queries = round(collection.queries * options.fraction)
@@ -142,19 +181,21 @@ def main() -> None:
         rows = list(keyword_pairs(options.data / PRODUCTS, round(SEARCHES * options.fraction), rng))
         write(path, rows, by_bayes(by_cosine, encoder, rows))
     counts[path.stem] = summary(path)
-    by_both = fit_prior(*judged_features(encoder, options.data / JUDGED, splade=True))
-    path = options.output / f"{POOL}.jsonl"
-    if not path.is_file():
-        rows, scores = pool(options.data / POOL, random.Random(f"{options.seed}/{POOL}"))
-        cosine = cosines(encoder, [r["query"] for r in rows], [r["document"] for r in rows])
-        write(path, rows, posterior(by_both, np.stack([cosine, scores], axis=1), np.ones((1, GRADES))))
-    counts[POOL] = summary(path)
-    with atomic_write(options.output / "labels.json") as stream:
-        fitted = {"cosine": by_cosine.tolist(), "cosine and SPLADE++": by_both.tolist()}
-        json.dump({"seed": options.seed, "prior": fitted, "collections": counts}, stream, indent=1)
+    fitted = {"cosine": by_cosine.tolist()}
+    if POOL not in options.without:
+        by_both = fit_prior(*judged_features(encoder, options.data / JUDGED, splade=True))
+        path = options.output / f"{POOL}.jsonl"
+        if not path.is_file():
+            rows, scores = pool(options.data / POOL, random.Random(f"{options.seed}/{POOL}"))
+            cosine = cosines(encoder, [r["query"] for r in rows], [r["document"] for r in rows])
+            write(path, rows, posterior(by_both, np.stack([cosine, scores], axis=1), np.ones((1, GRADES))))
+        counts[POOL] = summary(path)
+        fitted["cosine and SPLADE++"] = by_both.tolist()
+    with atomic_write(record) as stream:
+        json.dump({**of, "prior": fitted, "collections": counts}, stream, indent=1)
 
 
-def by_bayes(prior: NDArray[np.float64], encoder: Any, rows: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+def by_bayes(prior: NDArray[np.float64], encoder: Encoder, rows: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
     """Soft labels of `rows`, shape (n, K), from their cosines and their "label", which is taken out."""
     cosine = cosines(encoder, [row["query"] for row in rows], [row["document"] for row in rows])
     return posterior(prior, cosine[:, None], np.array([LIKELIHOOD[row.pop("label")] for row in rows]))
@@ -202,7 +243,7 @@ def standard_scores(run: Run) -> dict[str, dict[str, float]]:
     return result
 
 
-def pairs(folder: Path, collection: Collection, queries: int, encoder: Any, seed: int) -> Iterator[dict[str, Any]]:
+def pairs(folder: Path, collection: Collection, queries: int, encoder: Encoder, seed: int) -> Iterator[dict[str, Any]]:
     """The pairs of some queries: judged ones of each label, then hits of both first stages that nobody judged."""
     rng = random.Random(f"{seed}/{collection.stem}")
     topics = read_topics(folder / "topics.tsv")
@@ -241,11 +282,11 @@ def bm25_hits(documents: Mapping[str, Document], topics: Mapping[str, str]) -> d
         return {qid: [e.docid for e in found] for qid, found in lucene_search(index, topics, k=DEPTH).items()}
 
 
-def dense_hits(documents: Mapping[str, Document], topics: Mapping[str, str], encoder: Any) -> dict[str, list[str]]:
+def dense_hits(documents: Mapping[str, Document], topics: Mapping[str, str], encoder: Encoder) -> dict[str, list[str]]:
     """The first `DEPTH` document ids of each query by the bi-encoder's cosine."""
     ids = list(documents)
-    vectors = encode(encoder, [shortened(documents[docid], titled=False) for docid in ids], "document")
-    asked = encode(encoder, list(topics.values()), "query")
+    vectors = encoder([shortened(documents[docid], titled=False) for docid in ids], "document")
+    asked = encoder(list(topics.values()), "query")
     hits = {}
     for qid, query in zip(topics, asked, strict=True):
         cosine = vectors @ query
@@ -261,17 +302,13 @@ def shortened(document: Document, *, titled: bool) -> str:
     return text if len(words) <= WORDS else " ".join(words[:WORDS])
 
 
-def cosines(encoder: Any, queries: Sequence[str], documents: Sequence[str]) -> NDArray[np.float64]:
+def cosines(encoder: Encoder, queries: Sequence[str], documents: Sequence[str]) -> NDArray[np.float64]:
     """Cosine of each query with its document, shape (n,)."""
-    vectors = []
-    for side, texts in (("query", queries), ("document", documents)):
-        distinct = sorted(set(texts))
-        place = {text: i for i, text in enumerate(distinct)}
-        vectors.append(encode(encoder, distinct, side)[[place[text] for text in texts]].astype(np.float64))  # type: ignore[arg-type]
-    return np.einsum("nd,nd->n", *vectors)
+    asked, found = encoder(queries, "query"), encoder(documents, "document")
+    return np.einsum("nd,nd->n", asked.astype(np.float64), found.astype(np.float64))
 
 
-def judged_features(encoder: Any, folder: Path, *, splade: bool) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def judged_features(encoder: Encoder, folder: Path, *, splade: bool) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The cosine of each judged pair, and with `splade` its standard score where the run has it; and its grade."""
     topics, qrels = read_topics(folder / "topics.tsv"), read_qrels(folder / "qrels.txt")
     documents = load_documents(folder / "corpus.jsonl.gz", {docid for judged in qrels.values() for docid in judged})

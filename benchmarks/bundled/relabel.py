@@ -24,8 +24,7 @@ from typing import Any
 
 import click
 import numpy as np
-from darl_rerank.adapters.faiss_index import load_encoder
-from label import cosines, fit_prior, grade_prior, write
+from label import Encoder, cosines, fit_prior, grade_prior, write
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -56,7 +55,7 @@ def main(recipe: Path, model: Path, pairs: Path, output: Path, judged: Path) -> 
         for source in load_training_set(read_recipe(recipe)).sources
         if source.source.pairs is not None and source.source.pairs.stem in RELABELLED
     }
-    reranker, encoder = Reranker.from_pretrained(model), load_encoder("minilm")
+    reranker, encoder = Reranker.from_pretrained(model), Encoder("minilm")
     by_cosine = np.array(json.loads((pairs / "labels.json").read_text("utf-8"))["prior"]["cosine"])
     by_both = fitted(read_recipe(judged), reranker, encoder)
     done: dict[str, Any] = {}
@@ -83,7 +82,7 @@ def main(recipe: Path, model: Path, pairs: Path, output: Path, judged: Path) -> 
             json.dump(values, stream, indent=1)
 
 
-def fitted(recipe: Recipe, reranker: Reranker, encoder: Any) -> NDArray[np.float64]:
+def fitted(recipe: Recipe, reranker: Reranker, encoder: Encoder) -> NDArray[np.float64]:
     """The proportional-odds model of both views; prints how well each view alone explains the grades, too."""
     held_out = [
         pair
@@ -98,7 +97,7 @@ def fitted(recipe: Recipe, reranker: Reranker, encoder: Any) -> NDArray[np.float
     return fit_prior(features, grades)
 
 
-def views(reranker: Reranker, encoder: Any, pairs: list[tuple[str, str]], name: str) -> NDArray[np.float64]:
+def views(reranker: Reranker, encoder: Encoder, pairs: list[tuple[str, str]], name: str) -> NDArray[np.float64]:
     """Cosine and expected gain of each pair, shape (n, 2)."""
     gains = []
     with tqdm(total=len(pairs), unit="pair", desc=name) as bar:
