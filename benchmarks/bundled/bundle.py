@@ -28,13 +28,13 @@ from darl_rerank.training.lowrank import read_adapter, save_as_adapter
 LARGEST = 16 * 2**20
 LABELS, MARK = "\n## Labels\n", "\n## Figures\n"
 LABELLED = """
-
-What people said of these pairs is at most which document they chose. The first round's soft labels join that (for
-product-keywords, how many of the query's words the title has) with the cosine of query and document under
-all-MiniLM-L6-v2, by a model fitted on the judged passages of TREC Deep Learning 2021 (`benchmarks/bundled/label.py`);
-those of the second round's questions have the first round's score in them as well (`benchmarks/bundled/relabel.py`). So
-those judgements, and what that encoder had learned from, MS MARCO among it, had a say in the labels, though no text of
-MS MARCO was trained on. The passages of trec-dl-2021 with people's grades chose the temperature.
+What people said of these pairs is at most which document they chose. The soft labels join that (for product-keywords,
+how many of the query's words the title has) with the cosine of query and document under an encoder, by a model fitted
+on the judged passages of TREC Deep Learning 2021 (`benchmarks/bundled/label.py`): all-MiniLM-L6-v2 in the first two
+rounds, all-mpnet-base-v2 in the third. Those of the second round's questions have the first round's score in them as
+well (`benchmarks/bundled/relabel.py`). So those judgements, and what the encoders had learned from, MS MARCO among it,
+had a say in the labels, though no text of MS MARCO was trained on. The passages of trec-dl-2021 with people's grades
+chose the temperature.
 """
 
 

@@ -18,11 +18,11 @@ whose file is there is not labelled again, nor is a model fitted that labels.jso
 
     python benchmarks/bundled/label.py benchmarks/bundled/data benchmarks/bundled/pairs
 
-A better encoder makes better labels, and what it knows is the order of documents that are alike: the third round learns
-from all-mpnet-base-v2 (Apache-2.0), a folder or hub id that sentence-transformers loads; it has more documents a query:
+A better encoder makes better labels: the third round has those of all-mpnet-base-v2 (Apache-2.0), a folder or hub id
+that sentence-transformers loads. Its web questions are near.py's.
 
-    python benchmarks/bundled/label.py benchmarks/bundled/data benchmarks/bundled/pairs_mpnet --deep \
-        --encoder sentence-transformers/all-mpnet-base-v2 --without msmarco-sample trec-dl-2022
+    python benchmarks/bundled/label.py benchmarks/bundled/data benchmarks/bundled/pairs_mpnet \
+        --encoder sentence-transformers/all-mpnet-base-v2 --without natural-questions msmarco-sample trec-dl-2022
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ PRODUCTS, SEARCHES = "product-questions", 1500
 LIKELIHOOD = {
     "chosen": (0.01, 0.10, 0.60, 1.00),
     "partly": (0.05, 1.00, 0.60, 0.20),
+    "in what was chosen": (0.30, 0.80, 1.00, 1.00),
     "passed over": (1.00, 0.70, 0.15, 0.05),
     "unseen": (1.00, 0.90, 0.40, 0.25),
     "all words": (0.05, 0.30, 1.00, 1.00),
@@ -156,7 +157,6 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=1.0, help="of the queries, for a trial")
     parser.add_argument("--encoder", default="minilm", help="what the FAISS adapter loads: minilm, a folder, a hub id")
     parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="collections that are not labelled")
-    parser.add_argument("--deep", action="store_true", help="five unseen documents a question of natural-questions")
     options = parser.parse_args()
     encoder = Encoder(options.encoder)
     of = {"encoder": Path(options.encoder).name, "seed": options.seed}
@@ -167,8 +167,7 @@ def main() -> None:
     else:
         by_cosine = fit_prior(*judged_features(encoder, options.data / JUDGED, splade=False))
     counts = {}
-    for usual in (c for c in COLLECTIONS if c.name not in options.without):
-        collection = replace(usual, bm25=2, dense=3, titled=0.0) if options.deep and usual.dense else usual
+    for collection in (c for c in COLLECTIONS if c.name not in options.without):
         path = options.output / f"{collection.stem}.jsonl"
         if not path.is_file():
             queries = round(collection.queries * options.fraction)
