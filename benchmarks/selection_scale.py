@@ -27,8 +27,8 @@ from tqdm import tqdm
 from darl_rerank import Checkpoint, RelevanceScale, Reranker
 from darl_rerank.results import PairScores
 from darl_rerank.training.features import extract_features
-from darl_rerank.training.pool import labelled_split
-from darl_rerank.training.strategies import STRATEGIES
+from darl_rerank.training.selection.pool import labelled_split
+from darl_rerank.training.selection.strategies import STRATEGIES
 from darl_rerank.trec.graded_pairs import read_graded_pairs
 
 HIDDEN = 576

@@ -10,11 +10,11 @@ import numpy as np
 
 from darl_rerank.checkpoint import Checkpoint
 from darl_rerank.novelty import NoveltyModel, fit_novelty, middle_layer
-from darl_rerank.training.candidates import Candidates, describe_pool
-from darl_rerank.training.coverage import QueryCap, take_in_order
 from darl_rerank.training.probe import fit_probe
-from darl_rerank.training.selection import select
-from darl_rerank.training.strategies import SelectionSettings
+from darl_rerank.training.selection.candidates import Candidates, describe_pool
+from darl_rerank.training.selection.coverage import QueryCap, take_in_order
+from darl_rerank.training.selection.select import select
+from darl_rerank.training.selection.strategies import SelectionSettings
 
 from .collections_by_role import Collections, Rows, SeedSets, seed_sets
 from .measured import temperature

@@ -19,7 +19,7 @@ from darl_rerank.checkpoint import Checkpoint, Head
 from darl_rerank.training.arms import grade_logits
 from darl_rerank.training.losses import OccWeights
 from darl_rerank.training.probe import fit_probe
-from darl_rerank.training.strategies import STRATEGIES
+from darl_rerank.training.selection.strategies import STRATEGIES
 
 from .chosen import Seed, chosen_rows, probe_set
 from .collections_by_role import Collections

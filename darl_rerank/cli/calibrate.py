@@ -18,17 +18,19 @@ if TYPE_CHECKING:
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="The checkpoint folder to make.")
 @click.option("--novelty/--no-novelty", help="Let the temperature follow novelty.  [default: if MODEL has novelty]",
               default=None)  # fmt: skip
+@click.option("--bias", is_flag=True, help="Give each grade a bias too: for traffic with other shares of the grades.")
 @click.option("--engine", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True)
 @click.option("--device", help="cpu, cuda …  [default: a GPU if there is one]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
 def calibrate(
-    model: Path, pairs: Path, output: Path, novelty: bool | None, engine: str, device: str | None, overwrite: bool
-) -> None:
+    model: Path, pairs: Path, output: Path, novelty: bool | None, bias: bool, engine: str, device: str | None,
+    overwrite: bool,
+) -> None:  # fmt: skip
     """Fit temperature, and its slope in novelty, of MODEL to PAIRS, a JSONL of query, document and grade.
 
     The temperature changes no order of grades and, without novelty, little of the order of documents: it makes the
-    probabilities as sure as they are right. PAIRS should be like the traffic to come, and nothing MODEL was trained
-    on.
+    probabilities as sure as they are right. With --bias they also come as often as in PAIRS. These should be like the
+    traffic to come, and nothing MODEL was trained on.
     """
     import numpy as np
 
@@ -49,7 +51,9 @@ def calibrate(
     graded = read_graded_pairs(pairs, grades=len(scale), names=names)
     scores = reranker.score_pairs([(pair.query, pair.document) for pair in graded])
     follows = checkpoint.novelty is not None if novelty is None else novelty
-    fit = fit_calibration(scores.logits, label_matrix(graded, len(scale)), novelty=scores.novelty, with_novelty=follows)
+    fit = fit_calibration(
+        scores.logits, label_matrix(graded, len(scale)), novelty=scores.novelty, with_novelty=follows, with_bias=bias
+    )
     seen = np.unique([pair.hard_grade for pair in graded])
     if len(seen) < 2:
         raise InputError(f"all {len(graded)} pairs have grade {names[seen[0]]}: they say nothing of calibration",
@@ -63,12 +67,11 @@ def calibrate(
         overwrite,
     )
     click.echo(
-        f"temperature {fit.calibration.temperature:.3f}, novelty slope {fit.calibration.novelty_slope:.3f}; on "
-        f"{fit.pairs} pairs NLL {fit.nll_before:.4f} -> {fit.nll_after:.4f}, ECE {fit.ece_before:.4f} -> "
-        f"{fit.ece_after:.4f}"
+        f"{fit.calibration}; on {fit.pairs} pairs NLL {fit.nll_before:.4f} -> {fit.nll_after:.4f}, "
+        f"ECE {fit.ece_before:.4f} -> {fit.ece_after:.4f}"
     )
     if fit.at_bound:
-        click.echo("Warning: the temperature ended at its bound: these pairs do not determine it", err=True)
+        click.echo("Warning: a fitted value ended at its bound: these pairs do not determine it", err=True)
 
 
 def _save(checkpoint: Checkpoint, output: Path, overwrite: bool) -> None:

@@ -15,6 +15,8 @@ from darl_rerank.evaluation.calibration import expected_calibration_error, negat
 # Outside of these a temperature says that the data can't tell (all predictions right, or none), not how sure to be.
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 SLOPE_BOUNDS = (-3.0, 3.0)
+# A grade that the labels don't have would be given no chance at all.
+BIAS_BOUNDS = (-3.0, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class CalibrationFit:
         pairs: number of graded pairs.
         nll_before, nll_after: mean negative log-likelihood in nats, at temperature 1 and as fitted.
         ece_before, ece_after: expected calibration error of the most probable grade, 0..1.
-        at_bound: the temperature or the slope ended at its bound: the pairs don't determine it.
+        at_bound: the temperature, the slope or a bias ended at its bound: the pairs don't determine it.
     """
 
     calibration: Calibration
@@ -44,18 +46,20 @@ def fit_calibration(
     *,
     novelty: NDArray[np.floating[Any]] | None = None,
     with_novelty: bool = False,
+    with_bias: bool = False,
     weights: NDArray[np.floating[Any]] | None = None,
 ) -> CalibrationFit:
-    """The temperature (and with `with_novelty` its slope in novelty) under which the labels are likeliest.
+    """The temperature, its slope in novelty and each grade's bias under which the labels are likeliest.
 
-    Source: Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017). The likelihood has one optimum in
-    1 / T; with a slope the search starts from the best temperature without one, so it never ends worse.
+    Sources: see `Calibration`. The likelihood has one optimum in 1 / T; with a slope or biases the search starts from
+    the best temperature without them, so it never ends worse.
 
     Args:
         logits: shape (n, K).
         labels: grades, shape (n,), or probabilities, shape (n, K).
         novelty: shape (n,), percentiles 0..100; needed with `with_novelty`.
         with_novelty: also fit `novelty_slope`.
+        with_bias: also fit `bias`; its first value is 0, since only differences count.
         weights: shape (n,), >= 0; all 1 if None.
 
     Raises:
@@ -75,27 +79,29 @@ def fit_calibration(
     if with_novelty and novelty is None:
         raise InputError("a temperature that follows novelty can't be fitted without novelty")
 
-    def loss(log_temperature: float, slope: float = 0.0) -> float:
-        calibration = Calibration(float(np.exp(log_temperature)), slope)
-        return float(negative_log_likelihood(labels, calibration.probabilities(logits, novelty), weights))
+    def calibrated(x: NDArray[np.float64]) -> Calibration:
+        bias = (0.0, *map(float, x[2:])) if with_bias else ()
+        return Calibration(float(np.exp(x[0])), float(x[1]), bias)
 
-    low, high = np.log(TEMPERATURE_BOUNDS)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-8})
-    log_temperature, slope = float(found.x), 0.0
-    if with_novelty:
-        both = minimize(
-            lambda x: loss(x[0], float(x[1])),
-            x0=np.array([log_temperature, 0.0]),
-            method="L-BFGS-B",
-            bounds=[(low, high), SLOPE_BOUNDS],
-        )
-        if both.fun < found.fun:
-            log_temperature, slope = float(both.x[0]), float(both.x[1])
-    calibration = Calibration(float(np.exp(log_temperature)), slope)
+    def loss(x: NDArray[np.float64]) -> float:
+        return float(negative_log_likelihood(labels, calibrated(x).probabilities(logits, novelty), weights))
+
+    bounds = [tuple(np.log(TEMPERATURE_BOUNDS)), SLOPE_BOUNDS if with_novelty else (0.0, 0.0)]
+    bounds += [BIAS_BOUNDS] * (logits.shape[1] - 1 if with_bias else 0)
+    best = np.zeros(len(bounds))
+    found = minimize_scalar(
+        lambda t: loss(np.array([t, *best[1:]])), bounds=bounds[0], method="bounded", options={"xatol": 1e-8}
+    )
+    best[0] = found.x
+    if with_novelty or with_bias:
+        together = minimize(loss, x0=best, method="L-BFGS-B", bounds=bounds)
+        if together.fun < found.fun:
+            best = together.x
+    calibration = calibrated(best)
     before = Calibration.identity().probabilities(logits)
     after = calibration.probabilities(logits, novelty)
     grades = labels if labels.ndim == 1 else labels.argmax(axis=1)
-    edge = 1e-3
+    inside = [low + 1e-3 < value < high - 1e-3 or low == high for value, (low, high) in zip(best, bounds, strict=True)]
     return CalibrationFit(
         calibration=calibration,
         pairs=len(logits),
@@ -103,5 +109,5 @@ def fit_calibration(
         nll_after=float(negative_log_likelihood(labels, after, weights)),
         ece_before=float(expected_calibration_error(grades, before, weights=weights)),
         ece_after=float(expected_calibration_error(grades, after, weights=weights)),
-        at_bound=not (low + edge < log_temperature < high - edge and abs(slope) < SLOPE_BOUNDS[1] - edge),
+        at_bound=not all(inside),
     )

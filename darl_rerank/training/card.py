@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from darl_rerank.calibration import Calibration
 from darl_rerank.checkpoint import Checkpoint
 
 from .recipe import Recipe
@@ -122,10 +123,9 @@ def _training(recipe: Recipe, results: Mapping[str, Any], adapter_rank: int | No
             "of the squared difference of the weights."
         )
     if (fit := results.get("calibrate")) is not None:
-        values = fit["calibration"]
         lines.append(
-            f"- Calibration on {fit['pairs']} pairs: temperature {values['temperature']:.3f}, novelty slope "
-            f"{values['novelty_slope']:.3f}; NLL {fit['nll_before']:.4f} → {fit['nll_after']:.4f}, ECE "
+            f"- Calibration on {fit['pairs']} pairs: {Calibration.from_dict(fit['calibration'])}; "
+            f"NLL {fit['nll_before']:.4f} → {fit['nll_after']:.4f}, ECE "
             f"{fit['ece_before']:.4f} → {fit['ece_after']:.4f}."
         )
     return "\n".join(lines)

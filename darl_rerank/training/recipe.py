@@ -33,8 +33,8 @@ from .finetune import FinetuneSettings
 from .grade_model import Trainable
 from .interpolate import ALPHAS
 from .probe import ProbeSettings
+from .selection.strategies import SelectionSettings
 from .sources import Source
-from .strategies import SelectionSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class SelectStage:
 
     Attributes:
         budget: how many.
-        strategy: a name of `strategies.STRATEGIES`.
+        strategy: a name of `selection.strategies.STRATEGIES`.
         settings: of the strategy.
         labels: who gives the labels: "annotations" (training stops after writing the file for annotators, and goes on
             when it is there with grades), "teacher" (another checkpoint's soft labels), or "pool" (the pool's own
@@ -103,6 +103,7 @@ class Recipe:
         interpolate: None leaves the stage out and keeps the fine-tuned weights.
         calibrate: whether a temperature is fitted.
         calibrate_novelty: whether it follows novelty.
+        calibrate_bias: whether each grade gets a bias beside it.
         seed: of all draws.
     """
 
@@ -120,6 +121,7 @@ class Recipe:
     interpolate: InterpolateStage | None = None
     calibrate: bool = True
     calibrate_novelty: bool = True
+    calibrate_bias: bool = False
     seed: int = 0
 
     def used_for(self, *uses: str) -> list[Source]:

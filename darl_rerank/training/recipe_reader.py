@@ -15,8 +15,8 @@ from .interpolate import ALPHAS, MEASURES
 from .losses import OccWeights
 from .probe import ProbeSettings
 from .recipe import InterpolateStage, ModelChoice, Recipe, SelectStage
+from .selection.strategies import STRATEGIES, SelectionSettings
 from .sources import USES, Negatives, Source, target_probabilities
-from .strategies import STRATEGIES, SelectionSettings
 from .toml_table import Table
 
 
@@ -43,8 +43,9 @@ class RecipeReader:
         probe = self._probe(top.table("probe", None))
         select = self._select(top.table("select", None), seed)
         interpolate = self._interpolate(top.table("interpolate", None))
-        calibrate = Table(self, "calibrate", top.table("calibrate", None) or {}, {"novelty", "enabled"})
+        calibrate = Table(self, "calibrate", top.table("calibrate", None) or {}, {"novelty", "bias", "enabled"})
         calibrated, with_novelty = calibrate.boolean("enabled", True), calibrate.boolean("novelty", True)
+        with_bias = calibrate.boolean("bias", False)
         names = [source.name for source in sources if source is not None]
         self.faults += [f"source {name!r} is named twice" for name in sorted({n for n in names if names.count(n) > 1})]
         uses = [source.use for source in sources if source is not None]
@@ -82,6 +83,7 @@ class RecipeReader:
             interpolate,
             calibrated,
             with_novelty,
+            with_bias,
             seed,
         )
 

@@ -20,7 +20,6 @@ from darl_rerank.novelty import fit_novelty, middle_layer
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair, read_graded_pairs
 
-from .annotation import Annotation, label_with_teachers, read_annotations, write_annotations
 from .calibrate import fit_calibration
 from .card import model_card
 from .features import extract_features
@@ -32,7 +31,8 @@ from .lowrank import as_adapter, read_adapter
 from .predict import predict_logits
 from .probe import final_states, fit_probe
 from .recipe import Recipe, SelectStage
-from .select_pairs import select_pairs
+from .selection.annotation import Annotation, label_with_teachers, read_annotations, write_annotations
+from .selection.select_pairs import select_pairs
 from .stages import Stages, is_first_process
 from .start import start_checkpoint
 from .steps import QueryExamples, query_examples
@@ -345,7 +345,12 @@ class _Training:
         labels = np.concatenate([label_matrix(members, grades) for members in sets.values()])
         logits = np.concatenate([np.asarray(seen[name].logits) for name in sets])
         fit = fit_calibration(
-            logits, labels, novelty=novelty, with_novelty=self.recipe.calibrate_novelty, weights=weights
+            logits,
+            labels,
+            novelty=novelty,
+            with_novelty=self.recipe.calibrate_novelty,
+            with_bias=self.recipe.calibrate_bias,
+            weights=weights,
         )
         reranker.checkpoint.replace(novelty=model, calibration=fit.calibration).save(
             folder / "checkpoint", overwrite=True

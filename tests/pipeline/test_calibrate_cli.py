@@ -48,6 +48,19 @@ def test_a_refitted_temperature_fits_better_and_leaves_the_rest(tiny_model: Path
     assert nll[1] < nll[0]
 
 
+def test_biases_bring_the_grades_as_often_as_the_pairs_have_them(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    read = [json.loads(line) for line in pairs.read_text().splitlines()]
+    rare = [{**value, "grade": 0 if i % 4 else value["grade"]} for i, value in enumerate(read)]
+    pairs.write_text("".join(json.dumps(value) + "\n" for value in rare))
+    result = call(tiny_model, pairs, "--output", tmp_path / "new", "--bias", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "biases +0.00" in result.output
+    reranker = Reranker.from_pretrained(tmp_path / "new", engine="torch", device="cpu", precision="float32")
+    assert len(reranker.checkpoint.calibration.bias) == 4
+    found = reranker.score_pairs([(value["query"], value["document"]) for value in rare]).probabilities.mean(axis=0)
+    assert np.allclose(found, np.bincount([value["grade"] for value in rare], minlength=4) / len(rare), atol=0.01)
+
+
 def test_bad_input(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
     result = call(tiny_model, pairs, "--output", new, "--novelty")

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from darl_rerank.cli import cli
 from darl_rerank.scale import RelevanceScale
-from darl_rerank.training.annotation import read_annotations
+from darl_rerank.training.selection.annotation import read_annotations
 from darl_rerank.trec.corpora import Document
 
 

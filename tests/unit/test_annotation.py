@@ -13,7 +13,12 @@ import pytest
 from darl_rerank.errors import InputError
 from darl_rerank.results import PairScores
 from darl_rerank.scale import RelevanceScale
-from darl_rerank.training.annotation import Annotation, label_with_teachers, read_annotations, write_annotations
+from darl_rerank.training.selection.annotation import (
+    Annotation,
+    label_with_teachers,
+    read_annotations,
+    write_annotations,
+)
 from darl_rerank.trec.graded_pairs import GradedPair
 
 SCALE = RelevanceScale.named("ternary")

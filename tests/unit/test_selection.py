@@ -12,10 +12,10 @@ from scipy.spatial.distance import cdist
 
 from darl_rerank.errors import InputError
 from darl_rerank.novelty import fit_novelty
-from darl_rerank.training.candidates import Candidates, describe_pool, normalised_entropy
-from darl_rerank.training.coverage import Coverage, Farthest, QueryCap, lazy_greedy
-from darl_rerank.training.selection import select
-from darl_rerank.training.strategies import STRATEGIES, SelectionSettings
+from darl_rerank.training.selection.candidates import Candidates, describe_pool, normalised_entropy
+from darl_rerank.training.selection.coverage import Coverage, Farthest, QueryCap, lazy_greedy
+from darl_rerank.training.selection.select import select
+from darl_rerank.training.selection.strategies import STRATEGIES, SelectionSettings
 
 DIMENSIONS = 12
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from darl_rerank.errors import InputError
 from darl_rerank.novelty import fit_novelty, middle_layer
 from darl_rerank.reranker import Reranker
+from darl_rerank.training.features import PairFeatures, extract_features, open_features
 from darl_rerank.trec.graded_pairs import GradedPair
 
 from .candidates import describe_pool
-from .features import PairFeatures, extract_features, open_features
-from .selection import select
+from .select import select
 from .strategies import SelectionSettings
 
 
@@ -30,7 +30,7 @@ class SelectedPairs:
         novelty: percentile of each, shape (b,).
         predicted: the model's calibrated grade distribution of each, shape (b, K).
         above_band: numbers of the strangest pairs that were cut.
-        summary: see `selection.Selection`.
+        summary: see `select.Selection`.
     """
 
     rows: NDArray[np.intp]
@@ -55,7 +55,7 @@ def select_pairs(
     pool_features: Path | None = None,
     progress: bool = True,
 ) -> SelectedPairs:
-    """Compute what `selection.select` needs, streamed to `folder`, and select.
+    """Compute what `select.select` needs, streamed to `folder`, and select.
 
     Args:
         pool: unlabelled pairs. Features are computed of all of them, so they serve again when more are labelled.
@@ -64,7 +64,7 @@ def select_pairs(
         model: the current model, whose uncertainty counts.
         features: the base model, whose features count; may be `model`.
         folder: for features; the same call after a kill goes on from there.
-        strategy, budget, settings: as in `selection.select`.
+        strategy, budget, settings: as in `select.select`.
         rows: numbers of the pairs of `pool` that may be chosen, shape (n,); all if None.
         pool_features: a folder with the finished features of `pool`, from an earlier selection or `extract_features`;
             they are computed, to `folder`, if None.
