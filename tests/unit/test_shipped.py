@@ -32,7 +32,8 @@ def test_what_ships_is_whole_small_and_says_what_it_was_trained_on() -> None:
         card = (SHIPPED / name / "README.md").read_text("utf-8")
         assert "licence" in card
         restricted = [line for line in card.splitlines() if "non-commercial" in line]
-        assert all("| ood_dev |" in line for line in restricted)
+        # Such data may choose a temperature, in this round or one before; it is not trained on.
+        assert all("| ood_dev |" in line or "(ood_dev)" in line for line in restricted)
 
 
 def test_a_wheel_has_all_of_it() -> None:
