@@ -34,7 +34,7 @@ on the judged passages of TREC Deep Learning 2021 (`benchmarks/bundled/label.py`
 rounds, all-mpnet-base-v2 in the third. Those of the second round's questions have the first round's score in them as
 well (`benchmarks/bundled/relabel.py`). So those judgements, and what the encoders had learned from, MS MARCO among it,
 had a say in the labels, though no text of MS MARCO was trained on. The passages of trec-dl-2021 with people's grades
-chose the temperature.
+chose temperature and biases.
 """
 
 
