@@ -8,7 +8,8 @@ what people's choice is taken to say; a passage of a longer article that was cho
     python benchmarks/bundled/near.py first.toml second.toml --data data --pairs pairs_mpnet --encoder ENCODER
 
 The questions are such as the recipes trained on; none that one of them held out. PAIRS is label.py's with ENCODER, and
-gets natural-questions-near.jsonl and selqa-near.jsonl.
+gets natural-questions-near.jsonl and selqa-near.jsonl; with --more natural-questions-near-more.jsonl and
+selqa-near-more.jsonl, of questions that those haven't.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ ARTICLES, SENTENCES = "natural-questions", "selqa"
 # Whose articles are cut in passages: what is asked for in one may be told of in the other.
 CUT = (ARTICLES, "wiki-qa-mix")
 QUESTIONS = {ARTICLES: 1900, SENTENCES: 500}
+MORE = {ARTICLES: 2600, SENTENCES: 700}
 # Passages of an article at most; the rest of a long list of episodes is like its beginning. A shorter rest than so many
 # words goes with the passage before.
 MOST, SHORTEST = 4, 24
@@ -45,18 +47,24 @@ PASSED_OVER = 4
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--pairs", type=click.Path(path_type=Path), required=True)
 @click.option("--encoder", required=True, help="As label.py's.")
+@click.option("--more", is_flag=True, help="Of further questions.")
 @click.option("--seed", default=1, show_default=True)
-def main(recipes: tuple[Path, ...], data: Path, pairs: Path, encoder: str, seed: int) -> None:
+def main(recipes: tuple[Path, ...], data: Path, pairs: Path, encoder: str, more: bool, seed: int) -> None:
     known = json.loads((pairs / "labels.json").read_text("utf-8"))
     if known["encoder"] != Path(encoder).name:
         raise click.UsageError(f"{pairs} has labels of {known['encoder']}, expected {Path(encoder).name}")
     prior, judge = np.array(known["prior"]["cosine"]), Encoder(encoder)
     for name, rows_of in ((ARTICLES, near_passages), (SENTENCES, sections)):
-        path = pairs / f"{name}-near.jsonl"
+        first = pairs / f"{name}-near.jsonl"
+        path = first.with_stem(f"{first.stem}-more") if more else first
         if not path.is_file():
             rng = random.Random(f"{seed}/{path.stem}")
             asked = trained_on(recipes, name)
-            asked = {qid: asked[qid] for qid in rng.sample(sorted(asked), min(QUESTIONS[name], len(asked)))}
+            if more:
+                had = {json.loads(line)["qid"] for line in first.read_text("utf-8").splitlines()}
+                asked = {qid: query for qid, query in asked.items() if qid not in had}
+            most = (MORE if more else QUESTIONS)[name]
+            asked = {qid: asked[qid] for qid in rng.sample(sorted(asked), min(most, len(asked)))}
             rows = list(rows_of(data, asked, rng))
             write(path, rows, by_bayes(prior, judge, rows))
         summary(path)
