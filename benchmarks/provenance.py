@@ -21,10 +21,11 @@ _PACKAGES = (
     "darl-rerank", "torch", "transformers", "peft", "accelerate", "onnxruntime", "onnx", "numpy", "tokenizers",
     "scikit-learn", "ir-measures", "pyserini", "faiss-cpu", "sentence-transformers", "openvino",
 )  # fmt: skip
+_THREADING = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "LD_PRELOAD")
 
 
 def provenance(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Command, date, commit, versions and machine of this run, as JSON types.
+    """Command, date, commit, versions, machine and thread settings of this run, as JSON types.
 
     Args:
         argv: the command line; that of this process if None. Of paths only the last part is kept.
@@ -38,6 +39,8 @@ def provenance(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **_versions()},
         "machine": {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_gib": _memory_gib()},
+        # Speeds hang on these, and nobody remembers later what a shell had set.
+        "environment": {name: os.environ[name] for name in _THREADING if name in os.environ},
     }
 
 

@@ -23,6 +23,7 @@ WEB, SHOP = "trec-dl-2019", "icecat"
 SHIPS = "bundled"
 WITH = "bundled_with_msmarco"
 WITHOUT, SECOND = "bundled_first_round_without_msmarco", "bundled_second_round_without_msmarco"
+THIRD = "bundled_third_round_without_msmarco"
 ROUNDS = {
     "bundled_first_training": "a first try: LoRA on 12,782 pairs without MS MARCO",
     "bundled_first_round": "with MS MARCO, round 1: all weights, 15,060 pairs",
@@ -30,7 +31,8 @@ ROUNDS = {
     WITH: "round 4: its adapter, 9,437 pairs",
     WITHOUT: "without MS MARCO, round 1: all weights, 13,973 pairs",
     SECOND: "round 2: its adapter, 18,035 pairs",
-    SHIPS: "round 3: its adapter, 12,317 pairs, a better encoder's labels (ships)",
+    THIRD: "round 3: its adapter, 12,317 pairs, a better encoder's labels",
+    SHIPS: "round 4: its adapter, EXAMPLES pairs, as round 3 (ships)",
 }
 CROSS_ENCODERS = {
     "cross_encoder_minilm": "all-MiniLM-L6-v2, the pairs of rounds 1 and 2",

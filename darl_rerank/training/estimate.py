@@ -91,7 +91,7 @@ def estimate(recipe: Recipe, data: TrainingSet) -> list[StageEstimate]:
         count = len(recipe.interpolate.alphas)
         work = f"{count} weights of {dev + ood_dev:,} held-out pairs"
         found.append(_stage("merge", work, count * (dev + ood_dev), judging))
-    if recipe.calibrate and dev:
+    if recipe.calibrate is not None and dev:
         known = min(train, 10_000) + dev + ood_dev
         found.append(_stage("calibrate", f"features of {known:,} pairs", known, judging))
     if tests:

@@ -86,6 +86,21 @@ class InterpolateStage:
 
 
 @dataclass(frozen=True, slots=True)
+class CalibrateStage:
+    """What calibration is and which held-out pairs it is fitted on; see `calibrate.fit_calibration`.
+
+    Attributes:
+        novelty: whether the temperature follows novelty.
+        bias: whether each grade gets a bias beside it.
+        soft: whether pairs with soft labels count. Such a label is only as sure as whoever set it down meant to be.
+    """
+
+    novelty: bool = True
+    bias: bool = False
+    soft: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """A whole training.
 
@@ -101,9 +116,7 @@ class Recipe:
         replay: original training examples for each selected one; all of them if None.
         seeds: one fine-tuning each; the mean of several is taken (a model soup).
         interpolate: None leaves the stage out and keeps the fine-tuned weights.
-        calibrate: whether a temperature is fitted.
-        calibrate_novelty: whether it follows novelty.
-        calibrate_bias: whether each grade gets a bias beside it.
+        calibrate: None leaves the stage out.
         seed: of all draws.
     """
 
@@ -119,9 +132,7 @@ class Recipe:
     replay: float | None = None
     seeds: tuple[int, ...] = (0,)
     interpolate: InterpolateStage | None = None
-    calibrate: bool = True
-    calibrate_novelty: bool = True
-    calibrate_bias: bool = False
+    calibrate: CalibrateStage | None = CalibrateStage()
     seed: int = 0
 
     def used_for(self, *uses: str) -> list[Source]:

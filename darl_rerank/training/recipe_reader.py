@@ -14,7 +14,7 @@ from .grade_model import Trainable
 from .interpolate import ALPHAS, MEASURES
 from .losses import OccWeights
 from .probe import ProbeSettings
-from .recipe import InterpolateStage, ModelChoice, Recipe, SelectStage
+from .recipe import CalibrateStage, InterpolateStage, ModelChoice, Recipe, SelectStage
 from .selection.strategies import STRATEGIES, SelectionSettings
 from .sources import USES, Negatives, Source, target_probabilities
 from .toml_table import Table
@@ -43,9 +43,7 @@ class RecipeReader:
         probe = self._probe(top.table("probe", None))
         select = self._select(top.table("select", None), seed)
         interpolate = self._interpolate(top.table("interpolate", None))
-        calibrate = Table(self, "calibrate", top.table("calibrate", None) or {}, {"novelty", "bias", "enabled"})
-        calibrated, with_novelty = calibrate.boolean("enabled", True), calibrate.boolean("novelty", True)
-        with_bias = calibrate.boolean("bias", False)
+        calibrate = self._calibrate(top.table("calibrate"))
         names = [source.name for source in sources if source is not None]
         self.faults += [f"source {name!r} is named twice" for name in sorted({n for n in names if names.count(n) > 1})]
         uses = [source.use for source in sources if source is not None]
@@ -57,7 +55,7 @@ class RecipeReader:
         if (select or probe or interpolate) and not held_out and len(uses) == len(sources):
             self.faults.append("probe, select and interpolate need held-out queries: give a source dev_queries")
         judged = any(source is not None and source.dev_queries and source.judged for source in sources)
-        if calibrated and not judged and (held_out or "calibrate" in values) and len(uses) == len(sources):
+        if calibrate and not judged and (held_out or "calibrate" in values) and len(uses) == len(sources):
             self.faults.append(
                 "calibrate needs held-out queries that people judged: give a judged source dev_queries, or set "
                 "calibrate.enabled = false"
@@ -81,9 +79,7 @@ class RecipeReader:
             replay,
             seeds,
             interpolate,
-            calibrated,
-            with_novelty,
-            with_bias,
+            calibrate,
             seed,
         )
 
@@ -288,6 +284,13 @@ class RecipeReader:
             None if annotations is None else self.path.parent / annotations,
             table.checkpoint("teacher"),
         )
+
+    def _calibrate(self, values: dict[str, Any]) -> CalibrateStage | None:
+        table = Table(self, "calibrate", values, {"novelty", "bias", "soft", "enabled"})
+        stage = CalibrateStage(
+            table.boolean("novelty", True), table.boolean("bias", False), table.boolean("soft", True)
+        )
+        return stage if table.boolean("enabled", True) else None
 
     def _interpolate(self, values: dict[str, Any] | None) -> InterpolateStage | None:
         if values is None:

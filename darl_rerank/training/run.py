@@ -33,7 +33,7 @@ from .probe import final_states, fit_probe
 from .recipe import Recipe, SelectStage
 from .selection.annotation import Annotation, label_with_teachers, read_annotations, write_annotations
 from .selection.select_pairs import select_pairs
-from .stages import Stages, is_first_process
+from .stages import Stages, is_first_process, portable
 from .start import start_checkpoint
 from .steps import QueryExamples, query_examples
 from .training_set import TrainingSet
@@ -90,6 +90,7 @@ def train_by(
         InputError: `work` is another training's, or a stage can't work with its data.
     """
     check_variety(data.examples(recipe.grades))
+    _check_calibration(recipe, data)
     return _Training(recipe, data, work, device, progress).run(output, overwrite)
 
 
@@ -99,7 +100,7 @@ class _Training:
     def __init__(self, recipe: Recipe, data: TrainingSet, work: Path, device: str | None, progress: bool) -> None:
         self.recipe, self.data = recipe, data
         self.device, self.progress = device, progress
-        self.stages = Stages(work, {"recipe": _portable(asdict(recipe)), "data": data.digest()})
+        self.stages = Stages(work, {"recipe": portable(asdict(recipe)), "data": data.digest()})
         self.results: dict[str, Any] = {}
 
     def run(self, output: Path, overwrite: bool) -> Trained | None:
@@ -114,7 +115,7 @@ class _Training:
         if not is_first_process():
             return None
         self._stage("merge", self._merge)
-        if self.recipe.calibrate and self.data.judged[1]:
+        if self.recipe.calibrate is not None and self.data.judged[1]:
             self._stage("calibrate", self._calibrate)
         final = Checkpoint.load(
             self.stages.path("calibrate" if "calibrate" in self.results else "merge") / "checkpoint"
@@ -123,7 +124,7 @@ class _Training:
             self._stage("evaluate", self._evaluate)
         earlier = self._earlier()
         facts = {
-            "recipe": _portable(asdict(self.recipe)),
+            "recipe": portable(asdict(self.recipe)),
             "stages": self.results,
             "data": self.data.table(),
             "earlier": earlier,
@@ -325,8 +326,9 @@ class _Training:
 
     def _calibrate(self, folder: Path) -> dict[str, Any]:
         """Fit novelty on the final model's own features, then the temperature; on pairs that people judged."""
+        stage = self.recipe.calibrate
+        assert stage is not None
         reranker = self._reranker(self._checkpoint("merge"))
-        grades = self.recipe.grades
         judged, held_out = self.data.judged
         pairs = sampled_queries(judged, _NOVELTY_PAIRS, self.recipe.seed)
         known = extract_features(reranker, pairs, folder / "training", progress=self.progress, description="novelty")
@@ -340,22 +342,28 @@ class _Training:
             known.features, seen[ID_DEV].features, weights=middle_layer(known.features.shape[1]),
             k=min(10, len(pairs) - 1), seed=self.recipe.seed,
         )  # fmt: skip
-        novelty = np.concatenate([model.score(seen[name].features) for name in sets])
-        weights = np.concatenate([np.full(len(members), 1 / len(members)) for members in sets.values()])
-        labels = np.concatenate([label_matrix(members, grades) for members in sets.values()])
-        logits = np.concatenate([np.asarray(seen[name].logits) for name in sets])
+        novelty = {name: model.score(seen[name].features) for name in sets}
+        columns = []
+        for name, members in sets.items():
+            told = np.array([stage.soft or pair.probabilities is None for pair in members])
+            if told.any():
+                # The sets count alike, however many pairs they have.
+                weights = np.full(told.sum(), 1 / told.sum())
+                labels = label_matrix(members, self.recipe.grades)
+                columns.append((np.asarray(seen[name].logits)[told], labels[told], novelty[name][told], weights))
+        logits, labels, novelties, weights = map(np.concatenate, zip(*columns, strict=True))
         fit = fit_calibration(
             logits,
             labels,
-            novelty=novelty,
-            with_novelty=self.recipe.calibrate_novelty,
-            with_bias=self.recipe.calibrate_bias,
+            novelty=novelties,
+            with_novelty=stage.novelty,
+            with_bias=stage.bias,
             weights=weights,
         )
         reranker.checkpoint.replace(novelty=model, calibration=fit.calibration).save(
             folder / "checkpoint", overwrite=True
         )
-        medians = {name: float(np.median(model.score(seen[name].features))) for name in sets}
+        medians = {name: float(np.median(found)) for name, found in novelty.items()}
         return {**asdict(fit), "calibration": fit.calibration.to_dict(), "median_novelty": medians}
 
     def _evaluate(self, folder: Path) -> dict[str, Any]:
@@ -373,19 +381,20 @@ class _Training:
         )
 
 
+def _check_calibration(recipe: Recipe, data: TrainingSet) -> None:
+    if recipe.calibrate is None or recipe.calibrate.soft:
+        return
+    held_out = (*data.judged[1], *data.of("ood_dev"))
+    if held_out and all(pair.probabilities is not None for pair in held_out):
+        raise InputError(
+            'calibrate.soft = false leaves no pairs: all labels held out are soft, expected a source for "ood_dev" or '
+            "one with dev_queries that has grades",
+            path=recipe.path,
+        )
+
+
 def _soup(trainable: Trainable, count: int) -> Trainable:
     """What holds the mean of `count` fine-tuned models; see `interpolate.average`."""
     if trainable.weights != "lora" or count == 1:
         return trainable
     return replace(trainable, rank=trainable.rank * count, alpha=trainable.alpha * count)
-
-
-def _portable(values: Any) -> Any:
-    """JSON types, with paths cut to their names: where a file is decides no result, and its folder is private."""
-    if isinstance(values, Mapping):
-        return {str(key): _portable(value) for key, value in values.items() if key != "path"}
-    if isinstance(values, Path):
-        return values.name
-    if isinstance(values, list | tuple):
-        return [_portable(value) for value in values]
-    return values

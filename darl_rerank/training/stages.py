@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -100,3 +100,14 @@ class Stages:
         found = self.result(name)
         assert found is not None
         return found
+
+
+def portable(values: Any) -> Any:
+    """JSON types, with paths cut to their names: where a file is decides no result, and its folder is private."""
+    if isinstance(values, Mapping):
+        return {str(key): portable(value) for key, value in values.items() if key != "path"}
+    if isinstance(values, Path):
+        return values.name
+    if isinstance(values, list | tuple):
+        return [portable(value) for value in values]
+    return values

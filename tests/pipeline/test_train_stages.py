@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,13 +20,9 @@ from safetensors.torch import load_file
 
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.cli import cli
-from darl_rerank.training import progress
-from darl_rerank.training.finetune import FinetuneSettings, finetune
-from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model
-from darl_rerank.training.steps import QueryExamples
+from darl_rerank.training.grade_model import Trainable, load_grade_model
 
 WORDS = ["laptop", "notebook", "garden", "hose", "printer", "toner", "battery", "quick", "fox", "house", "rain"]
-TINY = FinetuneSettings(batch=8, micro_batches=2, learning_rate=3e-3, epochs=2)
 
 
 def texts(folder: Path, name: str, first: int, queries: int, *, labelled: bool = True) -> None:
@@ -102,80 +97,6 @@ def write(folder: Path, model: Path, *, labels: str = "pool", seeds: str = "[0]"
 def train(recipe: Path, output: Path, *words: object) -> Result:
     arguments = ["train", "--config", recipe, "--output", output, "--device", "cpu", *words]
     return CliRunner().invoke(cli, [str(word) for word in arguments])
-
-
-def examples(count: int = 24) -> list[QueryExamples]:
-    rng = np.random.default_rng(0)
-    return [
-        QueryExamples(
-            f"query {i} {WORDS[i % 11]}",
-            tuple(f"{WORDS[(i + j) % 11]} document {j}" for j in range(3)),
-            np.eye(4, dtype=np.float32)[rng.integers(0, 4, 3)],
-            np.ones(3, dtype=np.float32),
-            "a" if i % 3 else "b",
-        )
-        for i in range(count)
-    ]
-
-
-def tuned(tiny_model: Path, folder: Path, trainable: Trainable, **settings: Any) -> tuple[GradeModel, list[float]]:
-    checkpoint = Checkpoint.load(tiny_model)
-    model = load_grade_model(checkpoint, trainable)
-    finetune(model, checkpoint, examples(), FinetuneSettings(**{**TINY_VALUES, **settings}), folder, device="cpu",
-             progress=True)  # fmt: skip
-    losses = [json.loads(line)["loss"] for line in (folder / progress.LOG).read_text().splitlines()]
-    return model, losses
-
-
-TINY_VALUES: dict[str, Any] = {"batch": 8, "micro_batches": 2, "learning_rate": 3e-3, "epochs": 2}
-
-
-@pytest.mark.parametrize("loss", ["occ", "ce", "label_smoothing", "sord", "emd", "corn"])
-def test_every_loss_falls(tiny_model: Path, tmp_path: Path, loss: str) -> None:
-    _, losses = tuned(tiny_model, tmp_path, Trainable("all"), loss=loss, epochs=8)
-    assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
-
-
-@pytest.mark.parametrize("trainable", [Trainable("all", layers=1), Trainable("lora", layers=1, rank=2)])
-def test_only_what_is_asked_for_is_trained(tiny_model: Path, tmp_path: Path, trainable: Trainable) -> None:
-    before = load_grade_model(Checkpoint.load(tiny_model), trainable)
-    old = {name: p.clone() for name, p in before.named_parameters()}
-    model, _ = tuned(tiny_model, tmp_path, trainable)
-    changed = {name for name, p in model.named_parameters() if not torch.equal(p, old[name])}
-    assert changed
-    assert all("layers.1." in name or name.startswith("head.") for name in changed)
-    assert not any("norm" in name or "embed" in name for name in changed)
-
-
-@pytest.mark.parametrize("trainable", [Trainable("all"), Trainable("lora", rank=2)])
-def test_a_training_killed_between_steps_ends_as_if_it_had_not_been(
-    tiny_model: Path, tmp_path: Path, trainable: Trainable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, losses = tuned(tiny_model, tmp_path / "whole", trainable, group_dro=0.1)
-    ended = progress.ProgressLog.finish_step
-
-    def dies(log: progress.ProgressLog, *arguments: Any) -> None:
-        ended(log, *arguments)
-        if log.step == 6:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(progress.ProgressLog, "finish_step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        tuned(tiny_model, tmp_path / "cut", trainable, group_dro=0.1, save_minutes=1e-9)
-    assert {p.suffix for p in (tmp_path / "cut").rglob("*") if p.is_file()} == {".json", ".jsonl", ".safetensors"}
-    # A kill while a state is written leaves a folder without its last file: the one before it is taken.
-    newest = max((tmp_path / "cut").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
-    (newest / "trainer_state.json").unlink()
-    monkeypatch.setattr(progress.ProgressLog, "finish_step", ended)
-    resumed, again = tuned(tiny_model, tmp_path / "cut", trainable, group_dro=0.1, save_minutes=1e-9)
-    assert again == pytest.approx(losses, abs=1e-6)
-    for name, value in whole.trainable_state().items():
-        torch.testing.assert_close(resumed.trainable_state()[name], value, rtol=1e-5, atol=1e-6)
-
-
-def test_time_is_kept(tiny_model: Path, tmp_path: Path) -> None:
-    _, losses = tuned(tiny_model, tmp_path, Trainable("all"), epochs=1000, max_minutes=0.01)
-    assert 0 < len(losses) < 9000
 
 
 @pytest.mark.parametrize("weights", ["lora"])
@@ -262,6 +183,33 @@ batch = 16
     assert checkpoint.provenance["stages"]["finetune-0"]["queries"] == 18 + 6
     assert checkpoint.novelty.settings["training_pairs"] == 18 * 4
     assert checkpoint.provenance["stages"]["calibrate"]["pairs"] == 6 * 4
+
+
+def test_calibration_on_grades_alone(data: Path, tiny_model: Path) -> None:
+    soft = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    for line in soft:
+        line["probabilities"] = [0.7 if grade == line["grade"] else 0.1 for grade in range(4)]
+        del line["grade"]
+    (data / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in soft))
+    recipe = data / "recipe.toml"
+    home = f'[model]\ncheckpoint = "{tiny_model}"\n[[source]]\nname = "home"\npairs = "train.jsonl"\ndev_queries = 6\n'
+    away = '[[source]]\nname = "away"\nuse = "ood_dev"\npairs = "ood_dev.jsonl"\n'
+    rest = '[finetune]\nweights = "head"\nbatch = 16\n[calibrate]\nsoft = false\n'
+    recipe.write_text(home + rest)
+    result = train(recipe, data / "model")
+    assert result.exit_code == 3
+    assert "all labels held out are soft" in result.output
+    recipe.write_text(home + away + rest)
+    result = train(recipe, data / "model")
+    assert result.exit_code == 0, result.output
+    stage = Checkpoint.load(data / "model").provenance["stages"]["calibrate"]
+    assert stage["pairs"] == 6 * 4
+    recipe.write_text(home + away + rest.replace("false", "true"))
+    result = train(recipe, data / "all")
+    assert result.exit_code == 0, result.output
+    both = Checkpoint.load(data / "all").provenance["stages"]["calibrate"]
+    assert both["pairs"] == 2 * 6 * 4
+    assert both["calibration"] != stage["calibration"]
 
 
 def test_all_weights_delivered_as_an_adapter_and_trained_on(data: Path, tiny_model: Path) -> None:

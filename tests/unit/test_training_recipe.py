@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from darl_rerank.errors import InputError
-from darl_rerank.training.recipe import Recipe, read_recipe
+from darl_rerank.training.recipe import CalibrateStage, Recipe, read_recipe
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_full_recipe(write: Path) -> None:
     assert (recipe.select.budget, recipe.select.settings.band, recipe.select.settings.seed) == (9, (10.0, 90.0), 5)
     assert (recipe.trainable.weights, recipe.trainable.layers) == ("all", 2)
     assert (recipe.finetune.loss, recipe.finetune.occ.rank, recipe.finetune.seed) == ("sord", 0, 5)
-    assert (recipe.replay, recipe.seeds, recipe.calibrate_novelty) == (2, (1, 2), False)
+    assert (recipe.replay, recipe.seeds, recipe.calibrate) == (2, (1, 2), CalibrateStage(novelty=False))
     assert recipe.interpolate is not None
     assert recipe.interpolate.alphas == (0.0, 0.5)
 
@@ -103,6 +103,7 @@ def test_all_faults_are_reported_together(write: Path) -> None:
         (SOURCE + "dev_queries = 2\njudged = false\n", "held-out queries that people judged"),
         (SOURCE + "[calibrate]\nnovelty = true\n", "held-out queries that people judged"),
         (SOURCE + "[calibrate]\nnovelty = 1\n", "calibrate.novelty: expected true or false, found 1"),
+        (SOURCE + "[calibrate]\nsoft = 0\n", "calibrate.soft: expected true or false, found 0"),
         (SOURCE + "x = [\n", "expected TOML"),
     ],
 )
