@@ -1,10 +1,10 @@
 """Which of several checkpoints may ship: all of them on the development pairs of a recipe, side by side.
 
-    python benchmarks/bundled/choose.py RECIPE CHECKPOINT...
+    python benchmarks/bundled/choose.py RECIPE CHECKPOINT... [--name bundled_choice]
 
 The pairs are those that the recipe holds out: `dev_queries` of its training sources and the sources for "ood_dev". None
 is of a collection that evaluate.py measures on. Differences are to the first checkpoint, paired by query. A soft label
-is worth its expected gain. Writes results/bundled_choice.json.
+is worth its expected gain. Writes results/NAME.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ MEASURE = "nDCG@10"
 @click.command(help=__doc__)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("checkpoints", type=click.Path(path_type=Path), nargs=-1, required=True)
-def main(recipe: Path, checkpoints: tuple[Path, ...]) -> None:
+@click.option("--name", default="bundled_choice", show_default=True)
+def main(recipe: Path, checkpoints: tuple[Path, ...], name: str) -> None:
     held_out = {
         source.source.name: source.train if source.source.use == "ood_dev" else source.dev
         for source in load_training_set(read_recipe(recipe)).sources
@@ -44,17 +45,17 @@ def main(recipe: Path, checkpoints: tuple[Path, ...]) -> None:
     first: dict[str, NDArray[np.float64]] = {}
     for path in checkpoints:
         reranker = Reranker.from_pretrained(path)
-        found = {name: measured(reranker, pairs) for name, pairs in held_out.items()}
+        found = {part: measured(reranker, pairs) for part, pairs in held_out.items()}
         values["checkpoints"][path.name] = {"fingerprint": reranker.fingerprint, "sources": found}
-        for name, result in found.items():
+        for part, result in found.items():
             per_query = np.array(result["per query"])
-            test = paired_test(per_query, first.setdefault(name, per_query))
+            test = paired_test(per_query, first.setdefault(part, per_query))
             result["difference"] = [test.difference, test.low, test.high]
             click.echo(
-                f"{path.name}, {name}: {MEASURE} {result[MEASURE]:.4f} of {len(per_query)} queries, difference "
+                f"{path.name}, {part}: {MEASURE} {result[MEASURE]:.4f} of {len(per_query)} queries, difference "
                 f"{test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}], RPS {result['rps']:.4f}"
             )
-    click.echo(f"written: {write_result('bundled_choice', values)}", err=True)
+    click.echo(f"written: {write_result(name, values)}", err=True)
 
 
 def measured(reranker: Reranker, pairs: list[GradedPair]) -> dict[str, Any]:

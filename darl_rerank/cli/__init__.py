@@ -6,8 +6,10 @@ Exit codes: 0 done, 1 failed, 2 bad usage, 3 bad input, 4 missing dependency, 5 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +17,10 @@ import click
 
 from .. import __version__
 from ..errors import DarlRerankError
+
+# After so many seconds a process that was asked to stop and still runs is asked again: enough to leave a state to go on
+# from, less than what batch systems wait before they kill.
+_AGAIN = 5.0
 
 # Command name: its one-line help, shown without importing the command's file.
 _COMMANDS = {
@@ -65,13 +71,26 @@ def cli() -> None:
     """Graded-relevance reranking with LLMs fine-tuned by DaRL."""
 
 
+def interrupt(number: int, frame: object) -> None:
+    """Signal handler: KeyboardInterrupt now, and again while the process goes on.
+
+    Python drops what is raised in a destructor, where a handler may happen to run.
+    """
+    again = threading.Timer(_AGAIN, os.kill, [os.getpid(), number])
+    again.daemon = True
+    again.start()
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """The entry point of the `darl-rerank` command."""
     # What stops containers and batch jobs: like Ctrl-C it has to leave no temporary files, and state to go on from.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         status = cli(standalone_mode=False)
     except click.exceptions.Abort:
+        # It is on its way out: `interrupt` need not ask again.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         click.echo("Interrupted.", err=True)
         status = 130
     except click.ClickException as error:
