@@ -20,7 +20,7 @@ from darl_rerank.evaluation.significance import paired_test
 
 PAGE = DOCS / "checkpoint.md"
 WEB, SHOP = "trec-dl-2019", "icecat"
-SHIPS = "bundled"
+SHIPS, CALIBRATIONS = "bundled", "bundled_calibrations"
 WITH = "bundled_with_msmarco"
 WITHOUT, SECOND = "bundled_first_round_without_msmarco", "bundled_second_round_without_msmarco"
 THIRD = "bundled_third_round_without_msmarco"
@@ -32,7 +32,7 @@ ROUNDS = {
     WITHOUT: "without MS MARCO, round 1: all weights, 13,973 pairs",
     SECOND: "round 2: its adapter, 18,035 pairs",
     THIRD: "round 3: its adapter, 12,317 pairs, a better encoder's labels",
-    SHIPS: "round 4: its adapter, EXAMPLES pairs, as round 3 (ships)",
+    SHIPS: "round 4: its adapter, 18,759 pairs, as round 3 on further questions (ships)",
 }
 CROSS_ENCODERS = {
     "cross_encoder_minilm": "all-MiniLM-L6-v2, the pairs of rounds 1 and 2",
@@ -75,7 +75,7 @@ def instead() -> str | None:
     ours, with_it = ships["ranking"][WEB], result(WITH)
     rows = [
         ["BM25", "", f"{ours['before']:.3f}", _difference(ours["difference"])],
-        ["darl-rerank, the checkpoint that ships", "44,325", f"{ours['after']:.3f}", ""],
+        ["darl-rerank, the checkpoint that ships", "63,084", f"{ours['after']:.3f}", ""],
     ]
     if with_it:
         compared = with_it["ranking"][WEB]
@@ -126,12 +126,24 @@ def unjudged() -> str | None:
     return f"{table(head, rows)}\n\n{source(values, SHIPS)}"
 
 
+def calibrations() -> str | None:
+    values = result(CALIBRATIONS)
+    if values is None:
+        return None
+    rows = [
+        [name, f"{found['nll']:.3f}", f"{found['ece']:.3f}", f"{found['confidence']:.3f}", f"{found['accuracy']:.3f}"]
+        for name, found in values["calibrations"].items()
+    ]
+    head = ["fitted", "NLL", "ECE", "mean confidence", "accuracy"]
+    return f"{table(head, rows)}\n\n{values['pairs']:,} pairs {source(values, CALIBRATIONS)}"
+
+
 def _difference(values: list[float]) -> str:
     value, low, high = values
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-TABLES = (rounds, instead, msmarco, unjudged)
+TABLES = (rounds, calibrations, instead, msmarco, unjudged)
 
 
 if __name__ == "__main__":
