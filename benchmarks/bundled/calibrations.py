@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from provenance import write_result
 
 from darl_rerank import Checkpoint
-from darl_rerank.errors import InputError
 from darl_rerank.evaluation.calibration import expected_calibration_error, negative_log_likelihood
 from darl_rerank.training.calibrate import fit_calibration
 from darl_rerank.training.features import open_features
@@ -43,7 +42,7 @@ def main(recipe: Path, work: Path, seed: int) -> None:
     held_out, graded = data.judged[1], data.of("ood_dev")
     seen = [open_features(work / "calibrate" / name) for name in ("ID-dev", "OOD-dev")]
     if [len(held_out), len(graded)] != [len(found) for found in seen]:
-        raise InputError(f"{work}: the stage looked at other pairs than the recipe's; train it with this recipe")
+        raise click.UsageError(f"{work}: the stage looked at other pairs than the recipe's; train it with this recipe")
     checkpoint = Checkpoint.load(work / "calibrate" / "checkpoint")
     novelty = [checkpoint.novelty.score(found.features) for found in seen]
     logits = [np.asarray(found.logits, dtype=np.float64) for found in seen]

@@ -90,7 +90,6 @@ def train_by(
         InputError: `work` is another training's, or a stage can't work with its data.
     """
     check_variety(data.examples(recipe.grades))
-    _check_calibration(recipe, data)
     return _Training(recipe, data, work, device, progress).run(output, overwrite)
 
 
@@ -378,18 +377,6 @@ class _Training:
             curve=self.results["merge"]["curve"],
             seed=self.recipe.seed,
             progress=self.progress,
-        )
-
-
-def _check_calibration(recipe: Recipe, data: TrainingSet) -> None:
-    if recipe.calibrate is None or recipe.calibrate.soft:
-        return
-    held_out = (*data.judged[1], *data.of("ood_dev"))
-    if held_out and all(pair.probabilities is not None for pair in held_out):
-        raise InputError(
-            'calibrate.soft = false leaves no pairs: all labels held out are soft, expected a source for "ood_dev" or '
-            "one with dev_queries that has grades",
-            path=recipe.path,
         )
 
 

@@ -79,7 +79,7 @@ def load_training_set(recipe: Recipe) -> TrainingSet:
 
     Raises:
         InputError: a source can't be read, or training pairs (or the pool) share queries with test pairs, or with
-            the out-of-distribution development pairs.
+            the out-of-distribution development pairs, or no held-out pair has a grade where soft labels don't count.
     """
     excluded = Exclusions(recipe.exclude_topics, recipe.exclude_corpora)
     encoder = start_checkpoint(recipe.model).encoder()
@@ -98,7 +98,22 @@ def load_training_set(recipe: Recipe) -> TrainingSet:
             )
     if not any(source.train for source in sources if source.source.use == "train"):
         raise InputError("there is nothing to train on", path=recipe.path)
-    return TrainingSet(sources, tuple(overlaps))
+    data = TrainingSet(sources, tuple(overlaps))
+    _check_calibration(recipe, data)
+    return data
+
+
+def _check_calibration(recipe: Recipe, data: TrainingSet) -> None:
+    """That there are pairs to calibrate on."""
+    if recipe.calibrate is None or recipe.calibrate.soft:
+        return
+    held_out = (*data.judged[1], *data.of("ood_dev"))
+    if held_out and all(pair.probabilities is not None for pair in held_out):
+        raise InputError(
+            'calibrate.soft = false leaves no pairs: all labels held out are soft, expected a source for "ood_dev" or '
+            "one with dev_queries that has grades",
+            path=recipe.path,
+        )
 
 
 def _that_fit(source: SourcePairs, encoder: PromptEncoder) -> SourcePairs:

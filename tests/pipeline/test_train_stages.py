@@ -199,6 +199,7 @@ def test_calibration_on_grades_alone(data: Path, tiny_model: Path) -> None:
     result = train(recipe, data / "model")
     assert result.exit_code == 3
     assert "all labels held out are soft" in result.output
+    assert train(recipe, data / "model", "--dry-run").exit_code == 3
     recipe.write_text(home + away + rest)
     result = train(recipe, data / "model")
     assert result.exit_code == 0, result.output
