@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import pytrec_eval
 
+from darl_rerank.errors import InputError
 from darl_rerank.evaluation.ranking import evaluate_run, ndcg
 from darl_rerank.trec.qrels import Qrels, read_qrels
-from darl_rerank.trec.runs import Run, in_trec_order, read_run, write_run
+from darl_rerank.trec.runs import Run, RunEntry, in_trec_order, read_run, write_run
 
 NAMES = {"nDCG@10": "ndcg_cut_10", "AP": "map", "RR": "recip_rank", "R@100": "recall_100"}
 
@@ -62,3 +63,27 @@ def test_the_bm25_run_of_trec_dl_2019(trec_dl_2019: Path, tmp_path: Path) -> Non
         assert {q: [e.docid for e in entries] for q, entries in again.items()} == {
             q: [e.docid for e in entries] for q, entries in run.items()
         }
+
+
+@pytest.mark.parametrize(
+    ("measure", "says"),
+    [
+        ("P", "needs cutoff"),
+        ("nDCG@0", "cutoff must be at least 1"),
+        ("AP(rel=0)", "rel must be at least 1"),
+        ("nDCG(gains=3)@10", "gains=3"),
+        ("P(foo=1)@5", "foo"),
+        ("alpha_nDCG@10", "pyndeval"),
+        ("Accuracy", "divides by zero"),
+        ("nDGC@10", "unknown measure"),
+    ],
+)
+def test_a_measure_that_cannot_be_had_is_one_clear_error(measure: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        evaluate_run({"q": {"d": 1}}, {"q": [RunEntry("d", 1.0)]}, ["nDCG@10", measure])
+
+
+def test_one_measure_by_two_names() -> None:
+    run = {"q": [RunEntry("x", 2.0), RunEntry("d", 1.0)]}
+    scores = evaluate_run({"q": {"d": 1}}, run, ["RR@10", "MRR@10"])
+    assert scores.mean("RR@10") == scores.mean("MRR@10") == 0.5
