@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import DarlRerankError
+from .errors import DarlRerankError, InputError
 
 
 @contextlib.contextmanager
@@ -26,6 +26,18 @@ def _clear_os_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_output_file(path: str | Path) -> None:
+    """Raise InputError if `path` is a folder: to be called before the work whose result goes there."""
+    if Path(path).is_dir():
+        raise InputError("is a folder, expected the name of a file to write", path=path)
+
+
+def check_output_folder(path: str | Path, *, overwrite: bool) -> None:
+    """Raise InputError if `path` exists and is not to be overwritten: to be called before the work goes there."""
+    if Path(path).exists() and not overwrite:
+        raise InputError("already exists; choose another folder or ask to overwrite it", path=path)
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; move it onto `path` when the block ends well, delete it when it doesn't.
@@ -35,9 +47,11 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         mode: "w" for UTF-8 text with `\\n` line ends, "wb" for bytes.
 
     Raises:
+        InputError: `path` is a folder.
         DarlRerankError: the file can't be written (disk full, no permission); `path` is as it was before.
     """
     path = Path(path)
+    check_output_file(path)
     with _clear_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -63,11 +77,11 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     """Yield a temporary folder beside `path`; rename it to `path` when the block ends well, remove it when it doesn't.
 
     Raises:
-        DarlRerankError: `path` exists and `overwrite` is false, or can't be written.
+        InputError: `path` exists and `overwrite` is false.
+        DarlRerankError: it can't be written.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise DarlRerankError(f"{path}: already exists; choose another folder or ask to overwrite it")
+    check_output_folder(path, overwrite=overwrite)
     with _clear_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))

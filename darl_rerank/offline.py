@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .base_model import file_sha256
 from .errors import InputError
-from .files import atomic_write
+from .files import atomic_write, check_output_file
 from .results import RankedDocument
 from .trec.journal import Journal
 from .trec.runs import Run, RunEntry, write_run
@@ -136,11 +136,15 @@ def rerank_run(
         progress: show rate and time left on stderr.
 
     Raises:
-        InputError: the journal is of another job, `top_k` below 1, or an id that can't stand in a run.
+        InputError: the journal is of another job, `top_k` below 1, an output that is a folder, or an id that can't
+            stand in a run.
         DarlRerankError: an output can't be written.
     """
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k must be at least 1, got {top_k}")
+    for path in (output, details):
+        if path is not None:
+            check_output_file(path)
     output = Path(output)
     identity = {
         "model": reranker.fingerprint,

@@ -34,14 +34,14 @@ def calibrate(
     """
     import numpy as np
 
-    from ..errors import DarlRerankError, InputError
+    from ..errors import InputError
+    from ..files import check_output_folder
     from ..reranker import Reranker
     from ..training.calibrate import fit_calibration
     from ..training.labels import label_matrix
     from ..trec.graded_pairs import read_graded_pairs
 
-    if output.exists() and not overwrite:
-        raise DarlRerankError(f"{output}: already exists; choose another folder or ask to overwrite it")
+    check_output_folder(output, overwrite=overwrite)
     reranker = Reranker.from_pretrained(model, engine=engine, device=device)
     checkpoint = reranker.checkpoint
     if novelty and checkpoint.novelty is None:

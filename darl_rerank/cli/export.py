@@ -32,15 +32,15 @@ def export(
 
     from ..checkpoint import Checkpoint
     from ..engines.base_weights import require_torch
-    from ..errors import DarlRerankError, MissingDependencyError
+    from ..errors import MissingDependencyError
+    from ..files import check_output_folder
     from ..trec.graded_pairs import read_graded_pairs
 
     require_torch()
     for module in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(module) is None:
             raise MissingDependencyError(module, "export")
-    if out.exists() and not overwrite:
-        raise DarlRerankError(f"{out}: already exists; choose another folder or ask to overwrite it")
+    check_output_folder(out, overwrite=overwrite)
     checkpoint = Checkpoint.load(model)
     sample = None
     if verify is not None:

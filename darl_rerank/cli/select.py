@@ -75,7 +75,7 @@ def select(
     cut and why. An interrupted job goes on when the same command is given again.
     """
     from ..errors import InputError
-    from ..files import atomic_write
+    from ..files import atomic_write, check_output_file
     from ..training.selection.annotation import Annotation, write_annotations
     from ..training.selection.pool import labelled_split, pool_pairs, without_overlap
     from ..training.selection.select_pairs import select_pairs
@@ -89,6 +89,7 @@ def select(
         raise InputError(f"unknown selection strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
     if budget < 1:
         raise InputError(f"--budget must be at least 1, got {budget}")
+    check_output_file(output)
     settings = SelectionSettings(band=band, per_query=per_query or None, seed=seed)
     reranker = load_reranker(**model)
     names = tuple(grade.name for grade in reranker.scale.grades)

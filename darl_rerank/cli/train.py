@@ -37,7 +37,7 @@ def train(
     out, and the stages but selection and evaluation are run. A killed training goes on in the stage it was in when the
     same command is given again. `accelerate launch` or torchrun starts it in several processes.
     """
-    from ..errors import DarlRerankError
+    from ..files import check_output_folder
     from ..training.recipe import parse_recipe, read_recipe
     from ..training.run import train_by
     from ..training.stages import is_first_process
@@ -50,8 +50,8 @@ def train(
     else:
         assert pairs is not None
         recipe = parse_recipe(_values(pairs, flags), pairs)
-    if output.exists() and not overwrite and not dry_run:
-        raise DarlRerankError(f"{output}: already exists; choose another folder or ask to overwrite it")
+    if not dry_run:
+        check_output_folder(output, overwrite=overwrite)
     work = work or output.with_name(output.name + ".work")
     recipe = with_bm25_runs(recipe, work)
     data = load_training_set(recipe)

@@ -98,7 +98,7 @@ def test_init_makes_a_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
     made = Checkpoint.load(tmp_path / "made")
     assert (len(made.scale), made.prompt.max_length, made.trained) == (4, 64, False)
     again = call("init", tmp_path / "made", "--base", base)
-    assert again.exit_code == 1
+    assert again.exit_code == 3
     assert "already exists" in again.stderr
 
 

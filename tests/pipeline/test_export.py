@@ -187,7 +187,7 @@ def test_weights_cut_short(exported: Path, tmp_path: Path) -> None:
 
 def test_command_refuses_an_existing_folder(tiny_model: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["export", str(tiny_model), str(tmp_path)])
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "already exists" in result.output
 
 

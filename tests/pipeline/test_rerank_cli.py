@@ -255,3 +255,17 @@ def test_a_full_disk_is_one_clear_error(job: dict[str, Path], tiny_model: Path) 
     assert not job["out.trec"].exists()
     # The work is not lost: with room again the same command has only to write.
     assert call(job, tiny_model).exit_code == 0
+
+
+@pytest.mark.parametrize("which", ["output", "details"])
+def test_a_folder_in_the_place_of_an_output_is_found_before_the_work(
+    job: dict[str, Path], tiny_model: Path, tmp_path: Path, which: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    if which == "output":
+        job["out.trec"] = tmp_path / "folder"
+    result = call(job, tiny_model, *(["--details", tmp_path / "folder"] if which == "details" else []))
+    assert result.exit_code == 3
+    assert "folder: is a folder, expected the name of a file to write" in result.stderr
+    assert "reranking" not in result.stderr
+    assert not list(tmp_path.glob("*.journal"))

@@ -81,7 +81,7 @@ def test_an_index_made_on_the_command_line_serves_rerank(
 ) -> None:
     assert call("index", kind, corpus, tmp_path / "index").exit_code == 0
     again = call("index", kind, corpus, tmp_path / "index")
-    assert again.exit_code == 1
+    assert again.exit_code == 3
     assert "already exists" in again.stderr
     assert call("index", kind, corpus, tmp_path / "index", "--overwrite").exit_code == 0
     lines = [f"q1 Q0 {product.docid} {i} {100 - i} x\n" for i, product in enumerate(products[:20], 1)]

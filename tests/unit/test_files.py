@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from darl_rerank.errors import DarlRerankError
+from darl_rerank.errors import DarlRerankError, InputError
 from darl_rerank.files import atomic_folder, atomic_write
 
 
@@ -18,6 +18,14 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert path.read_text() == "one\n"
     assert [p.name for p in path.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", [".", "folder"])
+def test_a_folder_is_not_the_name_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is a folder, expected the name of a file"), atomic_write(name):
+        pass
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
@@ -37,7 +45,7 @@ def test_a_folder_is_whole_or_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "model"
     with atomic_folder(path) as folder:
         (folder / "a").write_text("1")
-    with pytest.raises(DarlRerankError, match="already exists"), atomic_folder(path):
+    with pytest.raises(InputError, match="already exists"), atomic_folder(path):
         pass
     with pytest.raises(RuntimeError), atomic_folder(path, overwrite=True) as folder:
         (folder / "b").write_text("2")
