@@ -49,6 +49,7 @@ def demo(depth: int, output: Path, shown: tuple[str, ...], restart: bool, **mode
     from darl_rerank.adapters.lucene import lucene_search
 
     from .. import icecat
+    from ..errors import InputError
     from ..offline import prepare, rerank_run
     from ..trec.runs import write_run
     from .catalogue import lucene_index
@@ -59,6 +60,8 @@ def demo(depth: int, output: Path, shown: tuple[str, ...], restart: bool, **mode
     retrieved = lucene_search(lucene_index(), topics, k=max(100, depth))
     # A query for which Lucene finds nothing has nothing to rerank; evaluation still counts it.
     retrieved = {qid: entries for qid, entries in retrieved.items() if entries}
+    if lost := [topics[qid] for qid in asked if qid not in retrieved]:
+        raise InputError(f"--query {lost[0]!r}: Lucene finds nothing in the catalogue, so there is no list to show")
     reranker = load_reranker(**model)
     before, after = output / "bm25.trec", output / f"darl-rerank.depth{depth}.trec"
     details = after.with_suffix(".jsonl")

@@ -56,3 +56,13 @@ def test_bad_options(tiny_model: Path, tmp_path: Path) -> None:
     assert unknown.exit_code == 3
     assert "is not one of the demo's queries" in unknown.output
     assert call("--depth", 3).exit_code == 2
+
+
+def test_a_query_that_lucene_finds_nothing_for(
+    demo: tuple[Path, str], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DARL_RERANK_CACHE", str(demo[0].parent / "cache"))
+    result = call("--model", tiny_model, "--output", demo[0].parent / "other", "--query", "netflix")
+    assert result.exit_code == 3, result.output
+    assert "--query 'netflix': Lucene finds nothing in the catalogue" in result.output
+    assert not (demo[0].parent / "other").exists()
