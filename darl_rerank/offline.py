@@ -16,7 +16,7 @@ from .errors import InputError
 from .files import atomic_write, check_output_file
 from .results import RankedDocument
 from .trec.journal import Journal
-from .trec.runs import Run, RunEntry, write_run
+from .trec.runs import Run, RunEntry, check_word, write_run
 
 Missing = Literal["error", "skip"]
 _SHOWN = 5
@@ -145,6 +145,7 @@ def rerank_run(
     for path in (output, details):
         if path is not None:
             check_output_file(path)
+    check_word("tag", tag)
     output = Path(output)
     identity = {
         "model": reranker.fingerprint,

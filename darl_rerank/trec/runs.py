@@ -79,13 +79,13 @@ def write_run(path: str | Path, rankings: Mapping[str, Sequence[tuple[str, float
     Raises:
         InputError: an id or the tag is empty or contains white space.
     """
-    _check_word("tag", tag)
+    check_word("tag", tag)
     with atomic_write(path) as stream:
         for qid, ranking in rankings.items():
-            _check_word("query id", qid)
+            check_word("query id", qid)
             texts = strictly_decreasing([score for _, score in ranking])
             for rank, ((docid, _), text) in enumerate(zip(ranking, texts, strict=True), 1):
-                _check_word("document id", docid)
+                check_word("document id", docid)
                 stream.write(f"{qid} Q0 {docid} {rank} {text} {tag}\n")
 
 
@@ -110,6 +110,7 @@ def strictly_decreasing(scores: Sequence[float]) -> list[str]:
     return texts
 
 
-def _check_word(what: str, text: str) -> None:
+def check_word(what: str, text: str) -> None:
+    """Raise InputError if `text`, which is the run's `what`, can't be a column of a run."""
     if not text or text.split() != [text]:
         raise InputError(f"{what} {text!r} can't stand in a run: expected one word without white space")
