@@ -298,7 +298,8 @@ def main(
     assert checkpoint.folder is not None
     setting = Setting(
         checkpoint, Path(checkpoint.folder).resolve(), read_pairs(collection, count, per_query),
-        lambda most: read_pairs(collection, most, 100), repeats, largest, cache_folder() / "throughput", dict(exported),
+        lambda most: read_pairs(collection, most, 100), repeats, largest, cache_folder() / "throughput",
+        {precision: folder.resolve() for precision, folder in exported},  # fresh processes run elsewhere
     )  # fmt: skip
     common = {
         "collection": "icecat" if collection is None else collection.name,

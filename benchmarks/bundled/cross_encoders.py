@@ -1,13 +1,14 @@
 """What one would do instead: sentence-transformers' CrossEncoder, trained by its own trainer on the very same pairs.
 
-    python benchmarks/bundled/cross_encoders.py minilm|smollm2 DATA RECIPE... --work FOLDER [--minutes 60]
+    python benchmarks/bundled/cross_encoders.py minilm|smollm2 DATA RECIPE... --work FOLDER [--minutes 180]
 
 DATA has the collections, the RECIPEs are those of the checkpoint that ships. What any of them trains on is trained on
 here, in one shuffled pass. The model has one output and learns the pair's expected gain, scaled to 0..1, by binary
-cross-entropy; all weights are trained, in float32, for one epoch. The learning rate is the usual one of the kind
-(2e-5), the rest is the trainer's default but for warm-up, and smollm2's batches are of pairs of like length, which
-saves padding. Then it reranks BM25's top 100 of trec-dl-2019. Training ends after --minutes, or if it is interrupted,
-and goes on when the same command is given again. Writes results/cross_encoder_BASE.json.
+cross-entropy; all weights are trained for one epoch. The learning rate is the usual one of the kind (2e-5), the rest
+is the trainer's default but for warm-up, and smollm2's batches are of pairs of like length, which saves padding. Then
+it reranks BM25's top 100 of trec-dl-2019. Both with weights in float32 and products in bfloat16 (autocast). Training
+ends after --minutes, or if it is interrupted, and goes on when the same command is given again. Writes
+results/cross_encoder_BASE.json.
 """
 
 from __future__ import annotations
@@ -63,6 +64,21 @@ class Until(TrainerCallback):  # type: ignore[misc]
             control.should_save = control.should_training_stop = True
 
 
+class LikeLengths:
+    """Shuffled batches of pairs of like length: texts of one batch are padded to the longest."""
+
+    def __init__(self, model: CrossEncoder, examples: Sequence[GradedPair]) -> None:
+        texts = [[pair.query for pair in examples], [pair.document for pair in examples]]
+        tokens = model.tokenizer(*texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
+        self._lengths = [len(ids) for ids in tokens]
+
+    def __call__(
+        self, dataset: Dataset, batch_size: int, drop_last: bool, generator: torch.Generator, **_: Any
+    ) -> DefaultBatchSampler:
+        order = LengthGroupedSampler(batch_size, lengths=self._lengths, generator=generator)
+        return DefaultBatchSampler(order, batch_size=batch_size, drop_last=drop_last)
+
+
 @click.command(help=__doc__)
 @click.argument("base", type=click.Choice(["minilm", "smollm2"]))
 @click.argument("data", type=click.Path(path_type=Path))
@@ -87,7 +103,8 @@ def main(base: str, data: Path, recipes: tuple[Path, ...], work: Path, minutes: 
     arguments = CrossEncoderTrainingArguments(
         output_dir=str(work / base), num_train_epochs=1, per_device_train_batch_size=BATCH, learning_rate=2e-5,
         warmup_steps=50, bf16=True, use_cpu=True, save_steps=SAVE_EVERY, save_total_limit=1, report_to=[], seed=seed,
-        logging_steps=50, batch_sampler=like_lengths if base == "smollm2" else BatchSamplers.BATCH_SAMPLER,
+        logging_steps=50,
+        batch_sampler=LikeLengths(model, examples) if base == "smollm2" else BatchSamplers.BATCH_SAMPLER,
     )  # fmt: skip
     trainer = CrossEncoderTrainer(
         model=model, args=arguments, train_dataset=dataset, loss=BinaryCrossEntropyLoss(model),
@@ -112,15 +129,6 @@ def main(base: str, data: Path, recipes: tuple[Path, ...], work: Path, minutes: 
     click.echo(f"written: {write_result(f'cross_encoder_{base}', values)}", err=True)
 
 
-def like_lengths(
-    dataset: Dataset, batch_size: int, drop_last: bool, generator: torch.Generator, **_: Any
-) -> DefaultBatchSampler:
-    """Shuffled batches of pairs of like length: texts of one batch are padded to the longest."""
-    lengths = [len(query) + len(text) for query, text in zip(dataset["query"], dataset["document"], strict=True)]
-    order = LengthGroupedSampler(batch_size, lengths=lengths, generator=generator)
-    return DefaultBatchSampler(order, batch_size=batch_size, drop_last=drop_last)
-
-
 def trained_on(recipes: Sequence[Path]) -> list[GradedPair]:
     """The training pairs of all recipes, each once."""
     pairs = {pair.key: pair for path in recipes for pair in load_training_set(read_recipe(path)).train}
@@ -142,7 +150,9 @@ def ranked(model: Any, folder: Path) -> tuple[Any, Any]:
     job = prepare(run, read_topics(folder / "topics.tsv"), documents, depth=100)
     reranked = {}
     for qid, query in job.queries.items():
-        scores = model.predict([(query, text) for _, text in job.candidates[qid]], show_progress_bar=False)
+        pairs = [(query, text) for _, text in job.candidates[qid]]
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = model.predict(pairs, show_progress_bar=False, convert_to_tensor=True).float()
         order = sorted(zip(scores.tolist(), (docid for docid, _ in job.candidates[qid]), strict=True), reverse=True)
         reranked[qid] = [RunEntry(docid, score) for score, docid in order]
     first, second = (evaluate_run(qrels, r, [MEASURE]).per_query[MEASURE] for r in (run, reranked))
