@@ -75,4 +75,4 @@ def test_bad_input(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
     assert "outside of the scale 0..3" in call(tiny_model, one, "--output", new).output
     assert not new.exists()
     new.mkdir()
-    assert call(tiny_model, pairs, "--output", new).exit_code == 1
+    assert call(tiny_model, pairs, "--output", new).exit_code == 3
