@@ -121,6 +121,20 @@ def arms_section(result: Mapping[str, Any], against: str) -> Lines:
     return lines
 
 
+def groups_section(result: Mapping[str, Any]) -> Lines:
+    """All arms on each collection of the OOD test by itself; nothing where it is one collection."""
+    names = [name for name in result["arms"][0]["groups"] if name.startswith("OOD: ")]
+    if not names:
+        return []
+    shown = [(measure, name) for measure in ("ndcg@10", "qwk") for name in names]
+    rows = [
+        [arm["arm"], str(arm["budget"]), *(cell(arm["groups"][name][measure]) for measure, name in shown)]
+        for arm in result["arms"]
+    ]
+    header = ["arm", "budget", *(f"{NAMES[measure]}, {name.removeprefix('OOD: ')}" for measure, name in shown)]
+    return ["#### Each collection of the OOD test by itself", "", *table(header, rows)]
+
+
 def alpha_section(result: Mapping[str, Any]) -> Lines:
     lines: Lines = []
     for arm in result["arms"]:
@@ -247,6 +261,7 @@ def study_section(name: str) -> str | None:
             "",
         ]
         lines += [*claim_sections(tuned), "#### All arms", "", *arms_section(tuned, "against_plain")]
+        lines += groups_section(tuned)
         lines += [
             "#### Interpolation",
             "",
