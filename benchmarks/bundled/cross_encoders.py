@@ -6,9 +6,9 @@ DATA has the collections, the RECIPEs are those of the checkpoint that ships. Wh
 here, in one shuffled pass. The model has one output and learns the pair's expected gain, scaled to 0..1, by binary
 cross-entropy; all weights are trained for one epoch. The learning rate is the usual one of the kind (2e-5), the rest
 is the trainer's default but for warm-up, and smollm2's batches are of pairs of like length, which saves padding. Then
-it reranks BM25's top 100 of trec-dl-2019, in float32 as it comes; training has its products in bfloat16 (autocast).
-Training ends after --minutes, or if it is interrupted, and goes on when the same command is given again. Writes
-results/cross_encoder_BASE.json.
+it reranks BM25's top 100 of trec-dl-2019. Both with weights in float32 and products in bfloat16: the trainer leaves its
+autocast on the model. Training ends after --minutes, or if it is interrupted, and goes on when the same command is
+given again. Writes results/cross_encoder_BASE.json.
 """
 
 from __future__ import annotations
