@@ -150,8 +150,7 @@ def ranked(model: Any, folder: Path) -> tuple[Any, Any]:
     job = prepare(run, read_topics(folder / "topics.tsv"), documents, depth=100)
     reranked = {}
     for qid, query in job.queries.items():
-        pairs = [(query, text) for _, text in job.candidates[qid]]
-        scores = model.predict(pairs, show_progress_bar=False, convert_to_tensor=True)
+        scores = model.predict([(query, text) for _, text in job.candidates[qid]], show_progress_bar=False)
         order = sorted(zip(scores.tolist(), (docid for docid, _ in job.candidates[qid]), strict=True), reverse=True)
         reranked[qid] = [RunEntry(docid, score) for score, docid in order]
     first, second = (evaluate_run(qrels, r, [MEASURE]).per_query[MEASURE] for r in (run, reranked))

@@ -115,7 +115,7 @@ def _summary(
     if choice.banded and above > _MUCH_ABOVE * len(candidates):
         summary["warnings"].append(
             f"{above} of {len(candidates)} pairs lie above the band ({high:g}) and were cut off, more than junk "
-            "accounts for: they may be a domain of their own. Look at the strangest. A band up to 100 keeps them; the "
-            "study, in such a pool, ordered as well with the strategy random, with probabilities nearer the truth"
+            "accounts for: they may be a domain of their own. Look at the strangest. A band up to 100 keeps them. "
+            "In the study the strategy random ordered no worse in such a domain, and gave better probabilities there"
         )
     return summary
