@@ -128,8 +128,9 @@ def judge(claim: Claim, arms: Mapping[tuple[str, int], Mapping[int, Run]], budge
 def compare_all(
     arms: Mapping[tuple[str, int], Mapping[int, Run]], base: str, budget: int, measures: Sequence[str]
 ) -> dict[str, Any]:
-    """Every arm of a budget less `base`, on ID and OOD, with intervals; JSON types."""
+    """Every arm of a budget less `base`, on ID, OOD and each part of OOD, with intervals; JSON types."""
     first = arms.get((base, budget), {})
+    groups = dict.fromkeys(key.partition("/")[0] for run in first.values() for key in run.draws)
     found: dict[str, Any] = {}
     for (name, own), second in arms.items():
         seeds = sorted(first.keys() & second.keys())
@@ -137,7 +138,7 @@ def compare_all(
             continue
         found[name] = {
             f"{group}/{measure}": {**gap.to_dict(), "p": p_value}
-            for group in (ID, OOD)
+            for group in groups
             for measure in measures
             for gap, p_value, _ in [
                 difference([second[s] for s in seeds], [first[s] for s in seeds], f"{group}/{measure}")

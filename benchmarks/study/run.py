@@ -6,7 +6,7 @@ COLLECTIONS holds one folder a collection, WORK what is kept between runs: state
 measured arms, each by a digest of its settings. The command may be interrupted at any time and given again; with
 `--minutes` it stops by itself after so long. The order: the pass over all pairs; fine-tuned arms for the first seed,
 those that decide claims (d) and (a) first; the screening of heads; fine-tuned arms for further seeds; then the next
-budget.
+budget. What an earlier result has of a budget stays where WORK has less of it.
 """
 
 from __future__ import annotations
@@ -64,21 +64,22 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="stop after so many; what is finished is kept and written")
     parser.add_argument("--seeds", type=int, help="of the fine-tuned arms")
     parser.add_argument("--head-seeds", type=int, help="of the screening level")
-    parser.add_argument("--budgets", type=int, nargs="+", help="labels of the pool, the first to run first")
+    parser.add_argument("--budgets", type=int, nargs="+", help="of the fine-tuned arms; all of the study's if left out")
     arguments = parser.parse_args()
     study = STUDIES[arguments.study](arguments.collections)
     changes = {name: getattr(arguments, name) for name in ("seeds", "head_seeds") if getattr(arguments, name)}
-    if arguments.budgets:
-        changes["budgets"] = tuple(arguments.budgets)
     study = replace(study, **changes)
+    budgets = tuple(arguments.budgets or study.budgets)
+    if unknown := set(budgets) - set(study.budgets):
+        parser.error(f"--budgets {min(unknown)} is none of the study's: {', '.join(map(str, study.budgets))}")
     with stopping_after(arguments.minutes):
         run = StudyRun(study, arguments.work, sys.argv)
         if arguments.level == "all":
-            run.tune(first_seed_only=True)
+            run.tune(budgets, first_seed_only=True)
         if arguments.level in ("head", "all"):
             run.heads()
         if arguments.level in ("tuned", "all"):
-            run.tune()
+            run.tune(budgets)
             run.write_tuned()
 
 

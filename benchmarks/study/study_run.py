@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import page
 from provenance import write_result
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ from darl_rerank.training.start import start_checkpoint
 from .chosen import Seed, pool_by_group, prepare_seed
 from .claims import HEAD_CLAIMS, TUNED_CLAIMS, compare_all, judge
 from .collections_by_role import load_collections
+from .earlier import with_earlier
 from .heads import HEAD_ARMS, ZERO_SHOT, run_head_arm
 from .measured import Run, described, novelty_of_groups, tests_of
 from .settings import Study
@@ -92,10 +94,13 @@ class StudyRun:
             argv=self.argv,
         )
 
-    def tune(self, *, first_seed_only: bool = False) -> None:
-        """The decisive level; its file is written first, with what an earlier run finished, and after every arm."""
+    def tune(self, budgets: Collection[int], *, first_seed_only: bool = False) -> None:
+        """The decisive level with some of the study's budgets.
+
+        Its file is written first, with what an earlier run finished, and after every arm.
+        """
         self.write_tuned()
-        jobs = queue(self.study)
+        jobs = [job for job in queue(self.study) if job[1] in budgets]
         for arm, budget, number in jobs[: len(ARMS)] if first_seed_only else jobs:
             if self.tuner.run(arm, budget, number, only_kept=True) is None:
                 print(f"{arm.name}, budget {budget}, seed {number}", file=sys.stderr, flush=True)
@@ -112,22 +117,17 @@ class StudyRun:
                 runs.append(found)
         if not runs:
             return
-        arms = by_arm(runs)
-        write_result(
-            f"study_{self.study.name}",
-            {
-                "level": f"LoRA fine-tuning of the last {self.study.layers} layers",
-                **self._facts(),
-                "arms": self._arms(arms),
-                "claims": {
-                    str(b): {claim.name: judge(claim, arms, b) for claim in TUNED_CLAIMS} for b in self.study.budgets
-                },
-                "against_plain": {str(b): compare_all(arms, "plain", b, COMPARED) for b in self.study.budgets},
-                "missing": missing,
-                "novelty": self.novelty(min((run.facts["seed"] for run in runs), default=0)),
-            },
-            argv=self.argv,
-        )
+        arms, name, budgets = by_arm(runs), f"study_{self.study.name}", self.study.budgets
+        values = {
+            "level": f"LoRA fine-tuning of the last {self.study.layers} layers",
+            **self._facts(),
+            "arms": self._arms(arms),
+            "claims": {str(b): {claim.name: judge(claim, arms, b) for claim in TUNED_CLAIMS} for b in budgets},
+            "against_plain": {str(b): compare_all(arms, "plain", b, COMPARED) for b in budgets},
+            "missing": missing,
+            "novelty": self.novelty(min((run.facts["seed"] for run in runs), default=0)),
+        }
+        write_result(name, with_earlier(values, page.result(name)), argv=self.argv)
 
     def _facts(self) -> dict[str, Any]:
         return {

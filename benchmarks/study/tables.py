@@ -111,28 +111,37 @@ def arms_section(result: Mapping[str, Any], against: str) -> Lines:
             for measure in shown:
                 for group in ("ID", "OOD"):
                     value = arm["groups"][group][measure]["value"]
-                    gap = differences.get(arm["arm"], {}).get(f"{group}/{measure}", {})
-                    clear = gap.get("low") is not None and gap["low"] * gap["high"] > 0
                     text = "–" if value is None else f"{value:.3f}"
-                    row.append(f"**{text}**" if clear else text)
+                    row.append(_bold_if_clear(text, differences, arm["arm"], f"{group}/{measure}"))
             rows.append(row)
         header = [f"{group} {NAMES[measure]}" for measure in shown for group in ("ID", "OOD")]
         lines += table(["arm", "seeds", *header], rows)
     return lines
 
 
-def groups_section(result: Mapping[str, Any]) -> Lines:
+def _bold_if_clear(text: str, differences: Mapping[str, Any], arm: str, key: str) -> str:
+    """`text` in bold if the arm's difference from the base arm is clear of zero in this measure of this group."""
+    gap = differences.get(arm, {}).get(key, {})
+    return f"**{text}**" if gap.get("low") is not None and gap["low"] * gap["high"] > 0 else text
+
+
+def groups_section(result: Mapping[str, Any], against: str) -> Lines:
     """All arms on each collection of the OOD test by itself; nothing where it is one collection."""
     names = [name for name in result["arms"][0]["groups"] if name.startswith("OOD: ")]
     if not names:
         return []
     shown = [(measure, name) for measure in ("ndcg@10", "qwk") for name in names]
-    rows = [
-        [arm["arm"], str(arm["budget"]), *(cell(arm["groups"][name][measure]) for measure, name in shown)]
-        for arm in result["arms"]
-    ]
+    rows = []
+    for arm in result["arms"]:
+        differences = result[against].get(str(arm["budget"]), {})
+        cells = [
+            _bold_if_clear(cell(arm["groups"][name][measure]), differences, arm["arm"], f"{name}/{measure}")
+            for measure, name in shown
+        ]
+        rows.append([arm["arm"], str(arm["budget"]), *cells])
     header = ["arm", "budget", *(f"{NAMES[measure]}, {name.removeprefix('OOD: ')}" for measure, name in shown)]
-    return ["#### Each collection of the OOD test by itself", "", *table(header, rows)]
+    text = f"Bold: the difference from {against.split('_')[1]} is clear of zero."
+    return ["#### Each collection of the OOD test by itself", "", text, "", *table(header, rows)]
 
 
 def alpha_section(result: Mapping[str, Any]) -> Lines:
@@ -257,11 +266,11 @@ def study_section(name: str) -> str | None:
         lines += [
             f"### Fine-tuned: {tuned['level']}",
             "",
-            f"`{tuned['provenance']['command']}`, {_machine(tuned)}.",
+            "; ".join([_written(tuned["provenance"]), *_earlier(tuned)]) + ".",
             "",
         ]
         lines += [*claim_sections(tuned), "#### All arms", "", *arms_section(tuned, "against_plain")]
-        lines += groups_section(tuned)
+        lines += groups_section(tuned, "against_plain")
         lines += [
             "#### Interpolation",
             "",
@@ -273,15 +282,20 @@ def study_section(name: str) -> str | None:
         lines += ["#### Reliability", "", *reliability_section(tuned, ("plain", "all three"))]
         lines += [line for f in figures(name, tuned) for line in (f"![{f.caption}](figures/{f.file})", "")]
     if heads is not None:
-        lines += [f"### Screening: {heads['level']}", "", f"`{heads['provenance']['command']}`, {_machine(heads)}.", ""]
+        lines += [f"### Screening: {heads['level']}", "", f"{_written(heads['provenance'])}.", ""]
         lines += [*claim_sections(heads), "#### All arms, head only", "", *arms_section(heads, "against_CE")]
         lines += ["#### What was chosen, all strategies", "", *selection_section(heads)]
     return "\n".join([*lines, "### Novelty", "", *novelty_section(some)]).rstrip()
 
 
-def _machine(result: Mapping[str, Any]) -> str:
-    found = result["provenance"]
-    return f"{found['date'][:10]}, {found['machine']['cpu']}, {found['machine']['cores']} cores"
+def _written(found: Mapping[str, Any]) -> str:
+    """Command, date and machine."""
+    return f"`{found['command']}`, {found['date'][:10]}, {found['machine']['cpu']}, {found['machine']['cores']} cores"
+
+
+def _earlier(tuned: Mapping[str, Any]) -> Lines:
+    """Where budgets come from that an earlier run wrote."""
+    return [f"with {budget} labels {_written(found)}" for budget, found in tuned.get("earlier", {}).items()]
 
 
 def forum() -> str | None:

@@ -40,6 +40,7 @@ from study import tables
 from study.chosen import chosen_rows
 from study.claims import HOLDS, REFUTED, Part, overall, verdict
 from study.collections_by_role import load_collections, seed_sets
+from study.earlier import with_earlier
 from study.figures import figures, save
 from study.measured import Run, difference, mean_over_seeds, measure_run, read_run
 from study.settings import ROLES, Study
@@ -250,7 +251,7 @@ def test_a_whole_study(run: StudyRun, tmp_path: Path, monkeypatch: pytest.Monkey
         lambda name, values, argv: written.__setitem__(name, json.loads(json.dumps(values))),
     )
     run.heads()
-    run.tune()
+    run.tune(run.study.budgets)
     run.write_tuned()
     heads, tuned = written["study_toy_head"], written["study_toy"]
     assert heads["seeds"] == [0, 1]
@@ -275,7 +276,39 @@ def test_a_whole_study(run: StudyRun, tmp_path: Path, monkeypatch: pytest.Monkey
     }
     # Everything is found again, nothing is trained twice.
     monkeypatch.setattr(study_run_module.Tuner, "_trained", lambda *_: pytest.fail("trained again"))
-    run.tune()
+    run.tune(run.study.budgets)
+
+
+def result_with(budgets: dict[int, int], command: str, **other: Any) -> dict[str, Any]:
+    """A result of one arm with so many seeds, by budget."""
+    return {
+        "level": "LoRA", "settings": {"budgets": [12, 24]}, "data": {"digest": "a"},
+        "arms": [{"arm": command, "budget": b, "seeds": list(range(n))} for b, n in budgets.items() if n],
+        "claims": {str(b): {"a": command} for b in budgets},
+        "against_plain": {str(b): {"OCC": command} for b in budgets},
+        "missing": [{"arm": command, "budget": b, "seed": n} for b, n in budgets.items()],
+        "provenance": {"command": command}, **other,
+    }  # fmt: skip
+
+
+def test_a_budget_of_which_the_work_folder_has_less_stays() -> None:
+    here, there = result_with({12: 1, 24: 3}, "here"), result_with({12: 3, 24: 2}, "there")
+    found = with_earlier(here, there)
+    assert [(arm["arm"], arm["budget"]) for arm in found["arms"]] == [("there", 12), ("here", 24)]
+    assert {(item["arm"], item["budget"]) for item in found["missing"]} == {("there", 12), ("here", 24)}
+    assert found["claims"] == {"12": {"a": "there"}, "24": {"a": "here"}}
+    assert found["against_plain"] == {"12": {"OCC": "there"}, "24": {"OCC": "here"}}
+    assert found["earlier"] == {"12": {"command": "there"}}
+    # Once more: it still says who wrote the budget, not who kept it.
+    again = with_earlier(here, {**found, "provenance": {"command": "here"}})
+    assert again["earlier"] == {"12": {"command": "there"}}
+
+
+@pytest.mark.parametrize("other", [{"data": {"digest": "b"}}, {"level": "of 9"}, {"settings": {"budgets": [12]}}])
+def test_what_was_measured_on_other_terms_does_not_stay(other: dict[str, Any]) -> None:
+    here = result_with({12: 0, 24: 1}, "here")
+    assert with_earlier(here, result_with({12: 3, 24: 3}, "there", **other)) == {**here, "earlier": {}}
+    assert with_earlier(here, None) == {**here, "earlier": {}}
 
 
 def test_it_stops_when_the_minutes_are_over_and_goes_on(
