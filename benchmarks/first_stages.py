@@ -1,9 +1,10 @@
 """Three first stages before and after reranking, on the product catalogue that comes with the package.
 
 BM25 (Lucene), dense vectors (FAISS HNSW, all-MiniLM-L6-v2) and their reciprocal-rank fusion retrieve 100 products a
-query; the model judges the first --depth of each, the rest keeps its place behind them. The candidates of all three
-are judged together, each pair once. Indexes and judgements are kept in the user's cache, so an interrupted run goes on.
-Prints a table and writes results/first_stages.json.
+query; the model judges the first --depth of each, the rest keeps its place behind them. Then the order before and the
+one after are fused by reciprocal rank. The candidates of all three are judged together, each pair once. Indexes and
+judgements are kept in the user's cache, so an interrupted run goes on. Prints a table and writes
+results/first_stages.json.
 """
 
 from __future__ import annotations
@@ -119,20 +120,22 @@ def reranked(run: Run, scores: Mapping[str, Mapping[str, float]], depth: int) ->
 
 
 def row(before: Run, after: Run, qrels: dict[str, dict[str, int]]) -> dict[str, Any]:
-    """The measures of both runs, and the paired test of nDCG@10."""
+    """The measures of both runs and of their fusion, and paired tests of nDCG@10 against the first."""
     order = {qid: [RunEntry(e.docid, -float(i)) for i, e in enumerate(es)] for qid, es in before.items()}
+    fused = {qid: [RunEntry(hit.docid, hit.score) for hit in hits] for qid, hits in fuse_runs([before, after]).items()}
     # A query without results counts as 0; ir-measures' Judged@10 would divide by their number.
-    measured = [evaluate_run(qrels, {q: es for q, es in run.items() if es}, MEASURES) for run in (order, after)]
-    values = [scores.per_query["nDCG@10"] for scores in measured]
-    test = paired_test(values[1], values[0], seed=0)
+    measured = {
+        name: evaluate_run(qrels, {q: es for q, es in run.items() if es}, MEASURES)
+        for name, run in (("before", order), ("after", after), ("fused", fused))
+    }
+    values = {name: scores.per_query["nDCG@10"] for name, scores in measured.items()}
+    tests = {name: paired_test(values[name], values["before"], seed=0) for name in ("after", "fused")}
     return {
-        "before": _means(measured[0]),
-        "after": _means(measured[1]),
-        "gain": {name: getattr(test, name) for name in test.__slots__},
+        **{name: _means(scores) for name, scores in measured.items()},
+        "gain": {name: {key: getattr(test, key) for key in test.__slots__} for name, test in tests.items()},
         "per_query_ndcg": {
-            "qids": measured[0].qids,
-            "before": np.round(values[0], 6).tolist(),
-            "after": np.round(values[1], 6).tolist(),
+            "qids": measured["before"].qids,
+            **{name: np.round(found, 6).tolist() for name, found in values.items()},
         },
     }
 
@@ -142,17 +145,14 @@ def _means(scores: RankingScores) -> dict[str, float]:
 
 
 def print_table(rows: Mapping[str, Mapping[str, Any]], depth: int, pairs: int, *, trained: bool) -> None:
-    """One line a first stage."""
-    heads = f"{'nDCG@10':>16s}  {'gain, 95 % interval':>26s} {'p':>7s} {'R@100':>14s} {'Judged@10':>14s}"
-    print(f"{'first stage':12s} {heads}")
+    """Two lines a first stage."""
     for name, values in rows.items():
-        before, after, gain = values["before"], values["after"], values["gain"]
-        change = f"{gain['difference']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
-        both = {measure: f"{before[measure]:.3f} → {after[measure]:.3f}" for measure in MEASURES}
-        print(
-            f"{name:12s} {both['nDCG@10']:>16s}  {change:>26s} {gain['p']:7.4f} "
-            f"{both['R@100']:>14s} {both['Judged@10']:>14s}"
-        )
+        before = values["before"]
+        for kind in ("after", "fused"):
+            after, gain = values[kind], values["gain"][kind]
+            both = "  ".join(f"{measure} {before[measure]:.3f} → {after[measure]:.3f}" for measure in MEASURES)
+            change = f"{gain['difference']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}], p {gain['p']:.4f}"
+            print(f"{name:8s} {kind:8s} {both}  nDCG@10 {change}")
     model = "" if trained else ", untrained model: zero-shot from the grade words"
     print(f"The first {depth} of each stage reranked ({pairs:,} pairs{model}); products without judgement count as 0.")
 

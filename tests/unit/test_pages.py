@@ -14,13 +14,16 @@ from click.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import export_tables
+import first_stages_tables
 import page
 import performance_tables
 from bundled import tables as bundled_tables
 from study import tables as study_tables
 
+PAGES = (performance_tables, export_tables, first_stages_tables, study_tables, bundled_tables)
 
-@pytest.mark.parametrize("script", [performance_tables, export_tables, study_tables, bundled_tables])
+
+@pytest.mark.parametrize("script", PAGES)
 def test_pages_are_up_to_date(script: Any) -> None:
     text = script.PAGE.read_text("utf-8")
     assert set(re.findall(r"<!-- table: (\w+) -->", text)) == {make.__name__ for make in script.TABLES}
