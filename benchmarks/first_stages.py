@@ -122,7 +122,10 @@ def reranked(run: Run, scores: Mapping[str, Mapping[str, float]], depth: int) ->
 def row(before: Run, after: Run, qrels: dict[str, dict[str, int]]) -> dict[str, Any]:
     """The measures of both runs and of their fusion, and paired tests of nDCG@10 against the first."""
     order = {qid: [RunEntry(e.docid, -float(i)) for i, e in enumerate(es)] for qid, es in before.items()}
-    fused = {qid: [RunEntry(hit.docid, hit.score) for hit in hits] for qid, hits in fuse_runs([before, after]).items()}
+    fused = {
+        qid: [RunEntry(hit.docid, -float(i)) for i, hit in enumerate(hits)]
+        for qid, hits in fuse_runs([before, after]).items()
+    }
     # A query without results counts as 0; ir-measures' Judged@10 would divide by their number.
     measured = {
         name: evaluate_run(qrels, {q: es for q, es in run.items() if es}, MEASURES)

@@ -117,6 +117,7 @@ def rerank_run(
     *,
     details: str | Path | None = None,
     top_k: int | None = None,
+    fuse: bool = False,
     tag: str = "darl-rerank",
     settings: Mapping[str, Any] | None = None,
     restart: bool = False,
@@ -130,6 +131,8 @@ def rerank_run(
         output: the run to write. While the job lasts, `<output>.journal` stands beside it.
         details: a JSONL to write beside it, one line a document: unrounded score, grade, probabilities, novelty.
         top_k: how many documents of each query to write; all if None.
+        fuse: write the order that reciprocal-rank fusion makes of the first stage's and the new one; the run's scores
+            are then the fusion's, those of `details` stay the model's.
         tag: the run's name.
         settings: further options that decide the result, kept in the journal.
         restart: begin anew even if a journal is there.
@@ -151,6 +154,7 @@ def rerank_run(
         "model": reranker.fingerprint,
         "input": job.sha256,
         "top_k": top_k,
+        "fuse": fuse,
         "tag": tag,
         "details": details is not None,
         **(settings or {}),
@@ -163,17 +167,40 @@ def rerank_run(
                 if qid in journal.finished:
                     continue
                 documents = [{"id": docid, "text": text} for docid, text in job.candidates[qid]]
-                ranking = reranker.rerank(query, documents, top_k=top_k) if documents else []
+                # A fusion counts every place.
+                kept = None if fuse else top_k
+                ranking = reranker.rerank(query, documents, top_k=kept) if documents else []
                 journal.append(qid, [ranked.to_dict() for ranked in ranking])
                 bar.update(len(documents))
         rankings = {qid: journal.finished[qid] for qid in job.queries}
+        scored = {qid: [(v["docid"], v["score"]) for v in values] for qid, values in rankings.items()}
+        if fuse:
+            scored = {qid: _fused(job.candidates[qid], ranking, top_k) for qid, ranking in scored.items()}
+            rankings = {qid: _in_order(values, scored[qid]) for qid, values in rankings.items()}
         if details is not None:
             with atomic_write(details) as stream:
                 for qid, ranking in rankings.items():
                     for values in ranking:
                         stream.write(json.dumps({"qid": qid, **values}, ensure_ascii=False) + "\n")
-        write_run(output, {q: [(v["docid"], v["score"]) for v in values] for q, values in rankings.items()}, tag)
+        write_run(output, scored, tag)
         journal.remove()
+
+
+_Scored = list[tuple[str, float]]
+
+
+def _fused(candidates: Sequence[tuple[str, str]], ranking: _Scored, top_k: int | None) -> _Scored:
+    """(docid, score) of both orders fused, best first."""
+    from darl_rerank.adapters.fusion import fuse
+
+    hits = fuse([[docid for docid, _ in candidates], ranking], top_k=top_k)
+    return [(hit.docid, hit.score) for hit in hits]
+
+
+def _in_order(values: Sequence[dict[str, Any]], scored: _Scored) -> list[dict[str, Any]]:
+    """What was judged of each document, in the order of `scored` and with its ranks."""
+    by_docid = {entry["docid"]: entry for entry in values}
+    return [{**by_docid[docid], "rank": rank} for rank, (docid, _) in enumerate(scored, 1)]
 
 
 def input_digests(**paths: Path | None) -> dict[str, str | None]:

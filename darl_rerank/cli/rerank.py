@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     "--depth", default=100, show_default=True, help="Documents of each query to rerank; the rest is left out."
 )
 @click.option("--top-k", type=int, help="Documents of each query to write.  [default: all reranked]")
+@click.option(
+    "--fuse",
+    is_flag=True,
+    help="Fuse the new order with RUN's by reciprocal rank, for pairs unlike what the model knows.",
+)
 @click.option("--tag", default="darl-rerank", show_default=True, help="Name of the run, its last column.")
 @click.option("--details", type=click.Path(path_type=Path), help="JSONL with grade, probabilities and novelty.")
 @click.option(
@@ -49,6 +54,7 @@ def rerank(
     index: Path | None,
     depth: int,
     top_k: int | None,
+    fuse: bool,
     tag: str,
     details: Path | None,
     missing: str,
@@ -80,8 +86,8 @@ def rerank(
     reranker = load_reranker(**model)
     settings = {"depth": depth, "missing": missing, **input_digests(run=run, topics=topics)}
     rerank_run(
-        reranker, job, output, details=details, top_k=top_k, tag=tag, settings=settings, restart=restart
-    )  # fmt: skip
+        reranker, job, output, details=details, top_k=top_k, fuse=fuse, tag=tag, settings=settings, restart=restart
+    )
     click.echo(f"{output}: {len(job.queries)} queries reranked", err=True)
 
 

@@ -39,6 +39,7 @@ def test_both_runs_are_written_and_compared(demo: tuple[Path, str]) -> None:
     for qid, entries in after.items():
         assert {entry.docid for entry in entries} == {entry.docid for entry in before[qid][:10]}
     assert f"nDCG@10 over {len(icecat.judgements())} queries: BM25 0." in shown
+    assert "both orders fused, as `darl-rerank rerank --fuse` does it, 0." in shown
 
 
 def test_lists_are_shown_before_and_after(demo: tuple[Path, str]) -> None:

@@ -75,6 +75,29 @@ def test_depth_leaves_the_rest_out(job: dict[str, Path], tiny_model: Path) -> No
         assert {entry.docid for entry in entries} == {entry.docid for entry in before[qid][:4]}
 
 
+def test_both_orders_are_fused(job: dict[str, Path], tiny_model: Path) -> None:
+    details = job["out.trec"].with_suffix(".jsonl")
+    assert call(job, tiny_model, "--depth", 6).exit_code == 0
+    first, second = read_run(job["run.trec"]), read_run(job["out.trec"])
+    result = call(job, tiny_model, "--depth", 6, "--fuse", "--top-k", 4, "--details", details)
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in details.read_text("utf-8").splitlines()]
+    changed = 0
+    for qid, entries in read_run(job["out.trec"]).items():
+        places = [[entry.docid for entry in run[qid]] for run in (first, second)]
+        # The formula, not the library's: 1 / (60 + place) from each; sorting keeps the first stage's order in ties.
+        scores = {docid: sum(1 / (61 + order.index(docid)) for order in places) for docid in places[1]}
+        expected = sorted(places[0][:6], key=lambda docid: -round(scores[docid], 12))[:4]
+        assert [entry.docid for entry in entries] == expected
+        assert [entry.score for entry in entries] == pytest.approx([scores[docid] for docid in expected], abs=5e-6)
+        own = [line for line in lines if line["qid"] == qid]
+        assert [(line["docid"], line["rank"]) for line in own] == list(zip(expected, range(1, 5), strict=True))
+        judged = {entry.docid: entry.score for entry in second[qid]}
+        assert [line["score"] for line in own] == pytest.approx([judged[docid] for docid in expected], abs=2e-6)
+        changed += expected not in (places[0][:4], places[1][:4])
+    assert changed
+
+
 @pytest.mark.parametrize("kill_at", [1, 2, 4])
 def test_a_killed_job_ends_with_the_same_bytes(
     job: dict[str, Path], tiny_model: Path, products: list[Document], kill_at: int
