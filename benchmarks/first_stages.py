@@ -29,7 +29,7 @@ from darl_rerank.evaluation.ranking import RankingScores, evaluate_run
 from darl_rerank.evaluation.significance import paired_test
 from darl_rerank.offline import prepare, rerank_run
 from darl_rerank.trec.lines import read_lines
-from darl_rerank.trec.runs import Run, RunEntry
+from darl_rerank.trec.runs import Run, RunEntry, in_given_order
 
 RETRIEVED = 100
 MEASURES = ("nDCG@10", "R@100", "Judged@10")
@@ -92,10 +92,12 @@ def judge(
     reranker: Reranker, stages: Mapping[str, Run], topics: Mapping[str, str], depth: int
 ) -> dict[str, dict[str, float]]:
     """Score of every candidate of any stage, by query and product."""
-    union: Run = {}
-    for qid in topics:
-        docids = dict.fromkeys(entry.docid for run in stages.values() for entry in islice(run[qid], depth))
-        union[qid] = [RunEntry(docid, -float(rank)) for rank, docid in enumerate(docids)]
+    union = in_given_order(
+        {
+            qid: dict.fromkeys(entry.docid for run in stages.values() for entry in islice(run[qid], depth))
+            for qid in topics
+        }
+    )
     products = {product.docid: product for product in icecat.read_products()}
     job = prepare(union, topics, products, depth=len(stages) * depth)
     folder = cache_folder() / "first_stages"
@@ -111,21 +113,19 @@ def judge(
 
 def reranked(run: Run, scores: Mapping[str, Mapping[str, float]], depth: int) -> Run:
     """The run with its first `depth` products in the order of their scores, ties as they were."""
-    after: Run = {}
+    order = {}
     for qid, entries in run.items():
         head = sorted(entries[:depth], key=lambda entry: -scores[qid][entry.docid])
-        # Places as scores, so that nothing but the order counts.
-        after[qid] = [RunEntry(entry.docid, -float(i)) for i, entry in enumerate([*head, *entries[depth:]])]
-    return after
+        order[qid] = [entry.docid for entry in (*head, *entries[depth:])]
+    return in_given_order(order)
 
 
 def row(before: Run, after: Run, qrels: dict[str, dict[str, int]]) -> dict[str, Any]:
     """The measures of both runs and of their fusion, and paired tests of nDCG@10 against the first."""
-    order = {qid: [RunEntry(e.docid, -float(i)) for i, e in enumerate(es)] for qid, es in before.items()}
-    fused = {
-        qid: [RunEntry(hit.docid, -float(i)) for i, hit in enumerate(hits)]
-        for qid, hits in fuse_runs([before, after]).items()
-    }
+    order, fused = (
+        in_given_order({qid: [hit.docid for hit in hits] for qid, hits in run.items()})
+        for run in (before, fuse_runs([before, after]))
+    )
     # A query without results counts as 0; ir-measures' Judged@10 would divide by their number.
     measured = {
         name: evaluate_run(qrels, {q: es for q, es in run.items() if es}, MEASURES)

@@ -43,7 +43,7 @@ from darl_rerank.shipped import checkpoint_folder
 from darl_rerank.trec.corpora import load_documents
 from darl_rerank.trec.graded_pairs import GradedPair, pairs_from_qrels
 from darl_rerank.trec.qrels import Qrels, read_qrels
-from darl_rerank.trec.runs import Run, RunEntry, read_run
+from darl_rerank.trec.runs import Run, in_given_order, read_run
 from darl_rerank.trec.topics import read_topics
 
 MEASURE = "nDCG@10"
@@ -116,9 +116,7 @@ def jobs(data: Path, depth: int, parts: list[str]) -> dict[str, tuple[RerankJob,
 
 
 def ranked(before: Run, after: Run, qrels: Qrels) -> dict[str, Any]:
-    fused = {
-        qid: [RunEntry(hit.docid, hit.score) for hit in hits] for qid, hits in fuse_runs([before, after]).items()
-    }  # fmt: skip
+    fused = in_given_order({qid: [hit.docid for hit in hits] for qid, hits in fuse_runs([before, after]).items()})
     runs = {"before": before, "after": after, "fused": fused}
     found = {name: evaluate_run(qrels, run, [MEASURE, JUDGED_ONLY]).per_query for name, run in runs.items()}
 

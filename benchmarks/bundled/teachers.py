@@ -3,7 +3,7 @@
     python benchmarks/bundled/teachers.py RECIPE CHECKPOINT --encoder minilm --encoder FOLDER
 
 The passages are those of RECIPE's sources for "ood_dev", which no round trains on: nDCG@10 of each view alone and of
-each two, their standard scores within a query added. Writes results/bundled_teachers.json.
+each two, their standard scores within a query added. Writes results/NAME.json.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ MEASURE = "nDCG@10"
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--encoder", "encoders", multiple=True, required=True, help="As label.py's; the first is compared with.")
-def main(recipe: Path, checkpoint: Path, encoders: tuple[str, ...]) -> None:
+@click.option("--name", default="bundled_teachers", show_default=True)
+def main(recipe: Path, checkpoint: Path, encoders: tuple[str, ...], name: str) -> None:
     asked = read_recipe(recipe)
     pairs = [
         pair
@@ -46,11 +47,11 @@ def main(recipe: Path, checkpoint: Path, encoders: tuple[str, ...]) -> None:
     grade, queries = np.array([pair.grade for pair in pairs]), numbered(pair.qid for pair in pairs)
     reranker = Reranker.from_pretrained(checkpoint)
     views = {
-        Path(name).name: cosines(Encoder(name), [p.query for p in pairs], [p.document for p in pairs])
-        for name in encoders
+        Path(encoder).name: cosines(Encoder(encoder), [p.query for p in pairs], [p.document for p in pairs])
+        for encoder in encoders
     }
     views[checkpoint.name] = reranker.score_pairs([(p.query, p.document) for p in pairs]).score.astype(np.float64)
-    standard = {name: standard_scores(view, queries) for name, view in views.items()}
+    standard = {of: standard_scores(view, queries) for of, view in views.items()}
     _, first = np.unique(queries, return_index=True)
     values: dict[str, Any] = {
         "recipe": recipe.name, "pairs": len(pairs), "fingerprint": reranker.fingerprint, "views": {},
@@ -58,7 +59,7 @@ def main(recipe: Path, checkpoint: Path, encoders: tuple[str, ...]) -> None:
     reference: NDArray[np.float64] | None = None
     for size in (1, 2):
         for names in combinations(views, size):
-            total = np.sum([standard[name] for name in names], axis=0)
+            total = np.sum([standard[of] for of in names], axis=0)
             per_query = ndcg_per_query(grade, total, reranker.scale.gains, queries)[first]
             per_query = per_query[np.isfinite(per_query)]
             reference = per_query if reference is None else reference
@@ -71,7 +72,7 @@ def main(recipe: Path, checkpoint: Path, encoders: tuple[str, ...]) -> None:
                 f"{' + '.join(names)}: {MEASURE} {per_query.mean():.4f} of {len(per_query)} queries, "
                 f"{test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}]"
             )
-    click.echo(f"written: {write_result('bundled_teachers', values)}", err=True)
+    click.echo(f"written: {write_result(name, values)}", err=True)
 
 
 def standard_scores(view: NDArray[np.float64], queries: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -12,8 +12,6 @@ import click
 from .options import load_reranker, model_options
 
 if TYPE_CHECKING:
-    from darl_rerank.adapters.fusion import FusedHit
-
     from ..results import RankedDocument
     from ..scale import RelevanceScale
     from ..trec.corpora import Document
@@ -129,25 +127,19 @@ def _comparison(before: Path, after: Path, depth: int) -> str:
 
     from .. import icecat
     from ..evaluation.ranking import evaluate_run
-    from ..trec.runs import read_run
+    from ..trec.runs import in_given_order, read_run
 
     def ndcg(run: Run) -> Any:
         return evaluate_run(icecat.judgements(), run, ["nDCG@10"]).per_query["nDCG@10"]
 
     runs = read_run(before), read_run(after)
-    old, new, both = ndcg(runs[0]), ndcg(runs[1]), ndcg(_placed(fuse_runs(runs)))
+    fused = {qid: [hit.docid for hit in hits] for qid, hits in fuse_runs(runs).items()}
+    old, new, both = ndcg(runs[0]), ndcg(runs[1]), ndcg(in_given_order(fused))
     lines = [f"nDCG@10 over {len(old)} queries: BM25 {old.mean():.4f}, its first {depth} reranked {new.mean():.4f}"]
     lines.append(_difference(new, old))
     lines.append(f"both orders fused, as `darl-rerank rerank --fuse` does it, {both.mean():.4f}")
     lines.append(_difference(both, old))
     return "\n".join(lines)
-
-
-def _placed(fused: Mapping[str, Sequence[FusedHit]]) -> Run:
-    """A run with places as scores: of documents with equal scores trec_eval would make an order of its own."""
-    from ..trec.runs import RunEntry
-
-    return {qid: [RunEntry(hit.docid, -float(rank)) for rank, hit in enumerate(hits)] for qid, hits in fused.items()}
 
 
 def _difference(new: Any, old: Any) -> str:

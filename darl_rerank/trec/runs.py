@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,11 @@ def in_trec_order(scores: Mapping[str, float]) -> list[RunEntry]:
     """Documents as trec_eval ranks them: 32-bit score, then docid, both descending."""
     ordered = sorted(scores.items(), key=lambda item: (float(np.float32(item[1])), item[0]), reverse=True)
     return [RunEntry(docid, score) for docid, score in ordered]
+
+
+def in_given_order(rankings: Mapping[str, Iterable[str]]) -> Run:
+    """A run of document ids, best first, with ranks for scores: equal scores trec_eval would order by docid."""
+    return {qid: [RunEntry(docid, -float(rank)) for rank, docid in enumerate(ids, 1)] for qid, ids in rankings.items()}
 
 
 def write_run(path: str | Path, rankings: Mapping[str, Sequence[tuple[str, float]]], tag: str) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darl_rerank.errors import InputError
-from darl_rerank.trec.runs import read_run, strictly_decreasing, write_run
+from darl_rerank.trec.runs import in_given_order, in_trec_order, read_run, strictly_decreasing, write_run
 
 scores = st.lists(st.floats(-1e6, 1e6), max_size=40).map(lambda values: sorted(values, reverse=True))
 
@@ -34,6 +34,14 @@ def test_the_order_given_is_the_order_read(tmp_path_factory: pytest.TempPathFact
     ranking = [(f"d{i}", value) for i, value in enumerate(sorted(values, reverse=True))]
     write_run(path, {"q1": ranking}, "test")
     assert [entry.docid for entry in read_run(path)["q1"]] == [docid for docid, _ in ranking]
+
+
+def test_a_run_of_ids_keeps_its_order_where_trec_eval_would_go_by_id() -> None:
+    docids = [f"d{i}" for i in (3, 1, 2, 10)]
+    run = in_given_order({"q1": docids, "q2": []})
+    scores = {entry.docid: entry.score for entry in run["q1"]}
+    assert [entry.docid for entry in in_trec_order(scores)] == docids
+    assert run["q2"] == []
 
 
 def test_ties_are_read_in_trec_evals_order(tmp_path: Path) -> None:
