@@ -34,7 +34,7 @@ ROUNDS = {
     SECOND: "round 2: its adapter, 18,035 pairs",
     THIRD: "round 3: its adapter, 12,317 pairs, a better encoder's labels",
     SHIPS: "round 4: its adapter, 18,759 pairs, as round 3 on further questions (ships)",
-    AGAIN: "that and a round 5 with MS MARCO: its adapter, 11,286 pairs, that encoder's labels",
+    AGAIN: "the one that ships, then a round 5 with MS MARCO: its adapter, 11,286 pairs, the better encoder's labels",
 }
 # What a CrossEncoder is of, and the checkpoint of darl-rerank that had the same pairs to train on.
 CROSS_ENCODERS = {
@@ -118,19 +118,18 @@ def _more(ours: dict[str, Any], other: dict[str, Any]) -> str:
 
 def msmarco() -> str | None:
     rows, most = [], -1.0
-    for label, with_it, without in WITH_AND_WITHOUT:
-        values, beside = result(with_it), result(without)
-        if values is None or beside is None:
+    for label, *names in WITH_AND_WITHOUT:
+        with_it, without = map(result, names)
+        if with_it is None or without is None:
             return None
-        first, second = values["ranking"][WEB], beside["ranking"][WEB]
+        first, second = with_it["ranking"][WEB], without["ranking"][WEB]
         test = paired_test(np.array(first["per query"]), np.array(second["per query"]))
         most = max(most, test.difference)
         difference = _difference([test.difference, test.low, test.high])
         rows.append([label, f"{first['after']:.3f}", f"{second['after']:.3f}", difference])
     ruling = "One reaches" if most >= WORTH_THE_LICENCE else "All stay below"
     head = ["nDCG@10, web", "with MS MARCO", "without", "difference"]
-    names = dict.fromkeys(name for _, *both in WITH_AND_WITHOUT for name in both)
-    files = ", ".join(f"`results/{name}.json`" for name in names)
+    files = ", ".join(dict.fromkeys(f"`results/{name}.json`" for _, *names in WITH_AND_WITHOUT for name in names))
     return f"{table(head, rows)}\n\n{ruling} the {WORTH_THE_LICENCE} at which its licence was to be worth it ({files})."
 
 
