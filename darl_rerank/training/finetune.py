@@ -29,6 +29,7 @@ from .resume import load_optimizer, newest_state, save_optimizer
 from .steps import MicroBatches, QueryExamples, plan_steps
 
 _WEIGHTS = "trainable.safetensors"
+_LOADERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,8 @@ def finetune(
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=not cpu,
+        # A CPU's cores are all at work on the step; a GPU would wait for the next one to be tokenised and packed.
+        dataloader_num_workers=0 if cpu else _LOADERS,
         seed=settings.seed,
     )
     world = arguments.world_size

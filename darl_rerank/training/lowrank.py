@@ -7,7 +7,7 @@ so this is the best adapter of that size for each weight; how much of the differ
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,37 @@ def balanced(
         share = torch.where(p * q > 0, (c * q / p.clamp_min(1e-30)).sqrt(), torch.ones_like(p))
         result[name] = (a * share[:, None], b * torch.where(p * q > 0, c / share, torch.ones_like(share)))
     return result, c
+
+
+def mean_adapter(adapters: Sequence[LowRank]) -> LowRank:
+    """The mean of the differences that adapters make, cut to the first one's rank.
+
+    Source: Wortsman et al., "Model soups" (ICML 2022). Unlike the mean of the factors it is the mean of the weights.
+
+    Args:
+        adapters: at least one, of the same modules; their ranks may differ.
+
+    Raises:
+        InputError: none, or modules that one of them lacks.
+    """
+    if not adapters or any(adapter.factors.keys() != adapters[0].factors.keys() for adapter in adapters):
+        raise InputError("a mean needs adapters of the same modules")
+    rank = adapters[0].rank
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    kept = total = 0.0
+    for module in adapters[0].factors:
+        a = torch.cat([adapter.factors[module][0] for adapter in adapters])
+        b = torch.cat([adapter.factors[module][1] for adapter in adapters], dim=1) / len(adapters)
+        # The product's singular values are those of the small matrix between two orthogonal ones.
+        left, inner_left = torch.linalg.qr(b)
+        right, inner_right = torch.linalg.qr(a.T)
+        u, s, v = torch.linalg.svd(inner_left @ inner_right.T)
+        size = min(rank, len(s))
+        kept, total = kept + float(s[:size].square().sum()), total + float(s.square().sum())
+        root = s[:size].sqrt()
+        first, second = (v[:size] * root[:, None]) @ right.T, (left @ u[:, :size]) * root
+        factors[module] = (_padded(first, rank, 0), _padded(second, rank, 1))
+    return LowRank(factors, rank, kept / total if total else 1.0, ())
 
 
 def largest_rank(base: nn.Module, layers: int | None, max_bytes: int, *, dtype: torch.dtype = torch.float16) -> int:

@@ -16,17 +16,16 @@ from tqdm import tqdm
 
 from darl_rerank.checkpoint import Checkpoint
 from darl_rerank.errors import InputError
-from darl_rerank.novelty import fit_novelty, middle_layer
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair, read_graded_pairs
 
-from .calibrate import fit_calibration
+from .calibration_stage import calibrated
 from .card import model_card
 from .features import extract_features
 from .finetune import check_variety, finetune
 from .grade_model import GradeModel, Trainable, load_grade_model, save_trained, save_weights
 from .interpolate import GradedSet, alpha_curve, average, interpolated
-from .labels import hard_grades, label_matrix, numbered, sampled_queries
+from .labels import hard_grades, label_matrix, numbered
 from .lowrank import as_adapter, read_adapter
 from .predict import predict_logits
 from .probe import final_states, fit_probe
@@ -40,8 +39,6 @@ from .training_set import TrainingSet
 
 ID_DEV, OOD_DEV = "ID dev", "OOD dev"
 _STATE = "trainable.safetensors"
-# Novelty statistics of a training set are a mean, covariances and a sample: more pairs than this change little.
-_NOVELTY_PAIRS = 5_000
 
 
 class AnnotationsWantedError(InputError):
@@ -327,43 +324,13 @@ class _Training:
         """Fit novelty on the final model's own features, then the temperature; on pairs that people judged."""
         stage = self.recipe.calibrate
         assert stage is not None
-        reranker = self._reranker(self._checkpoint("merge"))
         judged, held_out = self.data.judged
-        pairs = sampled_queries(judged, _NOVELTY_PAIRS, self.recipe.seed)
-        known = extract_features(reranker, pairs, folder / "training", progress=self.progress, description="novelty")
-        sets = self._dev_sets(held_out)
-        seen = {
-            name: extract_features(reranker, members, folder / name.replace(" ", "-"), progress=self.progress,
-                                   description=name)
-            for name, members in sets.items()
-        }  # fmt: skip
-        model = fit_novelty(
-            known.features, seen[ID_DEV].features, weights=middle_layer(known.features.shape[1]),
-            k=min(10, len(pairs) - 1), seed=self.recipe.seed,
+        final, facts = calibrated(
+            self._reranker(self._checkpoint("merge")), judged, self._dev_sets(held_out), stage, folder,
+            seed=self.recipe.seed, progress=self.progress,
         )  # fmt: skip
-        novelty = {name: model.score(seen[name].features) for name in sets}
-        columns = []
-        for name, members in sets.items():
-            told = np.array([stage.soft or pair.probabilities is None for pair in members])
-            if told.any():
-                # The sets count alike, however many pairs they have.
-                weights = np.full(told.sum(), 1 / told.sum())
-                labels = label_matrix(members, self.recipe.grades)
-                columns.append((np.asarray(seen[name].logits)[told], labels[told], novelty[name][told], weights))
-        logits, labels, novelties, weights = map(np.concatenate, zip(*columns, strict=True))
-        fit = fit_calibration(
-            logits,
-            labels,
-            novelty=novelties,
-            with_novelty=stage.novelty,
-            with_bias=stage.bias,
-            weights=weights,
-        )
-        reranker.checkpoint.replace(novelty=model, calibration=fit.calibration).save(
-            folder / "checkpoint", overwrite=True
-        )
-        medians = {name: float(np.median(found)) for name, found in novelty.items()}
-        return {**asdict(fit), "calibration": fit.calibration.to_dict(), "median_novelty": medians}
+        final.save(folder / "checkpoint", overwrite=True)
+        return facts
 
     def _evaluate(self, folder: Path) -> dict[str, Any]:
         from .test_sets import evaluate_test_sets

@@ -19,10 +19,12 @@ from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_m
 from darl_rerank.training.interpolate import GradedSet, alpha_curve, average, interpolated
 from darl_rerank.training.lowrank import (
     LARGEST_FLOAT8,
+    LowRank,
     as_adapter,
     balanced,
     largest_rank,
     low_rank_difference,
+    mean_adapter,
     read_adapter,
     save_as_adapter,
 )
@@ -153,6 +155,34 @@ def test_a_full_fine_tune_as_an_adapter(tiny_model: Path, tmp_path: Path) -> Non
     delta = tuned.layers[1].mlp.up_proj.weight.detach() - base.model.layers[1].mlp.up_proj.weight.detach()
     a, b = coarse.factors[name]
     assert float((delta - b @ a).norm()) == pytest.approx(float(torch.linalg.svdvals(delta)[1:].norm()), rel=1e-3)
+
+
+def test_the_mean_of_adapters_is_that_of_their_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"thin": (6, 2), "wide": (6, 9)}
+
+    def adapter(rank: int) -> LowRank:
+        return LowRank(
+            {
+                name: (torch.randn(rank, inside, generator=generator), torch.randn(outside, rank, generator=generator))
+                for name, (outside, inside) in shapes.items()
+            },
+            rank, 1.0, (),
+        )  # fmt: skip
+
+    first, second = adapter(3), adapter(2)
+    cut = mean_adapter([first, second])
+    for name in shapes:
+        wanted = sum(b @ a for a, b in (first.factors[name], second.factors[name])) / 2
+        a, b = cut.factors[name]
+        assert (a.shape[0], b.shape[1]) == (3, 3)
+        # Two numbers wide, the mean has no more than rank 2; the other has 5 and is cut to the nearest of rank 3.
+        u, s, v = torch.linalg.svd(wanted, full_matrices=False)
+        torch.testing.assert_close(b @ a, (u[:, :3] * s[:3]) @ v[:3], atol=1e-5, rtol=1e-4)
+    assert 0.5 < cut.kept < 1
+    assert mean_adapter([first]).kept == pytest.approx(1)
+    with pytest.raises(InputError, match="same modules"):
+        mean_adapter([first, LowRank({"thin": first.factors["thin"]}, 3, 1.0, ())])
 
 
 def test_the_largest_rank_that_fits(tiny_model: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.prompt import PromptGroup
 from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model
-from darl_rerank.training.packing import TOKEN_MULTIPLE, pack
+from darl_rerank.training.packing import TOKEN_MULTIPLE, _attend, _fused, pack
 
 QUERIES = ("laptop", "garden hose 20 m", "lap")
 DOCUMENTS = ("Dell XPS 13 notebook with a long description" * 6, "hose", "Laptop sleeve 13 inch, black", "x")
@@ -70,3 +70,16 @@ def test_prompts_with_nothing_in_common(model: GradeModel) -> None:
         logits = model.eval()(together.last, **together.inputs())
         apart = [model(p.last, **p.inputs()) for g in prompts for p in (pack([g]),)]
     torch.testing.assert_close(logits, torch.cat(apart), rtol=1e-4, atol=1e-5)
+
+
+def test_the_fused_kernels_attend_as_what_is_written_out() -> None:
+    torch.manual_seed(0)
+    q = torch.randn(3, 6, 32, 8, requires_grad=True)
+    k, v = (torch.randn(3, 2, 64, 8, requires_grad=True) for _ in range(2))
+    mask = torch.rand(3, 1, 32, 64) < 0.5
+    mask[..., 0] = True
+    written_out, fused = (attend(q, k, v, mask, None, 0.0) for attend in (_attend, _fused))
+    torch.testing.assert_close(fused, written_out)
+    gradients = (torch.autograd.grad(output.square().sum(), (q, k, v)) for output in (fused, written_out))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)

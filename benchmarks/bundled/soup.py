@@ -1,0 +1,80 @@
+"""The mean of rounds, as one adapter, with novelty and calibration of its own.
+
+    python benchmarks/bundled/soup.py RECIPE OUTPUT ROUND...
+
+The first ROUND is the one that the others began from; of the last one OUTPUT gets card and provenance. The mean is of
+the differences that the adapters make, cut to their rank, and of the heads (Wortsman et al., "Model soups", ICML
+2022; with the first among them it is also their interpolation with where they began, "Robust fine-tuning of zero-shot
+models", CVPR 2022). Known pairs and held-out ones are those of RECIPE, and so is what the calibration is.
+OUTPUT.work keeps features.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from darl_rerank import Checkpoint, Reranker
+from darl_rerank.calibration import Calibration
+from darl_rerank.checkpoint import Head
+from darl_rerank.training.calibration_stage import calibrated
+from darl_rerank.training.lowrank import mean_adapter, read_adapter, save_as_adapter
+from darl_rerank.training.recipe import read_recipe
+from darl_rerank.training.training_set import load_training_set
+
+CALIBRATED = re.compile(r"^- Calibration on .*$", re.MULTILINE)
+
+
+@click.command(help=__doc__)
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("rounds", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
+def main(recipe: Path, output: Path, rounds: tuple[Path, ...]) -> None:
+    asked = read_recipe(recipe)
+    assert asked.calibrate is not None
+    data = load_training_set(asked)
+    known, held_out = data.judged
+    checkpoints = [Checkpoint.load(path) for path in rounds]
+    folders = [checkpoint.adapter_folder for checkpoint in checkpoints]
+    low_rank = mean_adapter([read_adapter(folder) for folder in folders if folder is not None])
+    heads = [checkpoint.head for checkpoint in checkpoints]
+    head = Head(
+        *(sum(values) / np.float32(len(heads)) for values in zip(*((h.weight, h.bias) for h in heads), strict=True))
+    )
+    work = output.with_name(f"{output.name}.work")
+    work.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        adapter = Path(temporary) / "adapter"
+        save_as_adapter(low_rank, adapter, base_name=checkpoints[0].base.name, dtype=torch.float8_e4m3fn)
+        checkpoints[0].replace(head=head).save(work / "mean", overwrite=True, adapter=adapter)
+    final, facts = calibrated(
+        Reranker.from_pretrained(work / "mean", engine="torch"), known,
+        {"ID dev": held_out, "OOD dev": data.of("ood_dev")}, asked.calibrate, work / "calibrate", seed=asked.seed,
+    )  # fmt: skip
+    # benchmarks/bundled/calibrations.py reads it there.
+    final.save(work / "calibrate" / "checkpoint", overwrite=True)
+    provenance = dict(checkpoints[-1].provenance)
+    of = [checkpoint.fingerprint for checkpoint in checkpoints]
+    provenance["stages"] = {
+        **provenance["stages"], "mean": {"of": of, "rank": low_rank.rank, "kept": low_rank.kept}, "calibrate": facts,
+    }  # fmt: skip
+    card = (rounds[-1] / "README.md").read_text("utf-8")
+    said = (
+        f"- Mean of the weights where this training began, after {len(of) - 2} more like it with other settings, and "
+        f"after it; as an adapter of rank {low_rank.rank}, which holds {low_rank.kept:.2%} of the mean squared "
+        "difference.\n"
+        f"- Calibration on {facts['pairs']} pairs: {Calibration.from_dict(facts['calibration'])}; NLL "
+        f"{facts['nll_before']:.4f} → {facts['nll_after']:.4f}, ECE {facts['ece_before']:.4f} → "
+        f"{facts['ece_after']:.4f}."
+    )
+    saved = final.replace(provenance=provenance).save(output, overwrite=True, card=CALIBRATED.sub(said, card))
+    click.echo(f"{output}: {saved.fingerprint}; {facts}")
+
+
+if __name__ == "__main__":
+    main()

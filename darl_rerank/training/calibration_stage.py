@@ -1,0 +1,76 @@
+"""The stage that ends a training: novelty on the final model's own features, then the calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from darl_rerank.checkpoint import Checkpoint
+from darl_rerank.novelty import fit_novelty, middle_layer
+from darl_rerank.reranker import Reranker
+from darl_rerank.trec.graded_pairs import GradedPair
+
+from .calibrate import fit_calibration
+from .features import extract_features
+from .labels import label_matrix, sampled_queries
+from .recipe import CalibrateStage
+
+# Novelty statistics of a training set are a mean, covariances and a sample: more pairs than this change little.
+_NOVELTY_PAIRS = 5_000
+
+
+def calibrated(
+    reranker: Reranker,
+    known: Sequence[GradedPair],
+    sets: Mapping[str, Sequence[GradedPair]],
+    stage: CalibrateStage,
+    folder: Path,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """The model's checkpoint with novelty and calibration, and what was found in fitting them.
+
+    Args:
+        reranker: the final model; what it has of both does not count.
+        known: pairs that people judged, of what it was trained on; some of their queries are drawn if they are many.
+        sets: held-out pairs by name, those of the same queries' kind first: novelty's percentiles are of these.
+        stage: what the calibration is, and whether soft labels count for it.
+        folder: keeps features, so that an interrupted stage goes on.
+        seed: of the draw.
+        progress: show rate and time left on stderr.
+    """
+    pairs = sampled_queries(known, _NOVELTY_PAIRS, seed)
+    grades = len(reranker.scale)
+    trained = extract_features(reranker, pairs, folder / "training", progress=progress, description="novelty")
+    seen = {
+        name: extract_features(
+            reranker, members, folder / name.replace(" ", "-"), progress=progress, description=name
+        )
+        for name, members in sets.items()
+    }  # fmt: skip
+    first = next(iter(sets))
+    model = fit_novelty(
+        trained.features, seen[first].features, weights=middle_layer(trained.features.shape[1]),
+        k=min(10, len(pairs) - 1), seed=seed,
+    )  # fmt: skip
+    novelty = {name: model.score(seen[name].features) for name in sets}
+    columns = []
+    for name, members in sets.items():
+        told = np.array([stage.soft or pair.probabilities is None for pair in members])
+        if told.any():
+            # The sets count alike, however many pairs they have.
+            weights = np.full(told.sum(), 1 / told.sum())
+            labels = label_matrix(members, grades)
+            columns.append((np.asarray(seen[name].logits)[told], labels[told], novelty[name][told], weights))
+    logits, labels, novelties, weights = map(np.concatenate, zip(*columns, strict=True))
+    fit = fit_calibration(
+        logits, labels, novelty=novelties, with_novelty=stage.novelty, with_bias=stage.bias, weights=weights
+    )
+    medians = {name: float(np.median(found)) for name, found in novelty.items()}
+    facts = {**asdict(fit), "calibration": fit.calibration.to_dict(), "median_novelty": medians}
+    return reranker.checkpoint.replace(novelty=model, calibration=fit.calibration), facts
