@@ -142,6 +142,9 @@ def load_source(source: Source, grades: int, *, seed: int = 0, excluded: Exclusi
         order = order[: source.max_queries + source.dev_queries]
     most = source.max_documents
     chosen = {qid: queries[qid] if most is None else spread(queries[qid], most, rng) for qid in order}
+    # Said, since the default is for few documents a query: of long lists it would leave out most, unseen.
+    if left_out := sum(len(queries[qid]) - len(chosen[qid]) for qid in order):
+        counts["left out by max_documents"] = left_out
     if source.negatives is not None:
         _add_negatives(source, source.negatives, grades, chosen, pairs, rng, excluded, counts)
     if source.dev_queries >= len(order):

@@ -146,6 +146,12 @@ def test_spread_takes_labels_in_turn() -> None:
     assert grades == [0, 0, 1, 1, 3]
 
 
+def test_documents_beyond_the_most_are_counted(collection: Path) -> None:
+    found = load_source(source(collection, max_documents=1), 4)
+    assert len(found.train) == QUERIES == found.counts["left out by max_documents"]
+    assert "left out by max_documents" not in load_source(source(collection, max_documents=2), 4).counts
+
+
 def test_near_duplicates_are_counted_and_shared_queries_refused() -> None:
     text = " ".join(f"word{i}" for i in range(40))
     train = [GradedPair("a", text, 1, None, "a"), GradedPair("b", "something else entirely here now", 0, None, "b")]
