@@ -212,8 +212,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, dropout: float) -> Tensor:
     """The same by torch's fused kernels.
 
-    cuDNN's are left out: they plan each new shape anew, and nearly every step has one. Of the others only the
-    memory-efficient kernel takes a mask, and none that does takes fewer key heads, so these are repeated.
+    cuDNN's are left out: they plan each new shape anew, and nearly every step has one. The memory-efficient kernel
+    takes a mask, but no fewer heads for keys than for queries, so keys and values are repeated.
     """
     repeats = q.shape[1] // k.shape[1]
     k, v = (part.repeat_interleave(repeats, dim=1) for part in (k, v))
