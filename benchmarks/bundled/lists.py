@@ -33,12 +33,14 @@ from darl_rerank.trec.qrels import read_qrels
 from darl_rerank.trec.topics import read_topics
 
 BINARY = {"0": "passed over", "1": "chosen"}
-# Documents of a list: how many of the encoder's places so far.
+# Documents of a list: how many are drawn, and down to which place in the encoder's order.
 PLACES = ((8, 12), (6, 50), (4, 250))
 RANDOM, JUDGED = 2, 4
 TITLES, SEARCHES = "natural-questions-titles", "product-keywords"
 TITLE_QUERIES, KEYWORD_QUERIES = 4000, 4000
 KEYWORD_OTHERS = {"all words": 3, "some words": 5, "no word": 2}
+# P(label | grade), up to a factor, where nobody could have said anything.
+UNASKED = (1.0, 1.0, 1.0, 1.0)
 BLOCK = 512
 
 
@@ -108,7 +110,7 @@ def main(
                 asked = {qid: asked[qid] for qid in rng.sample(sorted(asked), most)}
                 rows = list(listed(data, name, lists, asked, judge, rng))
                 cosine = cosines(judge, [row["query"] for row in rows], [row["document"] for row in rows])
-                likelihood = [LIKELIHOOD.get(row.pop("label"), (1.0,) * 4) for row in rows]
+                likelihood = [LIKELIHOOD[label] if (label := row.pop("label")) else UNASKED for row in rows]
                 write(path, rows, posterior(prior, cosine[:, None], np.array(likelihood)))
         summary(path)
 

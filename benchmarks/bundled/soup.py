@@ -36,12 +36,21 @@ CALIBRATED = re.compile(r"^- Calibration on .*$", re.MULTILINE)
 @click.argument("rounds", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
 def main(recipe: Path, output: Path, rounds: tuple[Path, ...]) -> None:
     asked = read_recipe(recipe)
-    assert asked.calibrate is not None
+    if asked.calibrate is None:
+        raise click.UsageError(f"{recipe}: says nothing of calibration, expected [calibrate]")
+    if len(rounds) < 2:
+        raise click.UsageError(
+            f"expected the round that others began from and one of these at least, got {len(rounds)}"
+        )
     data = load_training_set(asked)
     known, held_out = data.judged
     checkpoints = [Checkpoint.load(path) for path in rounds]
-    folders = [checkpoint.adapter_folder for checkpoint in checkpoints]
-    low_rank = mean_adapter([read_adapter(folder) for folder in folders if folder is not None])
+    adapters = []
+    for path, checkpoint in zip(rounds, checkpoints, strict=True):
+        if checkpoint.adapter_folder is None:
+            raise click.UsageError(f"{path}: expected a checkpoint with an adapter")
+        adapters.append(read_adapter(checkpoint.adapter_folder))
+    low_rank = mean_adapter(adapters)
     heads = [checkpoint.head for checkpoint in checkpoints]
     head = Head(
         *(sum(values) / np.float32(len(heads)) for values in zip(*((h.weight, h.bias) for h in heads), strict=True))

@@ -59,8 +59,8 @@ CHOSEN_FROM = {
     "with_msmarco": "the same with lists of MS MARCO among the others",
     "soup": "the mean of the first three (ships)",
 }
-# The others have round 4's still, so that their RPS would say little.
-OWN_CALIBRATION = ("fourth", "fifth", "soup")
+# Which of them are compared with one another, too.
+SIDE_BY_SIDE = (("soup", "fifth"), ("with_msmarco", "half_rate"))
 # Below this the checkpoint trained without MS MARCO ships; set before it was trained.
 WORTH_THE_LICENCE = 0.03
 
@@ -140,13 +140,16 @@ def choice() -> str | None:
     values = result(CHOICE)
     if values is None:
         return None
+    on = {name: values["checkpoints"][name]["sources"][CHOOSES] for name in CHOSEN_FROM}
     rows = []
     for name, label in CHOSEN_FROM.items():
-        found = values["checkpoints"][name]["sources"][CHOOSES]
+        found = on[name]
         difference = "" if name == "fourth" else _difference(found["difference"])
-        rps = f"{found['rps']:.3f}" if name in OWN_CALIBRATION else ""
-        rows.append([label, f"{found['nDCG@10']:.3f}", difference, rps])
-    return f"{table(['', 'nDCG@10', 'difference', 'RPS'], rows)}\n\n{source(values, CHOICE)}"
+        rows.append([label, f"{found['nDCG@10']:.3f}", difference, f"{found['rps']:.3f}"])
+    more = "; ".join(
+        f"{CHOSEN_FROM[one]} less {CHOSEN_FROM[other]}: {_more(on[one], on[other])}" for one, other in SIDE_BY_SIDE
+    )
+    return f"{table(['', 'nDCG@10', 'difference', 'RPS'], rows)}\n\nPaired: {more} {source(values, CHOICE)}."
 
 
 def msmarco() -> str | None:
