@@ -37,7 +37,8 @@ the encoder's weights rounded to 8 bits; where titles of articles are the querie
 trained on an NVIDIA H200 with torch 2.11.0, transformers 5.17.0 and peft 0.21.0. What its lists have in common with
 trec-dl-2021 was counted there and not kept; a query in common would have ended the training. So those judgements, and
 what the encoders had learned from, MS MARCO among it, had a say in the labels, though no text of MS MARCO was trained
-on. The passages of trec-dl-2021 with people's grades chose temperature and biases.
+on. The passages of trec-dl-2021 with people's grades chose temperature and biases, and novelty knows half of its
+queries' passages.
 """
 
 
@@ -101,6 +102,9 @@ def described(values: dict[str, Any]) -> str:
             f"Novelty tells {name} from {values['novelty reference']}: AUROC {cell(found['auroc'])}."
             for name, found in values.get("novelty", {}).items()
         ),
+        "It is above 95 for "
+        + ", ".join(f"{share:.0%} of {name}" for name, share in values["warned of"].items())
+        + ".",
         "",
     ]
     return "\n".join(lines)

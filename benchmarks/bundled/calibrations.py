@@ -3,9 +3,8 @@
     python benchmarks/bundled/calibrations.py RECIPE WORK
 
 WORK is the folder of the training (rounds/fourth.work), whose calibrate stage left logits and features. Each
-calibration is fitted as there: on what the recipe holds out, whose labels are soft, and on four folds of the queries
-of its sources for "ood_dev", which people graded; or on the latter alone. Measured is the fifth fold. Writes
-results/bundled_calibrations.json.
+calibration is fitted as there: on what the recipe holds out with soft labels, and on four folds of the queries that
+people graded; or on the latter alone. Measured is the fifth fold. Writes results/bundled_calibrations.json.
 """
 
 from __future__ import annotations
@@ -17,12 +16,17 @@ from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from provenance import write_result
 
 from darl_rerank import Checkpoint
-from darl_rerank.evaluation.calibration import expected_calibration_error, negative_log_likelihood
+from darl_rerank.evaluation.calibration import (
+    expected_calibration_error,
+    negative_log_likelihood,
+    ranked_probability_score,
+)
 from darl_rerank.training.calibrate import fit_calibration
 from darl_rerank.training.features import open_features
 from darl_rerank.training.labels import label_matrix, numbered
@@ -39,14 +43,23 @@ FOLDS = 5
 def main(recipe: Path, work: Path, seed: int) -> None:
     asked = read_recipe(recipe)
     data = load_training_set(asked)
-    held_out, graded = data.judged[1], data.of("ood_dev")
-    seen = [open_features(work / "calibrate" / name) for name in ("ID-dev", "OOD-dev")]
-    if [len(held_out), len(graded)] != [len(found) for found in seen]:
+    assert asked.calibrate is not None
+    sets = data.calibration_sets(novelty=asked.calibrate.novelty)
+    seen = [open_features(work / "calibrate" / name.replace(" ", "-")) for name in sets]
+    if [len(pairs) for pairs in sets.values()] != [len(found) for found in seen]:
         raise click.UsageError(f"{work}: the stage looked at other pairs than the recipe's; train it with this recipe")
     checkpoint = Checkpoint.load(work / "calibrate" / "checkpoint")
-    novelty = [checkpoint.novelty.score(found.features) for found in seen]
-    logits = [np.asarray(found.logits, dtype=np.float64) for found in seen]
-    labels = [label_matrix(pairs, asked.grades).astype(np.float64) for pairs in (held_out, graded)]
+    held_out = [pair for pairs in sets.values() for pair in pairs]
+    hard = np.array([pair.probabilities is None for pair in held_out])
+
+    def parted(values: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of soft labels and of people's grades."""
+        return values[~hard].astype(np.float64), values[hard].astype(np.float64)
+
+    novelty = parted(np.concatenate([checkpoint.novelty.score(found.features) for found in seen]))
+    logits = parted(np.concatenate([found.logits for found in seen]))
+    labels = parted(label_matrix(held_out, asked.grades))
+    graded = [pair for pair in held_out if pair.probabilities is None]
     queries = numbered(pair.qid for pair in graded)
     fold = np.random.default_rng(seed).permutation(int(queries.max()) + 1)[queries] % FOLDS
     values: dict[str, Any] = {
@@ -58,30 +71,32 @@ def main(recipe: Path, work: Path, seed: int) -> None:
         told = np.zeros_like(labels[1])
         for number in range(FOLDS):
             others = fold != number
-            sets = [(logits[1][others], labels[1][others], novelty[1][others])]
+            fitted = [(logits[1][others], labels[1][others], novelty[1][others])]
             if not alone:
-                sets.append((logits[0], labels[0], novelty[0]))
+                fitted.append((logits[0], labels[0], novelty[0]))
             fit = fit_calibration(
-                np.concatenate([a for a, _, _ in sets]),
-                np.concatenate([b for _, b, _ in sets]),
-                novelty=np.concatenate([c for _, _, c in sets]),
+                np.concatenate([a for a, _, _ in fitted]),
+                np.concatenate([b for _, b, _ in fitted]),
+                novelty=np.concatenate([c for _, _, c in fitted]),
                 with_novelty=with_novelty,
                 with_bias=with_bias,
-                weights=np.concatenate([np.full(len(a), 1 / len(a)) for a, _, _ in sets]),
+                weights=np.concatenate([np.full(len(a), 1 / len(a)) for a, _, _ in fitted]),
             )
             told[~others] = fit.calibration.probabilities(logits[1][~others], novelty[1][~others])
         name = " and ".join(("temperature", *["novelty"] * with_novelty, *["biases"] * with_bias))
         name += ", of people's grades alone" if alone else ", of all that is held out"
         found = {
             "nll": float(negative_log_likelihood(labels[1], told)),
+            "rps": float(ranked_probability_score(grades, told)),
             "ece": float(expected_calibration_error(grades, told)),
             "confidence": float(told.max(axis=1).mean()), "accuracy": float((told.argmax(axis=1) == grades).mean()),
             "mean": told.mean(axis=0).tolist(),
         }  # fmt: skip
         values["calibrations"][name] = found
+        measures = ", ".join(f"{measure} {found[measure]:.4f}" for measure in ("nll", "rps", "ece"))
         click.echo(
-            f"{name}: NLL {found['nll']:.4f}, ECE {found['ece']:.4f}, confidence {found['confidence']:.3f}, "
-            f"accuracy {found['accuracy']:.3f}, mean {np.round(found['mean'], 3)}"
+            f"{name}: {measures}, confidence {found['confidence']:.3f}, accuracy {found['accuracy']:.3f}, "
+            f"mean {np.round(found['mean'], 3)}"
         )
     click.echo(f"people's grades: {np.round(values['shares'], 3)}")
     click.echo(f"written: {write_result('bundled_calibrations', values)}", err=True)

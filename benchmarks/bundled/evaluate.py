@@ -7,7 +7,8 @@
   were judged meets more of those. So also: how many of the first ten are judged, nDCG@10 of the judged documents alone
   (trec_eval -J), and both orders fused by reciprocal rank.
 - Icecat (product search), BM25 top 100: the same.
-- Novelty of Icecat's judged pairs and of medquad's (medical questions with their answers) against trec-dl-2019's.
+- Novelty of Icecat's judged pairs and of medquad's (medical questions with their answers) against trec-dl-2019's, and
+  how many of each a threshold of 95 would warn of.
 - Size of the folder, time to load it.
 
 FOLDER keeps the reranked runs: a run that was ended goes on. Writes results/NAME.json.
@@ -51,6 +52,8 @@ JUDGED_ONLY = "nDCG(judged_only=True)@10"
 SHOWN = 10
 WEB, SHOP, MEDICAL = "trec-dl-2019", "icecat", "medquad"
 MEDICAL_PAIRS = 300
+# A novelty above this is read as a warning: of pairs like the held-out ones it is raised by one in twenty.
+WARNS = 95
 
 
 @click.command(help=__doc__)
@@ -169,7 +172,11 @@ def on_pairs(judged: list[dict[str, Any]], gains: Any, names: tuple[str, ...]) -
     )  # fmt: skip
     # Its grades are no grades.
     groups = {group: found for group, found in result["groups"].items() if group != MEDICAL}
-    return {"pairs": groups, "novelty": result["novelty"], "novelty reference": result["reference"]}
+    found = {"pairs": groups, "novelty": result["novelty"], "novelty reference": result["reference"]}
+    if novelty is not None:
+        of = np.array([pair["group"] for pair in judged])
+        found["warned of"] = {str(group): float((novelty[of == group] > WARNS).mean()) for group in np.unique(of)}
+    return found
 
 
 def show(values: Mapping[str, Any]) -> None:
@@ -194,6 +201,8 @@ def show(values: Mapping[str, Any]) -> None:
             f"novelty of {part} against {values['novelty reference']}: AUROC {auroc['value']:.3f} "
             f"[{auroc['low']:.3f}, {auroc['high']:.3f}], FPR95 {fpr['value']:.3f}"
         )
+    if warned := values.get("warned of"):
+        click.echo(f"novelty above {WARNS}: " + ", ".join(f"{share:.0%} of {part}" for part, share in warned.items()))
     click.echo(f"{sum(values['bytes'].values()) / 2**20:.1f} MiB, loaded in {values['load_seconds']:.1f} s")
 
 

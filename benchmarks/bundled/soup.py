@@ -43,7 +43,6 @@ def main(recipe: Path, output: Path, rounds: tuple[Path, ...]) -> None:
             f"expected the round that others began from and one of these at least, got {len(rounds)}"
         )
     data = load_training_set(asked)
-    known, held_out = data.judged
     checkpoints = [Checkpoint.load(path) for path in rounds]
     adapters = []
     for path, checkpoint in zip(rounds, checkpoints, strict=True):
@@ -62,8 +61,8 @@ def main(recipe: Path, output: Path, rounds: tuple[Path, ...]) -> None:
         save_as_adapter(low_rank, adapter, base_name=checkpoints[0].base.name, dtype=torch.float8_e4m3fn)
         checkpoints[0].replace(head=head).save(work / "mean", overwrite=True, adapter=adapter)
     final, facts = calibrated(
-        Reranker.from_pretrained(work / "mean", engine="torch"), known,
-        {"ID dev": held_out, "OOD dev": data.of("ood_dev")}, asked.calibrate, work / "calibrate", seed=asked.seed,
+        Reranker.from_pretrained(work / "mean", engine="torch"), data.judged[0],
+        data.calibration_sets(novelty=asked.calibrate.novelty), asked.calibrate, work / "calibrate", seed=asked.seed,
     )  # fmt: skip
     # benchmarks/bundled/calibrations.py reads it there.
     final.save(work / "calibrate" / "checkpoint", overwrite=True)
@@ -73,10 +72,17 @@ def main(recipe: Path, output: Path, rounds: tuple[Path, ...]) -> None:
         **provenance["stages"], "mean": {"of": of, "rank": low_rank.rank, "kept": low_rank.kept}, "calibrate": facts,
     }  # fmt: skip
     card = (rounds[-1] / "README.md").read_text("utf-8")
+    known = "".join(
+        f"- {source.source.name} (known): {len(source.train)} pairs are no news to novelty, like those of the rounds "
+        f"that people judged; {len(source.dev)} of its other queries are among those that make the percentiles; "
+        f"licence: {source.source.licence}.\n"
+        for source in data.sources
+        if source.source.use == "known"
+    )
     said = (
         f"- Mean of the weights where this training began, after {len(of) - 2} more like it with other settings, and "
         f"after it; as an adapter of rank {low_rank.rank}, which holds {low_rank.kept:.2%} of the mean squared "
-        "difference.\n"
+        f"difference.\n{known}"
         f"- Calibration on {facts['pairs']} pairs: {Calibration.from_dict(facts['calibration'])}; NLL "
         f"{facts['nll_before']:.4f} → {facts['nll_after']:.4f}, ECE {facts['ece_before']:.4f} → "
         f"{facts['ece_after']:.4f}."

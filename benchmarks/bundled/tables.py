@@ -19,7 +19,7 @@ from page import DOCS, command, percent, result, source, table
 from darl_rerank.evaluation.significance import paired_test
 
 PAGE = DOCS / "checkpoint.md"
-WEB, SHOP, CHOOSES = "trec-dl-2019", "icecat", "trec-dl-2021"
+WEB, SHOP, MEDICAL, CHOOSES = "trec-dl-2019", "icecat", "medquad", "trec-dl-2021"
 SHIPS, CALIBRATIONS = "bundled", "bundled_calibrations"
 WITH = "bundled_with_msmarco"
 WITHOUT, SECOND = "bundled_first_round_without_msmarco", "bundled_second_round_without_msmarco"
@@ -27,6 +27,7 @@ THIRD = "bundled_third_round_without_msmarco"
 FOURTH = "bundled_fourth_round_without_msmarco"
 AGAIN = "bundled_with_msmarco_fifth"
 ALONE, CHOICE = "bundled_fifth_round_alone", "bundled_fifth_choice"
+BEFORE, PEOPLE = "bundled_mean_as_round_four", "bundled_with_msmarco_sixth"
 ROUNDS = {
     "bundled_first_training": "a first try: LoRA on 12,782 pairs without MS MARCO",
     "bundled_first_round": "with MS MARCO, round 1: all weights, 15,060 pairs",
@@ -38,7 +39,9 @@ ROUNDS = {
     FOURTH: "round 4: its adapter, 18,759 pairs, as round 3 on further questions",
     AGAIN: "another round 5, with MS MARCO: its adapter, 11,286 pairs, the better encoder's labels",
     ALONE: "round 5: its adapter, 145,597 pairs, mostly of long lists",
-    SHIPS: "the mean of rounds 4, 5, and 5 at half the rate (ships)",
+    BEFORE: "the mean of rounds 4, 5, and 5 at half the rate, calibrated as round 4",
+    SHIPS: "the same, calibrated on people's grades alone, which novelty half knows (ships)",
+    PEOPLE: "a round 6 after it, with MS MARCO: people's grades of 40 queries' lists",
 }
 # What a CrossEncoder is of, and the checkpoint of darl-rerank that had the same pairs to train on.
 CROSS_ENCODERS = {
@@ -50,6 +53,7 @@ WITH_AND_WITHOUT = (
     ("round 1", "bundled_first_round", WITHOUT),
     ("four rounds", WITH, FOURTH),
     ("the one without, after a round 5 of 11,286 pairs with it", AGAIN, FOURTH),
+    ("the mean of rounds 4 and 5, after a round 6 on people's grades of it", PEOPLE, BEFORE),
 )
 # What choose.py calls a checkpoint, and what it is.
 CHOSEN_FROM = {
@@ -187,15 +191,33 @@ def unjudged() -> str | None:
     return f"{table(head, rows)}\n\n{source(values, SHIPS)}"
 
 
+def novelty() -> str | None:
+    rows = []
+    for name, label in ((BEFORE, "known: what was trained on"), (SHIPS, "and half of trec-dl-2021's queries (ships)")):
+        values = result(name)
+        if values is None or "warned of" not in values:
+            return None
+        rows.append([
+            label, *(_interval(values["novelty"][part]["auroc"]) for part in (SHOP, MEDICAL)),
+            *(percent(values["warned of"][part]) for part in (WEB, SHOP, MEDICAL)),
+        ])  # fmt: skip
+    head = ["", "AUROC, products", "AUROC, medical", "warned of: web", "products", "medical"]
+    return f"{table(head, rows)}\n\n(`results/{BEFORE}.json`, `results/{SHIPS}.json`)"
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
 def calibrations() -> str | None:
     values = result(CALIBRATIONS)
     if values is None:
         return None
     rows = [
-        [name, f"{found['nll']:.3f}", f"{found['ece']:.3f}", f"{found['confidence']:.3f}", f"{found['accuracy']:.3f}"]
+        [name, *(f"{found[measure]:.3f}" for measure in ("nll", "rps", "ece", "confidence", "accuracy"))]
         for name, found in values["calibrations"].items()
     ]
-    head = ["fitted", "NLL", "ECE", "mean confidence", "accuracy"]
+    head = ["fitted", "NLL", "RPS", "ECE", "mean confidence", "accuracy"]
     return f"{table(head, rows)}\n\n{values['pairs']:,} pairs {source(values, CALIBRATIONS)}"
 
 
@@ -204,7 +226,7 @@ def _difference(values: list[float]) -> str:
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-TABLES = (size, rounds, calibrations, choice, instead, msmarco, unjudged)
+TABLES = (size, rounds, novelty, calibrations, choice, instead, msmarco, unjudged)
 
 
 if __name__ == "__main__":

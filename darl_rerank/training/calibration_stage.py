@@ -20,7 +20,7 @@ from .labels import label_matrix, sampled_queries
 from .recipe import CalibrateStage
 
 # Novelty statistics of a training set are a mean, covariances and a sample: more pairs than this change little.
-_NOVELTY_PAIRS = 5_000
+NOVELTY_PAIRS = 5_000
 
 
 def calibrated(
@@ -37,14 +37,16 @@ def calibrated(
 
     Args:
         reranker: the final model; what it has of both does not count.
-        known: pairs that people judged, of what it was trained on; some of their queries are drawn if they are many.
-        sets: held-out pairs by name, those of the same queries' kind first: novelty's percentiles are of these.
+        known: pairs that people judged, of what it was trained on or is to know; some of their queries are drawn if
+            they are many.
+        sets: held-out pairs by name, those of the same queries' kind first: novelty's percentiles are of these. See
+            `TrainingSet.calibration_sets`.
         stage: what the calibration is, and whether soft labels count for it.
         folder: keeps features, so that an interrupted stage goes on.
         seed: of the draw.
         progress: show rate and time left on stderr.
     """
-    pairs = sampled_queries(known, _NOVELTY_PAIRS, seed)
+    pairs = sampled_queries(known, NOVELTY_PAIRS, seed)
     grades = len(reranker.scale)
     trained = extract_features(reranker, pairs, folder / "training", progress=progress, description="novelty")
     seen = {

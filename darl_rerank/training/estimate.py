@@ -11,6 +11,7 @@ import torch
 
 from darl_rerank.trec.graded_pairs import GradedPair
 
+from .calibration_stage import NOVELTY_PAIRS
 from .grade_model import load_grade_model
 from .labels import sampled_queries
 from .packing import pack
@@ -91,8 +92,8 @@ def estimate(recipe: Recipe, data: TrainingSet) -> list[StageEstimate]:
         count = len(recipe.interpolate.alphas)
         work = f"{count} weights of {dev + ood_dev:,} held-out pairs"
         found.append(_stage("merge", work, count * (dev + ood_dev), judging))
-    if recipe.calibrate is not None and dev:
-        known = min(train, 10_000) + dev + ood_dev
+    if recipe.calibrate is not None and data.judged[1]:
+        known = min(len(data.judged[0]), NOVELTY_PAIRS) + len(data.judged[1]) + ood_dev
         found.append(_stage("calibrate", f"features of {known:,} pairs", known, judging))
     if tests:
         found.append(_stage("evaluate", f"{tests:,} test pairs", tests, judging))

@@ -129,9 +129,9 @@ class RecipeReader:
         if given not in enough:
             found = ", ".join(sorted(given)) or "none of them"
             self.faults.append(f"{where}: expected pairs, or topics, corpus and qrels; found {found}")
-        only_train = sorted(values.keys() & {"dev_queries", "negatives", "weight", "judged"})
-        if use != "train" and only_train:
-            self.faults.append(f"{where}: {', '.join(only_train)} can't be given with use = {use!r}")
+        only_train = {"dev_queries", "negatives", "weight", "judged"} - ({"dev_queries"} if use == "known" else set())
+        if use != "train" and (unfit := sorted(values.keys() & only_train)):
+            self.faults.append(f"{where}: {', '.join(unfit)} can't be given with use = {use!r}")
         targets = table.table("grades", None)
         grade_map = None
         if targets is not None:

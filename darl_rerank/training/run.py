@@ -35,9 +35,8 @@ from .selection.select_pairs import select_pairs
 from .stages import Stages, is_first_process, portable
 from .start import start_checkpoint
 from .steps import QueryExamples, query_examples
-from .training_set import TrainingSet
+from .training_set import ID_DEV, OOD_DEV, TrainingSet
 
-ID_DEV, OOD_DEV = "ID dev", "OOD dev"
 _STATE = "trainable.safetensors"
 
 
@@ -290,7 +289,8 @@ class _Training:
     ) -> dict[str, Any]:
         assert self.recipe.interpolate is not None
         encoder = checkpoint.encoder()
-        sets = self._dev_sets(self.data.dev)
+        sets = {ID_DEV: self.data.dev, OOD_DEV: self.data.of("ood_dev")}
+        sets = {name: pairs for name, pairs in sets.items() if pairs}
 
         def logits_at(alpha: float) -> Mapping[str, NDArray[np.float32]]:
             # Each α is kept: a kill costs one of them, not all.
@@ -316,18 +316,14 @@ class _Training:
         curve = alpha_curve(logits_at, graded, checkpoint.scale.gains, alphas=stage.alphas, choose_by=stage.choose_by)
         return curve.to_dict()
 
-    def _dev_sets(self, held_out: list[GradedPair]) -> dict[str, list[GradedPair]]:
-        sets = {ID_DEV: held_out, OOD_DEV: self.data.of("ood_dev")}
-        return {name: pairs for name, pairs in sets.items() if pairs}
-
     def _calibrate(self, folder: Path) -> dict[str, Any]:
         """Fit novelty on the final model's own features, then the temperature; on pairs that people judged."""
         stage = self.recipe.calibrate
         assert stage is not None
-        judged, held_out = self.data.judged
         final, facts = calibrated(
-            self._reranker(self._checkpoint("merge")), judged, self._dev_sets(held_out), stage, folder,
-            seed=self.recipe.seed, progress=self.progress,
+            self._reranker(self._checkpoint("merge")), self.data.judged[0],
+            self.data.calibration_sets(novelty=stage.novelty), stage, folder, seed=self.recipe.seed,
+            progress=self.progress,
         )  # fmt: skip
         final.save(folder / "checkpoint", overwrite=True)
         return facts

@@ -47,7 +47,9 @@ class Negatives:
     target: Target = 0
 
 
-USES = ("train", "pool", "ood_dev", "test", "ood_test")
+USES = ("train", "known", "pool", "ood_dev", "test", "ood_test")
+# Of these the model gets to know the pairs, and some queries are held out.
+LEARNED = ("train", "known")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,10 @@ class Source:
 
     Attributes:
         name: what it is called in counts and in the model card.
-        use: "train"; "pool", to select from (labels it may have are hidden); "ood_dev", out-of-distribution pairs for
-            interpolation and calibration; "test" and "ood_test", for the report.
+        use: "train"; "known", judged pairs like those the model is for, not trained on but no news either: novelty is
+            fitted on them beside what is trained on, calibration on those that are held out (on all, if the temperature
+            doesn't follow novelty); "pool", to select from (labels it may have are hidden); "ood_dev",
+            out-of-distribution pairs for interpolation and calibration; "test" and "ood_test", for the report.
         pairs: JSONL of graded pairs; or None with the next three.
         topics, corpus, qrels: as in TREC.
         run: for a pool, the run whose documents it is made of, instead of qrels.
@@ -70,7 +74,7 @@ class Source:
             order is that of a digest of the query's text, so it is the same in every source and every run.
         max_queries: at most so many queries, drawn at random; all if None.
         max_documents: at most so many documents a query, its labels as even as they can be; all if None.
-        dev_queries: of a training source, how many queries are held out for development.
+        dev_queries: of a training or known source, how many queries are held out for development.
         weight: what an example counts in the loss.
         judged: of a training source, whether people judged its pairs. Those of one that is made up are trained on, but
             calibration and novelty are not fitted on them: what nobody judged, the model can't be said to know.
@@ -108,7 +112,7 @@ class SourcePairs:
     Attributes:
         source: where it is from.
         train, dev: its pairs, those of one query one after the other; no query is in both. Of a source for another
-            use than training, all are in `train`.
+            use than training or being known, all are in `train`.
         counts: what was read, drawn and left out, by name.
     """
 
@@ -134,7 +138,7 @@ def load_source(source: Source, grades: int, *, seed: int = 0, excluded: Exclusi
     pairs = _mapped_pairs(source, grades)
     counts = {"judged": len(pairs)}
     queries = _in_part(_by_query(_grouped(source, pairs)), source.part)
-    if excluded is not None and source.use in ("train", "pool"):
+    if excluded is not None and source.use in (*LEARNED, "pool"):
         queries = excluded.filter(queries, counts)
     order = sorted(queries)
     rng.shuffle(order)

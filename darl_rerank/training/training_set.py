@@ -11,9 +11,12 @@ from darl_rerank.trec.graded_pairs import GradedPair
 
 from .leaks import find_leaks, refuse_shared_queries
 from .recipe import Recipe
-from .sources import Exclusions, SourcePairs, load_source
+from .sources import LEARNED, Exclusions, SourcePairs, load_source
 from .start import start_checkpoint, that_fit
 from .steps import QueryExamples, query_examples
+
+# Names of held-out pairs, by where they are from.
+ID_DEV, OOD_DEV = "ID dev", "OOD dev"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +41,26 @@ class TrainingSet:
 
     @property
     def dev(self) -> list[GradedPair]:
-        """In-distribution pairs held out of the training sources."""
+        """In-distribution pairs, held out of the sources that are trained on or known."""
         return [pair for source in self.sources for pair in source.dev]
 
     @property
     def judged(self) -> tuple[list[GradedPair], list[GradedPair]]:
-        """Of `train` and of `dev` what is of sources that people judged: what calibration and novelty are fitted on."""
-        of_people = [source for source in self.sources if source.source.use == "train" and source.source.judged]
+        """What people judged of the sources that are trained on or known, and of `dev`: novelty and calibration are
+        fitted on these."""
+        of_people = [source for source in self.sources if source.source.use in LEARNED and source.source.judged]
         return [p for source in of_people for p in source.train], [p for source in of_people for p in source.dev]
+
+    def calibration_sets(self, *, novelty: bool) -> dict[str, list[GradedPair]]:
+        """What calibration is fitted on, by name; those that novelty's percentiles are of stand first.
+
+        Args:
+            novelty: whether the temperature is to follow novelty. If so, known pairs say nothing of it: it is fitted
+                on them, so that they are less strange to it than others like them.
+        """
+        known = [] if novelty else self.of("known")
+        sets = {ID_DEV: self.judged[1], "known": known, OOD_DEV: self.of("ood_dev")}
+        return {name: pairs for name, pairs in sets.items() if pairs}
 
     def examples(self, grades: int) -> list[QueryExamples]:
         """The training examples, each with its source's weight."""
@@ -78,8 +93,9 @@ def load_training_set(recipe: Recipe) -> TrainingSet:
     """Read all sources of a recipe and check that none of what is tested on is trained on.
 
     Raises:
-        InputError: a source can't be read, or training pairs (or the pool) share queries with test pairs, or with
-            the out-of-distribution development pairs, or no held-out pair has a grade where soft labels don't count.
+        InputError: a source can't be read, or training pairs (or the pool) share queries with test pairs, with known
+            ones or with out-of-distribution development pairs, or no held-out one has a grade and soft labels don't
+            count.
     """
     excluded = Exclusions(recipe.exclude_topics, recipe.exclude_corpora)
     encoder = start_checkpoint(recipe.model).encoder()
@@ -87,10 +103,12 @@ def load_training_set(recipe: Recipe) -> TrainingSet:
         _that_fit(load_source(s, recipe.grades, seed=recipe.seed, excluded=excluded), encoder) for s in recipe.sources
     )
     overlaps = []
-    for tested in (source for source in sources if source.source.use in ("test", "ood_test", "ood_dev")):
-        for trained in (source for source in sources if source.source.use in ("train", "pool")):
+    # What is known but not trained on is tested on as well: calibration is fitted on it.
+    for tested in (source for source in sources if source.source.use in ("known", "test", "ood_test", "ood_dev")):
+        seen = ("train", "pool") if tested.source.use == "known" else (*LEARNED, "pool")
+        for trained in (source for source in sources if source.source.use in seen):
             names = " and ".join(f"{s.source.use} source {s.source.name!r}" for s in (trained, tested))
-            leaks = find_leaks([*trained.train, *trained.dev], tested.train)
+            leaks = find_leaks([*trained.train, *trained.dev], [*tested.train, *tested.dev])
             refuse_shared_queries(names, leaks)
             overlaps.append(
                 f"{names}: {len(leaks.queries)} queries, {leaks.documents} documents in common, "
@@ -107,11 +125,11 @@ def _check_calibration(recipe: Recipe, data: TrainingSet) -> None:
     """That there are pairs to calibrate on."""
     if recipe.calibrate is None or recipe.calibrate.soft:
         return
-    held_out = (*data.judged[1], *data.of("ood_dev"))
-    if held_out and all(pair.probabilities is not None for pair in held_out):
+    sets = data.calibration_sets(novelty=recipe.calibrate.novelty)
+    if sets and all(pair.probabilities is not None for pairs in sets.values() for pair in pairs):
         raise InputError(
             'calibrate.soft = false leaves no pairs: all labels held out are soft, expected a source for "ood_dev" or '
-            "one with dev_queries that has grades",
+            "one with dev_queries, that has grades",
             path=recipe.path,
         )
 

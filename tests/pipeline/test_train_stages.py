@@ -185,6 +185,28 @@ batch = 16
     assert checkpoint.provenance["stages"]["calibrate"]["pairs"] == 6 * 4
 
 
+def test_known_pairs_are_not_trained_on_and_no_news(data: Path, tiny_model: Path) -> None:
+    texts(data, "field", 100, 10)
+    recipe = data / "recipe.toml"
+    home = f'[model]\ncheckpoint = "{tiny_model}"\n[[source]]\nname = "home"\npairs = "train.jsonl"\ndev_queries = 6\n'
+    field = '[[source]]\nname = "field"\nuse = "known"\npairs = "field.jsonl"\ndev_queries = 4\n'
+    rest = '[finetune]\nweights = "head"\nbatch = 16\n'
+    recipe.write_text(home + field + rest)
+    result = train(recipe, data / "model")
+    assert result.exit_code == 0, result.output
+    checkpoint = Checkpoint.load(data / "model")
+    assert checkpoint.novelty is not None
+    assert checkpoint.provenance["stages"]["finetune-0"]["queries"] == 18
+    assert checkpoint.novelty.settings["training_pairs"] == (18 + 6) * 4
+    assert checkpoint.novelty.settings["held_out_pairs"] == (6 + 4) * 4
+    assert checkpoint.provenance["stages"]["calibrate"]["pairs"] == (6 + 4) * 4
+    assert "| field | known | 10 | 24 | 16 |" in (data / "model" / "README.md").read_text()
+    shutil.copy(data / "train.jsonl", data / "field.jsonl")
+    overlap = train(recipe, data / "other")
+    assert overlap.exit_code == 3
+    assert "train source 'home' and known source 'field' share 24 queries" in overlap.output
+
+
 def test_calibration_on_grades_alone(data: Path, tiny_model: Path) -> None:
     soft = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
     for line in soft:

@@ -93,6 +93,7 @@ def test_all_faults_are_reported_together(write: Path) -> None:
         (SOURCE + "[select]\nbudget = 3\n", 'select needs a [[source]] with use = "pool"'),
         (SOURCE + "[probe]\n", "need held-out queries"),
         (SOURCE + 'use = "test"\ndev_queries = 2\n', "dev_queries can't be given with use = 'test'"),
+        (SOURCE + 'use = "known"\njudged = false\n', "judged can't be given with use = 'known'"),
         (SOURCE + 'use = "pool"\njudged = false\n', "judged can't be given with use = 'pool'"),
         (SOURCE + "judged = 0\n", "judged: expected true or false, found 0"),
         (SOURCE + "[finetune]\nlearning_rate = 0\n", "out of range: learning_rate = 0"),
