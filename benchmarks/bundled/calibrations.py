@@ -1,10 +1,12 @@
-"""How to calibrate: with a bias for each grade or not, on soft labels or not; five folds over what people graded.
+"""How to calibrate: with a bias for each grade or not, how much on soft labels; five folds over what people graded.
 
     python benchmarks/bundled/calibrations.py RECIPE WORK
 
 WORK is the folder of the training (rounds/fourth.work), whose calibrate stage left logits and features. Each
-calibration is fitted as there: on what the recipe holds out with soft labels, and on four folds of the queries that
-people graded; or on the latter alone. Measured is the fifth fold. Writes results/bundled_calibrations.json.
+calibration is fitted as there, to what the recipe holds out with soft labels and to four folds of the queries that
+people graded, and is measured on the fifth. On the soft labels it is measured too, in sample, as the mean over their
+collections of the divergence KL(label ‖ prediction): what suits web passages may suit nothing else. Temperatures that
+follow novelty are among them if the recipe's does. Writes results/bundled_calibrations.json.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ from darl_rerank.training.recipe import read_recipe
 from darl_rerank.training.training_set import load_training_set
 
 FOLDS = 5
+# Of the weight of all that a calibration is fitted to.
+SOFT_SHARES = (0.5, 0.25, 0.12, 0.0)
 
 
 @click.command(help=__doc__)
@@ -67,39 +71,51 @@ def main(recipe: Path, work: Path, seed: int) -> None:
         "seed": seed, "shares": labels[1].mean(axis=0).tolist(), "calibrations": {},
     }  # fmt: skip
     grades = labels[1].argmax(axis=1)
-    for alone, with_novelty, with_bias in product((False, True), repeat=3):
+    collections = np.array([pair.group for pair in held_out if pair.probabilities is not None])
+    of_novelty = (False, True) if asked.calibrate.novelty else (False,)
+    for share, with_novelty, with_bias in product(SOFT_SHARES, of_novelty, (False, True)):
         told = np.zeros_like(labels[1])
+        elsewhere = []
         for number in range(FOLDS):
             others = fold != number
-            fitted = [(logits[1][others], labels[1][others], novelty[1][others])]
-            if not alone:
-                fitted.append((logits[0], labels[0], novelty[0]))
-            fit = fit_calibration(
-                np.concatenate([a for a, _, _ in fitted]),
-                np.concatenate([b for _, b, _ in fitted]),
-                novelty=np.concatenate([c for _, _, c in fitted]),
+            calibration = fit_calibration(
+                np.concatenate([logits[0], logits[1][others]]),
+                np.concatenate([labels[0], labels[1][others]]),
+                novelty=np.concatenate([novelty[0], novelty[1][others]]),
                 with_novelty=with_novelty,
                 with_bias=with_bias,
-                weights=np.concatenate([np.full(len(a), 1 / len(a)) for a, _, _ in fitted]),
-            )
-            told[~others] = fit.calibration.probabilities(logits[1][~others], novelty[1][~others])
+                weights=np.r_[
+                    np.full(len(labels[0]), share / len(labels[0])), (1 - share) * others[others] / others.sum()
+                ],
+            ).calibration
+            told[~others] = calibration.probabilities(logits[1][~others], novelty[1][~others])
+            elsewhere.append(calibration.probabilities(logits[0], novelty[0]))
         name = " and ".join(("temperature", *["novelty"] * with_novelty, *["biases"] * with_bias))
-        name += ", of people's grades alone" if alone else ", of all that is held out"
+        name += f", soft labels {share:.0%}"
+        divergence = np.mean([
+            relative_entropy(labels[0][collections == one], np.mean(elsewhere, axis=0)[collections == one])
+            for one in np.unique(collections)
+        ])  # fmt: skip
         found = {
             "nll": float(negative_log_likelihood(labels[1], told)),
             "rps": float(ranked_probability_score(grades, told)),
             "ece": float(expected_calibration_error(grades, told)),
             "confidence": float(told.max(axis=1).mean()), "accuracy": float((told.argmax(axis=1) == grades).mean()),
-            "mean": told.mean(axis=0).tolist(),
+            "mean": told.mean(axis=0).tolist(), "divergence of soft labels": float(divergence),
         }  # fmt: skip
         values["calibrations"][name] = found
-        measures = ", ".join(f"{measure} {found[measure]:.4f}" for measure in ("nll", "rps", "ece"))
+        measures = ", ".join(f"{m} {found[m]:.4f}" for m in ("nll", "rps", "ece", "divergence of soft labels"))
         click.echo(
             f"{name}: {measures}, confidence {found['confidence']:.3f}, accuracy {found['accuracy']:.3f}, "
             f"mean {np.round(found['mean'], 3)}"
         )
     click.echo(f"people's grades: {np.round(values['shares'], 3)}")
     click.echo(f"written: {write_result('bundled_calibrations', values)}", err=True)
+
+
+def relative_entropy(labels: NDArray[np.float64], told: NDArray[np.float64]) -> float:
+    """The mean of KL(label ‖ told), in nats."""
+    return float(negative_log_likelihood(labels, told) - negative_log_likelihood(labels, labels))
 
 
 if __name__ == "__main__":

@@ -213,11 +213,11 @@ def calibrations() -> str | None:
     values = result(CALIBRATIONS)
     if values is None:
         return None
+    measures = ("nll", "rps", "ece", "confidence", "accuracy", "divergence of soft labels")
     rows = [
-        [name, *(f"{found[measure]:.3f}" for measure in ("nll", "rps", "ece", "confidence", "accuracy"))]
-        for name, found in values["calibrations"].items()
+        [name, *(f"{found[measure]:.3f}" for measure in measures)] for name, found in values["calibrations"].items()
     ]
-    head = ["fitted", "NLL", "RPS", "ECE", "mean confidence", "accuracy"]
+    head = ["fitted", "NLL", "RPS", "ECE", "mean confidence", "accuracy", "other collections: KL"]
     return f"{table(head, rows)}\n\n{values['pairs']:,} pairs {source(values, CALIBRATIONS)}"
 
 
