@@ -72,6 +72,7 @@ def main(recipe: Path, work: Path, seed: int) -> None:
     }  # fmt: skip
     grades = labels[1].argmax(axis=1)
     collections = np.array([pair.group for pair in held_out if pair.probabilities is not None])
+    soft = len(labels[0])
     of_novelty = (False, True) if asked.calibrate.novelty else (False,)
     for share, with_novelty, with_bias in product(SOFT_SHARES, of_novelty, (False, True)):
         told = np.zeros_like(labels[1])
@@ -84,9 +85,7 @@ def main(recipe: Path, work: Path, seed: int) -> None:
                 novelty=np.concatenate([novelty[0], novelty[1][others]]),
                 with_novelty=with_novelty,
                 with_bias=with_bias,
-                weights=np.r_[
-                    np.full(len(labels[0]), share / len(labels[0])), (1 - share) * others[others] / others.sum()
-                ],
+                weights=np.r_[np.full(soft, share / soft), np.full(others.sum(), (1 - share) / others.sum())],
             ).calibration
             told[~others] = calibration.probabilities(logits[1][~others], novelty[1][~others])
             elsewhere.append(calibration.probabilities(logits[0], novelty[0]))

@@ -74,7 +74,7 @@ def main(recipe: Path, output: Path, rounds: tuple[Path, ...]) -> None:
     card = (rounds[-1] / "README.md").read_text("utf-8")
     known = "".join(
         f"- {source.source.name} (known): {len(source.train)} pairs are no news to novelty, like those of the rounds "
-        f"that people judged; {len(source.dev)} of its other queries are among those that make the percentiles; "
+        f"that people judged; {len(source.dev)} pairs of its other queries are among those that make the percentiles; "
         f"licence: {source.source.licence}.\n"
         for source in data.sources
         if source.source.use == "known"

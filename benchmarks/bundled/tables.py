@@ -27,7 +27,8 @@ THIRD = "bundled_third_round_without_msmarco"
 FOURTH = "bundled_fourth_round_without_msmarco"
 AGAIN = "bundled_with_msmarco_fifth"
 ALONE, CHOICE = "bundled_fifth_round_alone", "bundled_fifth_choice"
-BEFORE, PEOPLE = "bundled_mean_as_round_four", "bundled_with_msmarco_sixth"
+BEFORE, PEOPLE = "bundled_mean_as_round_four", "bundled_mean_people_alone"
+SIXTH = "bundled_with_msmarco_sixth"
 ROUNDS = {
     "bundled_first_training": "a first try: LoRA on 12,782 pairs without MS MARCO",
     "bundled_first_round": "with MS MARCO, round 1: all weights, 15,060 pairs",
@@ -40,8 +41,9 @@ ROUNDS = {
     AGAIN: "another round 5, with MS MARCO: its adapter, 11,286 pairs, the better encoder's labels",
     ALONE: "round 5: its adapter, 145,597 pairs, mostly of long lists",
     BEFORE: "the mean of rounds 4, 5, and 5 at half the rate, calibrated as round 4",
-    SHIPS: "the same, calibrated on people's grades alone, which novelty half knows (ships)",
-    PEOPLE: "a round 6 after it, with MS MARCO: people's grades of 40 queries' lists",
+    PEOPLE: "the same, calibrated on people's grades alone",
+    SHIPS: "the same, calibrated on people's grades with a ninth of soft labels (ships)",
+    SIXTH: "a round 6 after it, with MS MARCO: people's grades of 40 queries' lists",
 }
 # What a CrossEncoder is of, and the checkpoint of darl-rerank that had the same pairs to train on.
 CROSS_ENCODERS = {
@@ -53,7 +55,7 @@ WITH_AND_WITHOUT = (
     ("round 1", "bundled_first_round", WITHOUT),
     ("four rounds", WITH, FOURTH),
     ("the one without, after a round 5 of 11,286 pairs with it", AGAIN, FOURTH),
-    ("the mean of rounds 4 and 5, after a round 6 on people's grades of it", PEOPLE, BEFORE),
+    ("the mean of rounds 4 and 5, after a round 6 on people's grades of it", SIXTH, BEFORE),
 )
 # What choose.py calls a checkpoint, and what it is.
 CHOSEN_FROM = {
