@@ -93,7 +93,8 @@ def estimate(recipe: Recipe, data: TrainingSet) -> list[StageEstimate]:
         work = f"{count} weights of {dev + ood_dev:,} held-out pairs"
         found.append(_stage("merge", work, count * (dev + ood_dev), judging))
     if recipe.calibrate is not None and data.judged[1]:
-        known = min(len(data.judged[0]), NOVELTY_PAIRS) + len(data.judged[1]) + ood_dev
+        sets = data.calibration_sets(novelty=recipe.calibrate.novelty)
+        known = min(len(data.judged[0]), NOVELTY_PAIRS) + sum(map(len, sets.values()))
         found.append(_stage("calibrate", f"features of {known:,} pairs", known, judging))
     if tests:
         found.append(_stage("evaluate", f"{tests:,} test pairs", tests, judging))

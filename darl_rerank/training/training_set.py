@@ -128,8 +128,8 @@ def _check_calibration(recipe: Recipe, data: TrainingSet) -> None:
     sets = data.calibration_sets(novelty=recipe.calibrate.novelty)
     if sets and all(pair.probabilities is not None for pairs in sets.values() for pair in pairs):
         raise InputError(
-            'calibrate.soft = false leaves no pairs: all labels held out are soft, expected a source for "ood_dev" or '
-            "one with dev_queries, that has grades",
+            'calibrate.soft = false leaves no pairs: all labels held out are soft, expected a source for "known" or '
+            '"ood_dev", or one with dev_queries, that has grades',
             path=recipe.path,
         )
 

@@ -201,6 +201,11 @@ def test_known_pairs_are_not_trained_on_and_no_news(data: Path, tiny_model: Path
     assert checkpoint.novelty.settings["held_out_pairs"] == (6 + 4) * 4
     assert checkpoint.provenance["stages"]["calibrate"]["pairs"] == (6 + 4) * 4
     assert "| field | known | 10 | 24 | 16 |" in (data / "model" / "README.md").read_text()
+    # A temperature that doesn't follow novelty has nothing to fear from pairs that novelty was fitted on.
+    recipe.write_text(home + field + rest + "[calibrate]\nnovelty = false\n")
+    result = train(recipe, data / "flat")
+    assert result.exit_code == 0, result.output
+    assert Checkpoint.load(data / "flat").provenance["stages"]["calibrate"]["pairs"] == (6 + 10) * 4
     shutil.copy(data / "train.jsonl", data / "field.jsonl")
     overlap = train(recipe, data / "other")
     assert overlap.exit_code == 3
