@@ -102,9 +102,7 @@ def described(values: dict[str, Any]) -> str:
             f"Novelty tells {name} from {values['novelty reference']}: AUROC {cell(found['auroc'])}."
             for name, found in values.get("novelty", {}).items()
         ),
-        "It is above 95 for "
-        + ", ".join(f"{share:.0%} of {name}" for name, share in values["warned of"].items())
-        + ".",
+        *(f"It is above 95 for {share:.0%} of {name}." for name, share in values.get("warned of", {}).items()),
         "",
     ]
     return "\n".join(lines)

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from provenance import write_result
 
 from darl_rerank import Checkpoint
+from darl_rerank.errors import InputError
 from darl_rerank.evaluation.calibration import (
     expected_calibration_error,
     negative_log_likelihood,
@@ -49,7 +50,10 @@ def main(recipe: Path, work: Path, seed: int) -> None:
     data = load_training_set(asked)
     assert asked.calibrate is not None
     sets = data.calibration_sets(novelty=asked.calibrate.novelty)
-    seen = [open_features(work / "calibrate" / name.replace(" ", "-")) for name in sets]
+    try:
+        seen = [open_features(work / "calibrate" / name.replace(" ", "-")) for name in sets]
+    except InputError as error:
+        raise click.UsageError(str(error)) from error
     if [len(pairs) for pairs in sets.values()] != [len(found) for found in seen]:
         raise click.UsageError(f"{work}: the stage looked at other pairs than the recipe's; train it with this recipe")
     checkpoint = Checkpoint.load(work / "calibrate" / "checkpoint")
