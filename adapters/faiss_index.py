@@ -173,7 +173,7 @@ def load_encoder(name: str) -> Any:
         raise MissingDependencyError("sentence-transformers", "faiss")
     from sentence_transformers import SentenceTransformer
 
-    from darl_rerank.engines.base_weights import quiet
+    from darl_rerank.model.base_weights import quiet
 
     path = name
     if name == BUNDLED_ENCODER:

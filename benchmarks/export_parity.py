@@ -27,10 +27,10 @@ from darl_rerank.export.folder import export
 from provenance import write_result
 
 from darl_rerank import Checkpoint, Reranker
-from darl_rerank.checkpoint import GRAPH, PREFIX_GRAPH
 from darl_rerank.errors import CheckFailedError
 from darl_rerank.evaluation.ranking import evaluate_run
 from darl_rerank.files import atomic_write
+from darl_rerank.model.checkpoint import GRAPH, PREFIX_GRAPH
 from darl_rerank.offline import RerankJob, prepare, rerank_run, wanted_documents
 from darl_rerank.trec.corpora import load_documents
 from darl_rerank.trec.graded_pairs import GradedPair

@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 from darl_rerank.adapters.faiss import FaissRetriever, read_index_settings
-from darl_rerank.adapters.fusion import fuse_runs
 from darl_rerank.adapters.lucene import lucene_search
 from provenance import write_result
 
 from darl_rerank import Reranker, icecat
-from darl_rerank.base_model import cache_folder
+from darl_rerank.cache import cache_folder
 from darl_rerank.cli.catalogue import faiss_index, lucene_index
 from darl_rerank.evaluation.ranking import RankingScores, evaluate_run
 from darl_rerank.evaluation.significance import paired_test
 from darl_rerank.offline import prepare, rerank_run
+from darl_rerank.trec.fusion import fuse_runs
 from darl_rerank.trec.lines import read_lines
 from darl_rerank.trec.runs import Run, RunEntry, in_given_order
 

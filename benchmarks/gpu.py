@@ -26,9 +26,9 @@ from speed.ceiling import ceilings, linear_parameters
 from speed.pairs import Pairs, read_pairs
 
 from darl_rerank import Checkpoint, RelevanceScale
-from darl_rerank.base_model import cache_folder
-from darl_rerank.prompt import PromptEncoder
-from darl_rerank.shipped import DEFAULT
+from darl_rerank.cache import cache_folder
+from darl_rerank.model.prompt import PromptEncoder
+from darl_rerank.model.shipped import DEFAULT
 
 TOKENS = (128, 512)
 PER_QUERY = 100

@@ -32,9 +32,9 @@ from provenance import write_result
 from speed.pairs import read_pairs
 
 from darl_rerank import Checkpoint, Reranker
-from darl_rerank.checkpoint import GRAPH
 from darl_rerank.engines.onnx_engine import OnnxEngine
 from darl_rerank.engines.torch_engine import TorchEngine
+from darl_rerank.model.checkpoint import GRAPH
 from darl_rerank.offline import prepare, wanted_documents
 from darl_rerank.trec.corpora import load_documents
 from darl_rerank.trec.graded_pairs import GradedPair

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from darl_rerank import Checkpoint, RelevanceScale, Reranker
 from darl_rerank.engines.loading import load_engine
 from darl_rerank.evaluation.novelty import auroc, fpr_at_recall
-from darl_rerank.novelty import MAHALANOBIS, NEIGHBOUR, PART_WEIGHTS, fit_novelty
+from darl_rerank.model.novelty import MAHALANOBIS, NEIGHBOUR, PART_WEIGHTS, fit_novelty
 from darl_rerank.training.features import extract_features
 from darl_rerank.training.sources import Negatives, Source, load_source
 from darl_rerank.trec.graded_pairs import GradedPair

@@ -34,13 +34,13 @@ from speed.pairs import Pairs, grouped, read_pairs
 from speed.worker import in_fresh_process
 
 from darl_rerank import Checkpoint, Reranker
-from darl_rerank.base_model import cache_folder
-from darl_rerank.batching import plan
+from darl_rerank.cache import cache_folder
 from darl_rerank.engines.base import Engine, grade_groups
+from darl_rerank.engines.batching import plan
 from darl_rerank.engines.loading import load_engine
 from darl_rerank.errors import DarlRerankError
-from darl_rerank.prompt import PromptGroup
-from darl_rerank.shipped import DEFAULT
+from darl_rerank.model.prompt import PromptGroup
+from darl_rerank.model.shipped import DEFAULT
 
 DOCUMENTS_OF_LATENCY = ((10, 15), (100, 5), (1000, 2))  # documents, times
 LENGTHS = (32, 64, 128, 256, 448)

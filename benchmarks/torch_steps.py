@@ -25,14 +25,14 @@ from speed.pairs import grouped, read_pairs
 from torch.nn import functional as F
 
 from darl_rerank import Checkpoint
-from darl_rerank.batching import MicroBatch, plan
 from darl_rerank.engines import fused_decoder, torch_engine
 from darl_rerank.engines.base import GradeOutput, grade_groups
+from darl_rerank.engines.batching import MicroBatch, plan
 from darl_rerank.engines.fused_decoder import FusedDecoder
 from darl_rerank.engines.products import Product, product_kind
 from darl_rerank.engines.torch_engine import TorchEngine
-from darl_rerank.prompt import PromptGroup
-from darl_rerank.shipped import DEFAULT
+from darl_rerank.model.prompt import PromptGroup
+from darl_rerank.model.shipped import DEFAULT
 from darl_rerank.training.progress import resident_mib
 
 BUDGETS = (256, 512, 1024, 2048, 4096)
@@ -99,7 +99,7 @@ class Variants:
 
     def replaced(self, change: Callable[[Any, type[Product]], dict[str, Any]]) -> TorchEngine:
         """With some of each layer's products replaced by what `change` makes of transformers' layer."""
-        from darl_rerank.engines.base_weights import load_body
+        from darl_rerank.model.base_weights import load_body
 
         engine, decoder = self.decoder()
         body = load_body(self._checkpoint, decoder._dtype)

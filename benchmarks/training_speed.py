@@ -22,7 +22,7 @@ import torch
 from provenance import write_result
 
 from darl_rerank import Checkpoint, RelevanceScale
-from darl_rerank.prompt import Prompt, PromptGroup
+from darl_rerank.model.prompt import Prompt, PromptGroup
 from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model
 from darl_rerank.training.losses import occ
 from darl_rerank.training.packing import pack

@@ -6,15 +6,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoint import Checkpoint
+    from .errors import InputError
+    from .model.checkpoint import Checkpoint
+    from .model.scale import RelevanceScale
     from .reranker import Reranker
-    from .results import RankedDocument
-    from .scale import RelevanceScale
+    from .results import PairScores, RankedDocument
 
 __version__ = "0.1.0"
-__all__ = ["Checkpoint", "RankedDocument", "RelevanceScale", "Reranker", "__version__"]
+__all__ = ["Checkpoint", "InputError", "PairScores", "RankedDocument", "RelevanceScale", "Reranker", "__version__"]
 
-_HOME = {"Checkpoint": "checkpoint", "RankedDocument": "results", "RelevanceScale": "scale", "Reranker": "reranker"}
+_HOME = {
+    "Checkpoint": "model.checkpoint",
+    "InputError": "errors",
+    "PairScores": "results",
+    "RankedDocument": "results",
+    "RelevanceScale": "model.scale",
+    "Reranker": "reranker",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,9 +11,9 @@ from typing import Any, Literal, Protocol
 
 from tqdm import tqdm
 
-from .base_model import file_sha256
 from .errors import InputError
 from .files import atomic_write, check_output_file
+from .model.base_model import file_sha256
 from .results import RankedDocument
 from .trec.journal import Journal
 from .trec.runs import Run, RunEntry, check_word, write_run
@@ -191,7 +191,7 @@ _Scored = list[tuple[str, float]]
 
 def _fused(candidates: Sequence[tuple[str, str]], ranking: _Scored, top_k: int | None) -> _Scored:
     """(docid, score) of both orders fused, best first."""
-    from darl_rerank.adapters.fusion import fuse
+    from darl_rerank.trec.fusion import fuse
 
     hits = fuse([[docid for docid, _ in candidates], ranking], top_k=top_k)
     return [(hit.docid, hit.score) for hit in hits]

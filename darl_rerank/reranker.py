@@ -8,14 +8,14 @@ from typing import Any, get_args
 
 import numpy as np
 
-from .checkpoint import Checkpoint
 from .documents import docid_and_text
 from .engines.base import Engine, grade_groups
 from .errors import InputError
-from .prompt import LongDocuments, PromptGroup
+from .model.checkpoint import Checkpoint
+from .model.prompt import LongDocuments, PromptGroup
+from .model.scale import RelevanceScale
+from .model.shipped import DEFAULT
 from .results import PairScores, RankedDocument
-from .scale import RelevanceScale
-from .shipped import DEFAULT
 
 
 class Reranker:
@@ -68,7 +68,7 @@ class Reranker:
 
         Args:
             model: a checkpoint folder, exported or not, or the name of a checkpoint that comes with the package
-                (`darl_rerank.shipped.shipped_names`); None for "smollm2-darl".
+                (`darl_rerank.model.shipped.shipped_names`); None for "smollm2-darl".
             engine: "torch", "onnx", or "auto": onnx for an exported folder, torch otherwise.
             device: "cpu", "cuda", "cuda:1" …; the first GPU that the engine can use, else the CPU, if None.
             precision: number format; the best that the device has in hardware if None (an export has its own).

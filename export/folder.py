@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..checkpoint import GRAPH, PREFIX_GRAPH, Checkpoint
 from ..engines.onnx_engine import OnnxEngine, require_provider
 from ..engines.torch_engine import TorchEngine
 from ..errors import CheckFailedError, InputError
 from ..files import atomic_folder
+from ..model.checkpoint import GRAPH, PREFIX_GRAPH, Checkpoint
 from ..reranker import Reranker
 from ..results import PairScores
 from ..trec.graded_pairs import GradedPair

@@ -23,9 +23,9 @@ from typing import Any, Literal
 
 import torch
 
-from ..checkpoint import Checkpoint
-from ..engines.base_weights import load_body
 from ..errors import InputError
+from ..model.base_weights import load_body
+from ..model.checkpoint import Checkpoint
 
 Attention = Literal["fused", "plain"]
 OPSET = 23

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from darl_rerank import Checkpoint, RelevanceScale
-from darl_rerank.base_model import BaseModel
+from darl_rerank.model.base_model import BaseModel
 
 HERE = Path(__file__).resolve().parent
 TEXT = [

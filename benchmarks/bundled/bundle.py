@@ -22,7 +22,7 @@ from provenance import RESULTS
 
 from darl_rerank import Checkpoint
 from darl_rerank.errors import CheckFailedError
-from darl_rerank.shipped import DEFAULT, SHIPPED
+from darl_rerank.model.shipped import DEFAULT, SHIPPED
 from darl_rerank.training.lowrank import read_adapter, save_as_adapter
 
 LARGEST = 16 * 2**20

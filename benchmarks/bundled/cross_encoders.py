@@ -35,9 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from provenance import write_result
 
 from darl_rerank import RelevanceScale
-from darl_rerank.base_model import BaseModel
 from darl_rerank.evaluation.ranking import evaluate_run
 from darl_rerank.evaluation.significance import paired_test
+from darl_rerank.model.base_model import BaseModel
 from darl_rerank.offline import prepare, wanted_documents
 from darl_rerank.training.labels import label_matrix
 from darl_rerank.training.recipe import read_recipe

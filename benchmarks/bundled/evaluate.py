@@ -27,8 +27,9 @@ from typing import Any
 
 import click
 import numpy as np
-from darl_rerank.adapters.fusion import fuse_runs
 from darl_rerank.adapters.lucene import lucene_search
+
+from darl_rerank.trec.fusion import fuse_runs
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from provenance import write_result
@@ -39,8 +40,8 @@ from darl_rerank.evaluation.pairs import evaluate_pairs
 from darl_rerank.evaluation.ranking import evaluate_run
 from darl_rerank.evaluation.significance import paired_test
 from darl_rerank.files import atomic_write
+from darl_rerank.model.shipped import checkpoint_folder
 from darl_rerank.offline import RerankJob, prepare, rerank_run, wanted_documents
-from darl_rerank.shipped import checkpoint_folder
 from darl_rerank.trec.corpora import load_documents
 from darl_rerank.trec.graded_pairs import GradedPair, pairs_from_qrels
 from darl_rerank.trec.qrels import Qrels, read_qrels

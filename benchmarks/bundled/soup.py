@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from darl_rerank import Checkpoint, Reranker
-from darl_rerank.calibration import Calibration
-from darl_rerank.checkpoint import Head
+from darl_rerank.model.calibration import Calibration
+from darl_rerank.model.head import Head
 from darl_rerank.training.calibration_stage import calibrated
 from darl_rerank.training.lowrank import mean_adapter, read_adapter, save_as_adapter
 from darl_rerank.training.recipe import read_recipe

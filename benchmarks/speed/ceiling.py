@@ -19,7 +19,7 @@ _SECONDS = 0.5
 
 def linear_shapes(checkpoint: Checkpoint) -> list[tuple[int, int]]:
     """(inputs, outputs) of one layer's products, queries, keys and values being one, gate and up another."""
-    from darl_rerank.engines.base_weights import load_body
+    from darl_rerank.model.base_weights import load_body
 
     layer = load_body(checkpoint, torch.bfloat16).layers[0]
     found = [tuple(module.weight.T.shape) for module in layer.modules() if isinstance(module, torch.nn.Linear)]
@@ -28,7 +28,7 @@ def linear_shapes(checkpoint: Checkpoint) -> list[tuple[int, int]]:
 
 def linear_parameters(checkpoint: Checkpoint) -> int:
     """Weights of all linear layers: two floating-point operations each for every token."""
-    from darl_rerank.engines.base_weights import load_body
+    from darl_rerank.model.base_weights import load_body
 
     body = load_body(checkpoint, torch.bfloat16)
     return sum(module.weight.numel() for module in body.layers.modules() if isinstance(module, torch.nn.Linear))

@@ -134,7 +134,7 @@ def write_classifier(checkpoint: Checkpoint, folder: Path) -> Path:
     from tokenizers import Tokenizer, pre_tokenizers
     from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-    from darl_rerank.engines.base_weights import load_body
+    from darl_rerank.model.base_weights import load_body
 
     body = load_body(checkpoint, torch.float32)
     config = body.config

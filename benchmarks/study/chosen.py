@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from darl_rerank.checkpoint import Checkpoint
-from darl_rerank.novelty import NoveltyModel, fit_novelty, middle_layer
+from darl_rerank.model.checkpoint import Checkpoint
+from darl_rerank.model.novelty import NoveltyModel, fit_novelty, middle_layer
 from darl_rerank.training.probe import fit_probe
 from darl_rerank.training.selection.candidates import Candidates, describe_pool
 from darl_rerank.training.selection.coverage import QueryCap, take_in_order

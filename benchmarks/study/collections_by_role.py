@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darl_rerank.errors import InputError
-from darl_rerank.prompt import PromptEncoder
+from darl_rerank.model.prompt import PromptEncoder
 from darl_rerank.training.labels import hard_grades, label_matrix
 from darl_rerank.training.sources import load_source
 from darl_rerank.training.start import that_fit

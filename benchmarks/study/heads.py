@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from darl_rerank.checkpoint import Checkpoint, Head
+from darl_rerank.model.checkpoint import Checkpoint
+from darl_rerank.model.head import Head
 from darl_rerank.training.arms import grade_logits
 from darl_rerank.training.losses import OccWeights
 from darl_rerank.training.probe import fit_probe

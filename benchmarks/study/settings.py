@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from darl_rerank.scale import SCALES
+from darl_rerank.model.scale import SCALES
 from darl_rerank.training.finetune import FinetuneSettings
 from darl_rerank.training.grade_model import Trainable
 from darl_rerank.training.recipe import ModelChoice

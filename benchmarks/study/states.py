@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from darl_rerank.checkpoint import Checkpoint
 from darl_rerank.errors import InputError
-from darl_rerank.prompt import LongDocuments, PromptEncoder, PromptGroup
-from darl_rerank.scale import RelevanceScale
+from darl_rerank.model.checkpoint import Checkpoint
+from darl_rerank.model.prompt import LongDocuments, PromptEncoder, PromptGroup
+from darl_rerank.model.scale import RelevanceScale
 from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model, save_weights
 from darl_rerank.training.packing import pack
 from darl_rerank.training.predict import reduced_precision

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from darl_rerank.checkpoint import Checkpoint
 from darl_rerank.files import atomic_write
+from darl_rerank.model.checkpoint import Checkpoint
 from darl_rerank.training.finetune import finetune
 from darl_rerank.training.grade_model import GradeModel, save_weights
 from darl_rerank.training.interpolate import GradedSet, alpha_curve, average, interpolated

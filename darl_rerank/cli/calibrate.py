@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..model.checkpoint import Checkpoint
 
 
 @click.command()

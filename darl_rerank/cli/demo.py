@@ -12,8 +12,8 @@ import click
 from .options import load_reranker, model_options
 
 if TYPE_CHECKING:
+    from ..model.scale import RelevanceScale
     from ..results import RankedDocument
-    from ..scale import RelevanceScale
     from ..trec.corpora import Document
     from ..trec.runs import Run, RunEntry
 
@@ -123,7 +123,7 @@ def _before_and_after(
 
 
 def _comparison(before: Path, after: Path, depth: int) -> str:
-    from darl_rerank.adapters.fusion import fuse_runs
+    from darl_rerank.trec.fusion import fuse_runs
 
     from .. import icecat
     from ..evaluation.ranking import evaluate_run

@@ -159,7 +159,7 @@ def _base_model() -> Finding:
 
 
 def _cache() -> Finding:
-    from ..base_model import cache_folder
+    from ..cache import cache_folder
 
     folder = cache_folder()
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0

@@ -30,10 +30,10 @@ def export(
     """
     from importlib.util import find_spec
 
-    from ..checkpoint import Checkpoint
-    from ..engines.base_weights import require_torch
     from ..errors import MissingDependencyError
     from ..files import check_output_folder
+    from ..model.base_weights import require_torch
+    from ..model.checkpoint import Checkpoint
     from ..trec.graded_pairs import read_graded_pairs
 
     require_torch()

@@ -23,9 +23,9 @@ def init(
     Its head starts from the rows that the base model's LM head has for the words of each grade, so it can rerank
     before it has been trained, and training starts from there.
     """
-    from ..checkpoint import Checkpoint
-    from ..prompt import Prompt
-    from ..scale import RelevanceScale
+    from ..model.checkpoint import Checkpoint
+    from ..model.prompt import Prompt
+    from ..model.scale import RelevanceScale
 
     chosen = RelevanceScale.from_dict(_read_json(Path(scale))) if Path(scale).is_file() else RelevanceScale.named(scale)
     prompt = None if prompt_file is None else Prompt.from_dict(_read_json(prompt_file))

@@ -125,7 +125,7 @@ def _faiss(path: Path) -> FirstStage:
 def _fused(stages: list[FirstStage]) -> FirstStage:
     if len(stages) == 1:
         return stages[0]
-    from darl_rerank.adapters.fusion import fuse
+    from darl_rerank.trec.fusion import fuse
 
     def search_all(query: str, depth: int) -> list[Document]:
         rankings = [stage(query, depth) for stage in stages]

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..batching import MicroBatch, plan
-from ..prompt import PromptGroup
+from ..model.prompt import PromptGroup
+from .batching import MicroBatch, plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from ..checkpoint import Checkpoint
 from ..errors import InputError, MissingDependencyError
+from ..model.base_weights import require_torch
+from ..model.checkpoint import Checkpoint
 from .base import Engine
-from .base_weights import require_torch
 
 ENGINES = ("auto", "torch", "onnx")
 

@@ -14,10 +14,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from ..batching import MicroBatch
-from ..checkpoint import GRAPH, PREFIX_GRAPH, Checkpoint
 from ..errors import InputError
+from ..model.checkpoint import GRAPH, PREFIX_GRAPH, Checkpoint
 from .base import GradeOutput
+from .batching import MicroBatch
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batching import MicroBatch
-from ..checkpoint import Checkpoint
 from ..errors import InputError
+from ..model.base_weights import load_body
+from ..model.checkpoint import Checkpoint
 from .base import GradeOutput
-from .base_weights import load_body
+from .batching import MicroBatch
 from .decoder import Decoder, PlainDecoder, check_feature_layer
 from .fused_decoder import FusedDecoder, is_fusable
 from .hardware import cpu_has_bfloat16

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from darl_rerank.calibration import Calibration
 from darl_rerank.errors import InputError, MissingDependencyError
 from darl_rerank.evaluation.calibration import expected_calibration_error, negative_log_likelihood
+from darl_rerank.model.calibration import Calibration
 
 # Outside of these a temperature says that the data can't tell (all predictions right, or none), not how sure to be.
 TEMPERATURE_BOUNDS = (0.05, 20.0)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from darl_rerank.checkpoint import Checkpoint
-from darl_rerank.novelty import fit_novelty, middle_layer
+from darl_rerank.model.checkpoint import Checkpoint
+from darl_rerank.model.novelty import fit_novelty, middle_layer
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair
 

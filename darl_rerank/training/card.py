@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from darl_rerank.calibration import Calibration
-from darl_rerank.checkpoint import Checkpoint
+from darl_rerank.model.calibration import Calibration
+from darl_rerank.model.checkpoint import Checkpoint
 
 from .recipe import Recipe
 from .training_set import TrainingSet

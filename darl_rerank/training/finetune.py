@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from darl_rerank.checkpoint import Checkpoint
 from darl_rerank.engines.hardware import cpu_has_bfloat16
 from darl_rerank.errors import InputError
+from darl_rerank.model.checkpoint import Checkpoint
 
 from .arms import LOSSES, loss_named
 from .grade_model import GradeModel

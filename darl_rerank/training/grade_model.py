@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from darl_rerank.checkpoint import Checkpoint, Head
-from darl_rerank.engines.base_weights import load_causal_lm, with_adapter
 from darl_rerank.errors import InputError, MissingDependencyError
+from darl_rerank.model.base_weights import load_causal_lm, with_adapter
+from darl_rerank.model.checkpoint import Checkpoint
+from darl_rerank.model.head import Head
 
 from .lowrank import balanced, read_adapter, save_as_adapter
 from .packing import ATTENTION, register
@@ -119,7 +120,7 @@ def load_grade_model(checkpoint: Checkpoint, trainable: Trainable, *, seed: int 
     """
     torch.manual_seed(seed)
     if checkpoint.model_folder is not None:
-        from darl_rerank.base_model import BaseModel
+        from darl_rerank.model.base_model import BaseModel
 
         lm = load_causal_lm(BaseModel(str(checkpoint.model_folder)), torch.float32)
     else:

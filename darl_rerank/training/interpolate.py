@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darl_rerank.calibration import Calibration
 from darl_rerank.errors import InputError
 from darl_rerank.evaluation import calibration as measures
 from darl_rerank.evaluation.grading import confusion, quadratic_weighted_kappa
 from darl_rerank.evaluation.pairs import ndcg_per_query
+from darl_rerank.model.calibration import Calibration
 
 from .calibrate import fit_calibration
 

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from darl_rerank.checkpoint import Checkpoint
-from darl_rerank.engines.base_weights import load_causal_lm
 from darl_rerank.errors import InputError
+from darl_rerank.model.base_weights import load_causal_lm
+from darl_rerank.model.checkpoint import Checkpoint
 
 # Half of what float8_e4m3fn holds, 448.
 LARGEST_FLOAT8 = 224.0
@@ -236,7 +236,7 @@ def as_adapter(
     """
     import tempfile
 
-    from darl_rerank.base_model import BaseModel
+    from darl_rerank.model.base_model import BaseModel
 
     if checkpoint.model_folder is None:
         raise InputError("expected a checkpoint with the whole model's weights", path=checkpoint.folder)

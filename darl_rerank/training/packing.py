@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from darl_rerank.prompt import PromptGroup
+from darl_rerank.model.prompt import PromptGroup
 
 ATTENTION = "darl_rerank_packed"
 # Packed lengths and block sizes are multiples of these, so that few different sizes of memory are asked for: with

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from darl_rerank.engines.hardware import cpu_has_bfloat16
-from darl_rerank.prompt import PromptEncoder
+from darl_rerank.model.prompt import PromptEncoder
 from darl_rerank.trec.graded_pairs import GradedPair
 
 from .grade_model import GradeModel

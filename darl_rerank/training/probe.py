@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from darl_rerank.checkpoint import Head
 from darl_rerank.errors import InputError
+from darl_rerank.model.head import Head
 
 from .arms import LOSSES
 from .features import PairFeatures

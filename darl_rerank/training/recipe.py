@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from darl_rerank.errors import InputError
-from darl_rerank.scale import SCALES, RelevanceScale
+from darl_rerank.model.scale import SCALES, RelevanceScale
 
 from .finetune import FinetuneSettings
 from .grade_model import Trainable
@@ -144,7 +144,7 @@ class Recipe:
         """Number of grades K of the model."""
         if self.model.checkpoint is None:
             return len(self.model.scale)
-        from darl_rerank.checkpoint import Checkpoint
+        from darl_rerank.model.checkpoint import Checkpoint
 
         return len(Checkpoint.load(self.model.checkpoint).scale)
 

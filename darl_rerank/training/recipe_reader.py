@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from darl_rerank.errors import InputError
-from darl_rerank.scale import SCALES
+from darl_rerank.model.scale import SCALES
 
 from .finetune import FinetuneSettings
 from .grade_model import Trainable
@@ -93,7 +93,7 @@ class RecipeReader:
             checkpoint = table.checkpoint("checkpoint")
             if checkpoint is None:
                 return None
-            from darl_rerank.checkpoint import Checkpoint
+            from darl_rerank.model.checkpoint import Checkpoint
 
             try:
                 begun = Checkpoint.load(checkpoint)

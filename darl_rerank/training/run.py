@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from darl_rerank.checkpoint import Checkpoint
 from darl_rerank.errors import InputError
+from darl_rerank.model.checkpoint import Checkpoint
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair, read_graded_pairs
 

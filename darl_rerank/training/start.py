@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from darl_rerank.checkpoint import Checkpoint
 from darl_rerank.errors import InputError
-from darl_rerank.prompt import Prompt, PromptEncoder
+from darl_rerank.model.checkpoint import Checkpoint
+from darl_rerank.model.prompt import Prompt, PromptEncoder
 from darl_rerank.trec.graded_pairs import GradedPair
 
 from .recipe import ModelChoice

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from darl_rerank.errors import InputError
-from darl_rerank.prompt import PromptEncoder
+from darl_rerank.model.prompt import PromptEncoder
 from darl_rerank.trec.graded_pairs import GradedPair
 
 from .packing import pack

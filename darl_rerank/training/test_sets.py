@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from darl_rerank.calibration import Calibration
 from darl_rerank.evaluation.pairs import evaluate_pairs
 from darl_rerank.evaluation.report import write_report
 from darl_rerank.files import atomic_write
+from darl_rerank.model.calibration import Calibration
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from darl_rerank.shipped import SHIPPED, shipped_names
+from darl_rerank.model.shipped import SHIPPED, shipped_names
 
 
 class HasFaults(Protocol):

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 
 from darl_rerank.errors import InputError
-from darl_rerank.prompt import PromptEncoder
+from darl_rerank.model.prompt import PromptEncoder
 from darl_rerank.trec.graded_pairs import GradedPair
 
 from .leaks import find_leaks, refuse_shared_queries

@@ -27,12 +27,13 @@ from darl_rerank.export.sensitivity import effects, sensitive
 from darl_rerank.export.smoothing import smooth, smoothing
 
 from darl_rerank import Checkpoint, Reranker
-from darl_rerank.calibration import Calibration
-from darl_rerank.checkpoint import GRAPH, PREFIX_GRAPH, Head
 from darl_rerank.cli import cli
-from darl_rerank.engines.base_weights import load_body
 from darl_rerank.errors import CheckFailedError, DarlRerankError, InputError
-from darl_rerank.novelty import fit_novelty
+from darl_rerank.model.base_weights import load_body
+from darl_rerank.model.calibration import Calibration
+from darl_rerank.model.checkpoint import GRAPH, PREFIX_GRAPH
+from darl_rerank.model.head import Head
+from darl_rerank.model.novelty import fit_novelty
 
 GRAPHS = (GRAPH, PREFIX_GRAPH)
 QUERY = "laptop"

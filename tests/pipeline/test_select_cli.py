@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from darl_rerank.cli import cli
-from darl_rerank.scale import RelevanceScale
+from darl_rerank.model.scale import RelevanceScale
 from darl_rerank.training.selection.annotation import read_annotations
 from darl_rerank.trec.corpora import Document
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.cli import cli
-from darl_rerank.engines.base_weights import load_causal_lm
+from darl_rerank.model.base_weights import load_causal_lm
 
 QUERY = "what is the capital of france"
 DOCUMENTS = [

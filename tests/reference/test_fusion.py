@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
-from darl_rerank.adapters.fusion import fuse_runs
 from darl_rerank.adapters.jvm import ensure_jvm
+
+from darl_rerank.trec.fusion import fuse_runs
 
 
 @pytest.mark.parametrize("k", [1, 60])

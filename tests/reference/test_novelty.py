@@ -11,9 +11,9 @@ from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from darl_rerank import novelty as module
-from darl_rerank.novelty import MAHALANOBIS, NEIGHBOUR, NoveltyModel, fit_novelty
-from darl_rerank.percentiles import PercentileTable
+from darl_rerank.model import novelty as module
+from darl_rerank.model.novelty import MAHALANOBIS, NEIGHBOUR, NoveltyModel, fit_novelty
+from darl_rerank.model.percentiles import PercentileTable
 
 FEATURES = 40
 

@@ -11,7 +11,7 @@ import pytest
 from darl_rerank.export.folder import export
 
 from darl_rerank import Checkpoint
-from darl_rerank.batching import MicroBatch
+from darl_rerank.engines.batching import MicroBatch
 from darl_rerank.engines.onnx_engine import OnnxEngine
 
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv"

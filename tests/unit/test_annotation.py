@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from darl_rerank.errors import InputError
+from darl_rerank.model.scale import RelevanceScale
 from darl_rerank.results import PairScores
-from darl_rerank.scale import RelevanceScale
 from darl_rerank.training.selection.annotation import (
     Annotation,
     label_with_teachers,

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darl_rerank.batching import MIN_SHARED, plan
+from darl_rerank.engines.batching import MIN_SHARED, plan
 from darl_rerank.errors import InputError
-from darl_rerank.prompt import PromptGroup
+from darl_rerank.model.prompt import PromptGroup
 
 
 def group(prefix: list[int], lengths: list[int]) -> PromptGroup:

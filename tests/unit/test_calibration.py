@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from darl_rerank.calibration import Calibration, softmax
 from darl_rerank.errors import InputError
+from darl_rerank.model.calibration import Calibration, softmax
 from darl_rerank.training.calibrate import fit_calibration
 
 

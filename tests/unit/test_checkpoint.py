@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from darl_rerank import Checkpoint, RelevanceScale
-from darl_rerank.base_model import BaseModel
-from darl_rerank.calibration import Calibration
-from darl_rerank.checkpoint import Head
-from darl_rerank.engines.base_weights import start_checkpoint
 from darl_rerank.errors import DarlRerankError, InputError
-from darl_rerank.novelty import fit_novelty
-from darl_rerank.scale import Grade
+from darl_rerank.model.base_model import BaseModel
+from darl_rerank.model.calibration import Calibration
+from darl_rerank.model.head import Head
+from darl_rerank.model.novelty import fit_novelty
+from darl_rerank.model.scale import Grade
 
 
 @pytest.fixture
@@ -125,7 +124,7 @@ def test_a_head_row_is_the_mean_of_its_words_rows(base_folder: Path) -> None:
 def test_grades_that_begin_alike_are_refused(base_folder: Path) -> None:
     scale = RelevanceScale("two", (Grade("no", ("Perfect",), 0.0), Grade("yes", ("Perfectly",), 1.0)))
     with pytest.raises(InputError, match="begin with the same token"):
-        start_checkpoint(base_folder, scale, None)
+        Checkpoint.from_base(base_folder, scale)
 
 
 def test_a_changed_base_is_noticed(base_folder: Path, tmp_path: Path) -> None:

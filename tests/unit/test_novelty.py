@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from darl_rerank.errors import InputError
-from darl_rerank.novelty import NoveltyModel, fit_novelty, kth_smallest, middle_layer
-from darl_rerank.percentiles import PercentileTable
+from darl_rerank.model.novelty import NoveltyModel, fit_novelty, kth_smallest, middle_layer
+from darl_rerank.model.percentiles import PercentileTable
 
 
 @pytest.fixture(scope="module")

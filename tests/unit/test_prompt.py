@@ -6,7 +6,7 @@ import pytest
 
 from darl_rerank import Checkpoint
 from darl_rerank.errors import InputError
-from darl_rerank.prompt import PromptEncoder
+from darl_rerank.model.prompt import PromptEncoder
 
 
 @pytest.fixture(scope="module")

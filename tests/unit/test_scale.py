@@ -6,7 +6,7 @@ import pytest
 
 from darl_rerank import RelevanceScale
 from darl_rerank.errors import InputError
-from darl_rerank.scale import SCALES, Grade
+from darl_rerank.model.scale import SCALES, Grade
 
 
 @pytest.mark.parametrize("name", sorted(SCALES))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from darl_rerank.errors import InputError
-from darl_rerank.novelty import fit_novelty
+from darl_rerank.model.novelty import fit_novelty
 from darl_rerank.training.selection.candidates import Candidates, describe_pool, normalised_entropy
 from darl_rerank.training.selection.coverage import Coverage, Farthest, QueryCap, lazy_greedy
 from darl_rerank.training.selection.select import select

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from darl_rerank import Reranker
-from darl_rerank.calibration import Calibration
 from darl_rerank.errors import InputError
 from darl_rerank.evaluation.bootstrap import Interval, paired_difference
 from darl_rerank.evaluation.pairs import measures_of
+from darl_rerank.model.calibration import Calibration
 from darl_rerank.training import finetune as finetune_module
 from darl_rerank.training import predict as predict_module
 from darl_rerank.training.finetune import FinetuneSettings, finetune

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 
 from darl_rerank import Checkpoint, Reranker
-from darl_rerank.checkpoint import Head
-from darl_rerank.engines.base_weights import load_body, load_causal_lm
 from darl_rerank.errors import InputError
+from darl_rerank.model.base_weights import load_body, load_causal_lm
+from darl_rerank.model.head import Head
 from darl_rerank.training.features import PairFeatures
 from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model, save_trained
 from darl_rerank.training.interpolate import GradedSet, alpha_curve, average, interpolated

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from darl_rerank import Checkpoint, Reranker
-from darl_rerank.prompt import PromptGroup
+from darl_rerank.model.prompt import PromptGroup
 from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model
 from darl_rerank.training.packing import TOKEN_MULTIPLE, _attend, _fused, pack
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from darl_rerank.errors import InputError
 from darl_rerank.files import atomic_write
+from darl_rerank.model.scale import RelevanceScale
 from darl_rerank.results import PairScores
-from darl_rerank.scale import RelevanceScale
 from darl_rerank.trec.graded_pairs import GradedPair, iterate_graded_pairs
 
 _SHOWN = 8

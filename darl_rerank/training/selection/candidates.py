@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from darl_rerank.errors import InputError
-from darl_rerank.novelty import MAHALANOBIS, NEIGHBOUR, NoveltyModel
+from darl_rerank.model.novelty import MAHALANOBIS, NEIGHBOUR, NoveltyModel
 
 _BLOCK_ROWS = 512
 # Below this the distance of two pairs is float16 rounding.

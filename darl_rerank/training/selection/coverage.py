@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from darl_rerank.novelty import half_squares
+from darl_rerank.model.novelty import half_squares
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.intp]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darl_rerank.errors import InputError
-from darl_rerank.novelty import fit_novelty, middle_layer
+from darl_rerank.model.novelty import fit_novelty, middle_layer
 from darl_rerank.reranker import Reranker
 from darl_rerank.training.features import PairFeatures, extract_features, open_features
 from darl_rerank.trec.graded_pairs import GradedPair

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from ..errors import InputError
+from ..files import atomic_folder
 from .base_model import BaseModel, file_sha256
 from .calibration import Calibration
-from .errors import InputError
-from .files import atomic_folder
+from .head import Head
 from .novelty import NoveltyModel
 from .prompt import Prompt, PromptEncoder
 from .scale import RelevanceScale
@@ -44,19 +45,6 @@ _NOVELTY = "novelty.safetensors"
 _CARD = "README.md"
 # What a person may edit in place without the checkpoint becoming another model.
 _UNSEALED = {_CARD, MANIFEST}
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The linear layer over the last token's final hidden state, evaluated in float32.
-
-    Attributes:
-        weight: shape (K, hidden), float32.
-        bias: shape (K,), float32.
-    """
-
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +92,16 @@ class Checkpoint:
             InputError: the base can't be read, or the grade words collide under its tokenizer.
             MissingDependencyError: torch or transformers is not installed.
         """
-        from .engines.base_weights import start_checkpoint
+        from .base_weights import read_base
 
-        return start_checkpoint(base, scale, prompt)
+        return cls(scale=scale, **read_base(base, scale, prompt))
 
     @classmethod
     def load(cls, model: str | Path) -> Checkpoint:
         """Read a checkpoint and check that every file is there and is what was saved.
 
         Args:
-            model: its folder, or the name of one that ships (`darl_rerank.shipped.shipped_names`).
+            model: its folder, or the name of one that ships (`darl_rerank.model.shipped.shipped_names`).
 
         Raises:
             InputError: not a checkpoint, a file is missing or was changed, or the format is newer than this version.

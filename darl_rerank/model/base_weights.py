@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..base_model import BaseModel
-from ..checkpoint import Checkpoint, Head
 from ..errors import InputError, MissingDependencyError
-from ..prompt import Prompt, PromptEncoder
-from ..scale import RelevanceScale
+from .base_model import BaseModel
+from .head import Head
+from .loading_bar import no_loading_bar
+from .prompt import Prompt, PromptEncoder
+from .scale import RelevanceScale
 
 if TYPE_CHECKING:
     import torch
+
+    from .checkpoint import Checkpoint
 
 
 def require_torch() -> None:
@@ -71,7 +72,7 @@ def load_causal_lm(base: BaseModel, dtype: torch.dtype) -> Any:
 
 def _from_pretrained(auto: Any, source: Any, revision: str | None, dtype: torch.dtype) -> Any:
     try:
-        with quiet():
+        with no_loading_bar():
             return auto.from_pretrained(
                 str(source),
                 revision=revision,
@@ -85,22 +86,8 @@ def _from_pretrained(auto: Any, source: Any, revision: str | None, dtype: torch.
         raise InputError(f"base model {source} could not be loaded: {reason}") from error
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bar of transformers for a load of a second, whatever the caller's own setting is."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def start_checkpoint(base: str | Path, scale: RelevanceScale, prompt: Prompt | None) -> Checkpoint:
-    """See `Checkpoint.from_base`."""
+def read_base(base: str | Path, scale: RelevanceScale, prompt: Prompt | None) -> dict[str, Any]:
+    """What an untrained checkpoint takes from its base model; see `Checkpoint.from_base`."""
     require_torch()
     import torch
     from transformers import AutoTokenizer
@@ -125,7 +112,13 @@ def start_checkpoint(base: str | Path, scale: RelevanceScale, prompt: Prompt | N
     encoder = PromptEncoder(prompt, tokenizer_json)
     head = head_from_words(model.get_output_embeddings(), scale, encoder, base=str(base))
     layers = int(model.config.get_text_config().num_hidden_layers)
-    return Checkpoint(scale, prompt, tokenizer_json, head, reference, feature_layer=max(1, layers // 2))
+    return {
+        "prompt": prompt,
+        "tokenizer_json": tokenizer_json,
+        "head": head,
+        "base": reference,
+        "feature_layer": max(1, layers // 2),
+    }
 
 
 def head_from_words(lm_head: Any, scale: RelevanceScale, encoder: PromptEncoder, *, base: str) -> Head:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .errors import InputError
-from .prompt import PromptGroup
+from ..errors import InputError
+from ..model.prompt import PromptGroup
 
 # Below this many documents, running the prefix on its own costs more than it saves: whole sequences of several
 # groups then fill a batch together.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from .errors import InputError
+from ..errors import InputError
 from .scale import RelevanceScale
 
 LongDocuments = Literal["truncate", "window"]

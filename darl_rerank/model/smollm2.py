@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..base_model import cache_folder
+from ..cache import cache_folder
 from ..errors import MissingDependencyError
 from ..files import atomic_folder
 
@@ -39,10 +39,10 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "torch", "it reads SmolLM2") from error
 
-    from .base_weights import quiet
+    from .loading_bar import no_loading_bar
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    with quiet(), atomic_folder(folder, overwrite=True) as temporary:
+    with no_loading_bar(), atomic_folder(folder, overwrite=True) as temporary:
         quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         # transformers marks the model as quantised and then refuses to save it: a fresh model takes the weights.
         config = quantised.config

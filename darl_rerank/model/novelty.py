@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError, MissingDependencyError
+from ..errors import InputError, MissingDependencyError
 from .percentiles import PercentileTable
 
 MAHALANOBIS = "mahalanobis"

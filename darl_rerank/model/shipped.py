@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import InputError
+from ..errors import InputError
 
-SHIPPED = Path(__file__).resolve().parent / "data" / "models"
+SHIPPED = Path(__file__).resolve().parents[1] / "data" / "models"
 DEFAULT = "smollm2-darl"
 
 

@@ -1,0 +1,1 @@
+"""What a checkpoint is: its files, scale, prompt, calibration, novelty and base model."""
