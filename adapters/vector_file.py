@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darl_rerank.errors import InputError
+from darl_rerank.locks import WriterLock
 
 _ROWS = 4096
 
@@ -34,12 +34,8 @@ class VectorFile:
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
         self.path = path
         self._content = dict(content)
+        self._lock = WriterLock(path, "another process is making this index")
         self._stream = path.open("a+b")
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._stream.close()
-            raise InputError("another process is making this index", path=path) from None
         self._dimension = 0
         self._start = 0
         self._read_header()
@@ -89,7 +85,11 @@ class VectorFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stream.close()
+        self._lock.release()
 
     def remove(self) -> None:
         """Delete the file: the index is whole."""
+        # Windows deletes no file that is open.
+        self._stream.close()
         self.path.unlink(missing_ok=True)
+        self._lock.remove()

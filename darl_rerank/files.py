@@ -58,7 +58,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         # mkstemp makes the file private; outputs get the permissions any other new file would get.
         umask = os.umask(0)
         os.umask(umask)
-        os.fchmod(descriptor, 0o666 & ~umask)
+        os.chmod(name, 0o666 & ~umask)
         text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
         try:
             with os.fdopen(descriptor, mode, **text) as stream:

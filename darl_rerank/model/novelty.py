@@ -42,8 +42,6 @@ COMBINED = "combined"
 _BLOCK_ROWS = 512
 # Bank rows whose smallest distance is looked at first, in the search for the k-th neighbour.
 _GROUP = 50
-# From this many bank rows on FAISS searches, if it is installed: its exact search keeps no row-by-bank matrix.
-_LARGE_BANK = 50_000
 # Of the middle layer's mean, the middle layer's last token and the final layer's last token; see `middle_layer`. The
 # mean tells near domains apart, the last token far ones from web passages (benchmarks/novelty.py).
 PART_WEIGHTS = (0.5, 1.0, 0.0)
@@ -98,16 +96,6 @@ class NoveltyModel:
         # A product with (position, 1) is half the squared distance, but for the half square of the position itself.
         bank = self.bank.astype(np.float32)
         return np.concatenate([-bank, half_squares(bank)[:, None]], axis=1).T
-
-    @cached_property
-    def _faiss_bank(self) -> Any | None:
-        try:
-            import faiss
-        except ImportError:
-            return None
-        index = faiss.IndexFlatL2(self.dimensions)
-        index.add(self.bank.astype(np.float32))
-        return index
 
     def project(self, features: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Where pairs lie, as the scores see it.
@@ -180,8 +168,6 @@ class NoveltyModel:
 
         What a training pair has outside of them is left out: it is about the same for all.
         """
-        if len(self.bank) >= _LARGE_BANK and self._faiss_bank is not None:
-            return np.asarray(self._faiss_bank.search(positions, self.k)[0][:, -1] / 2, dtype=np.float64)
         one = np.ones((len(positions), 1), dtype=np.float32)
         nearest = kth_smallest(np.concatenate([positions, one], axis=1) @ self._search_bank, self.k)
         return np.asarray(np.maximum(nearest + half_squares(positions), 0), dtype=np.float64)

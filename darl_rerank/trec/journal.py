@@ -6,7 +6,6 @@ checksum. A kill in the middle of a write leaves a torn last line, which is drop
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import zlib
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import InputError
+from ..locks import WriterLock
 
 _FORMAT = 1
 
@@ -39,20 +39,20 @@ class Journal:
         self.path = Path(path)
         self.finished: dict[str, Any] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = WriterLock(self.path, "another process is working on this job")
         self._stream = self.path.open("a+b")
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._stream.close()
-            raise InputError("another process is working on this job", path=self.path) from None
         try:
             if restart:
                 self._stream.truncate(0)
             # Through JSON and back, so that what is compared is what was written.
             self._read(json.loads(json.dumps({"journal": _FORMAT, **job})))
         except BaseException:
-            self._stream.close()
+            self._close()
             raise
+
+    def _close(self) -> None:
+        self._stream.close()
+        self._lock.release()
 
     def _read(self, job: dict[str, Any]) -> None:
         self._stream.seek(0)
@@ -96,7 +96,10 @@ class Journal:
 
     def remove(self) -> None:
         """Delete the file: the job's output stands."""
+        # Windows deletes no file that is open.
+        self._stream.close()
         self.path.unlink(missing_ok=True)
+        self._lock.remove()
 
     def __enter__(self) -> Journal:
         return self
@@ -104,7 +107,7 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        self._close()
 
 
 def _decode(line: bytes) -> dict[str, Any] | None:

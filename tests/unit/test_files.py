@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import errno
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,10 +38,57 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_device_that_is_really_full(tmp_path: Path) -> None:
-    # /dev/full fails every write as a full disk does; its folder can't be written, which is the same error.
-    with pytest.raises(DarlRerankError, match="could not be written"), atomic_write("/dev/full/out") as stream:
-        stream.write("x")
+# Fills the device under argv[1] (or runs into a limit on file sizes) in the middle of a file and of a folder.
+_FILL = """
+import sys
+from pathlib import Path
+from darl_rerank.errors import DarlRerankError
+from darl_rerank.files import atomic_folder, atomic_write
+
+place = Path(sys.argv[1])
+file, folder = place / "file", place / "folder"
+with atomic_write(file) as stream:
+    stream.write("before")
+with atomic_folder(folder) as made:
+    (made / "before").write_text("before")
+if len(sys.argv) > 2:
+    import resource, signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+for attempt in range(2):
+    try:
+        if attempt:
+            with atomic_folder(folder, overwrite=True) as made:
+                (made / "large").write_bytes(bytes(200_000))
+        else:
+            with atomic_write(file, "wb") as stream:
+                stream.write(bytes(200_000))
+        print("was written")
+    except DarlRerankError as error:
+        print(error)
+print(file.read_text(), (folder / "before").read_text(), *sorted(path.name for path in place.rglob("*")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's way to mount a small device")
+@pytest.mark.parametrize("how", ["a device of 64 KiB", "a limit on file sizes"])
+def test_a_device_that_is_really_full(tmp_path: Path, how: str) -> None:
+    command = [sys.executable, "-c", _FILL, str(tmp_path)]
+    if how == "a device of 64 KiB":
+        mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+        full = 'mount -t tmpfs -o size=64k none "$1" && shift && exec "$@"'
+        if shutil.which("unshare") is None or subprocess.run([*mount, "mount -t tmpfs none /mnt"], check=False,
+                                                             capture_output=True).returncode:  # fmt: skip
+            pytest.skip("this system lets nobody mount a device")
+        command, reason = [*mount, full, "sh", str(tmp_path), *command], "No space left on device"
+    else:
+        command, reason = [*command, "65536"], "File too large"
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    file, folder, kept = result.stdout.splitlines()
+    assert file.startswith(f"{tmp_path}/file: could not be written: {reason}")
+    assert folder.startswith(f"{tmp_path}/folder: could not be written: {reason}")
+    assert kept == "before before before file folder", "what was there before, and nothing half made"
 
 
 def test_a_folder_is_whole_or_as_it_was(tmp_path: Path) -> None:

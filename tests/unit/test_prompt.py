@@ -3,10 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from darl_rerank import Checkpoint
 from darl_rerank.errors import InputError
-from darl_rerank.model.prompt import PromptEncoder
+from darl_rerank.model.prompt import Prompt, PromptEncoder
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,22 @@ def test_cut_head_equals_the_head_of_the_whole_text(encoder: PromptEncoder) -> N
     suffix = encoder.encode("hose", [text]).suffixes[0]
     kept = room(encoder, "hose")
     assert list(suffix[:kept]) == whole[:kept]
+
+
+def test_a_head_cut_in_a_word_is_as_the_whole_text_is() -> None:
+    # 16 characters a token, as many as the encoder takes for each token of room: a first head of the text holds
+    # room - 2 whole words and 13 letters of another, which alone are 10 tokens where the whole word is one.
+    pieces = [*"abcdefghijklmnopqrstuvwxyz", *(f"##{letter}" for letter in "bcdefghi"), "##jklm"]
+    first, word = "z" * 34, "abcdefghijklmno"
+    vocabulary = {piece: i for i, piece in enumerate(["?", first, word, *pieces])}
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="?", max_input_chars_per_word=100))
+    tokenizer.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    encoder = PromptEncoder(Prompt("a", "b", "c", max_length=64), tokenizer.to_str())
+    kept = encoder._room(encoder._plain.encode("q", add_special_tokens=False).ids)
+    text = " ".join([first, *([word] * 200)])
+    assert encoder._plain.encode(text[: 16 * kept], add_special_tokens=False).tokens[kept - 2 : kept] == ["a", "##b"]
+    whole = encoder._plain.encode(text, add_special_tokens=False).ids
+    assert list(encoder.encode("q", [text]).suffixes[0][:kept]) == whole[:kept]
 
 
 def test_special_tokens_in_a_document_are_plain_text(encoder: PromptEncoder) -> None:

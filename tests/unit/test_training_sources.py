@@ -165,3 +165,13 @@ def test_near_duplicates_are_counted_and_shared_queries_refused() -> None:
     with pytest.raises(InputError, match="share 1 queries"):
         refuse_shared_queries("training set and test set", leaks)
     assert find_leaks(train[1:], test[1:2]).near_duplicates == 0
+
+
+@pytest.mark.parametrize(("replaced", "near"), [(1, 1), (7, 1), (8, 0), (20, 0)])
+def test_a_near_duplicate_shares_seven_tenths_of_its_runs_of_words(replaced: int, near: int) -> None:
+    # 44 words have 40 runs of five. With the last r words new, 40 - r runs are shared of 40 + r in all: .702 for 7,
+    # .667 for 8.
+    words = [f"word{i}" for i in range(44)]
+    changed = [*words[: 44 - replaced], *(f"new{i}" for i in range(replaced))]
+    train = [GradedPair("a", " ".join(words), 1, None, "a")]
+    assert find_leaks(train, [GradedPair("b", " ".join(changed), 1, None, "b")]).near_duplicates == near
