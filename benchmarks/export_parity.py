@@ -48,8 +48,8 @@ OPTIONAL = ("kendall_tau", "ndcg_difference", "novelty_difference")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("collection", type=click.Path(path_type=Path))
 @click.option("--work", type=click.Path(path_type=Path), required=True)
-@click.option("--precisions", default="fp32,int8,fp16,int4", show_default=True)
-@click.option("--ranked", default="fp32,int8", show_default=True, help="Exports that rerank the whole run.")
+@click.option("--precisions", default="float32,int8,float16,int4", show_default=True)
+@click.option("--ranked", default="float32,int8", show_default=True, help="Exports that rerank the whole run.")
 @click.option("--pairs", default=500, show_default=True)
 @click.option("--depth", default=100, show_default=True)
 @click.option("--seed", default=0, show_default=True)
@@ -114,10 +114,11 @@ def exported(checkpoint: Checkpoint, folder: Path, precision: str, sample: list[
         return {"failed": str(error), "seconds": time.monotonic() - start}
     seconds = time.monotonic() - start
     report = json.loads((folder / "parity.json").read_text("utf-8"))
-    finer = dict(Checkpoint.load(folder).provenance)["export"]["finer products"]
+    record = Checkpoint.load(folder).export
+    assert record is not None
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
     return {
-        "seconds": seconds, **report, "finer products": finer, "bytes": sum(files.values()),
+        "seconds": seconds, **report, "finer products": list(record.finer_products), "bytes": sum(files.values()),
         "graph bytes": files[GRAPH] + files[PREFIX_GRAPH], "weight bytes": files[f"{GRAPH}_data"],
     }  # fmt: skip
 

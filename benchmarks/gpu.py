@@ -103,9 +103,9 @@ def measure(
     ]
     skipped = []
     try:
-        wanted.append(c.of_onnx(c.exported_folder(checkpoint, "fp16", cache), "fp16", device))
+        wanted.append(c.of_onnx(c.exported_folder(checkpoint, "float16", cache), "float16", device))
     except Exception as error:  # the reason goes into the table
-        skipped.append({"model": name, "name": "darl-rerank, ONNX Runtime, fp16", "reason": str(error)[:200]})
+        skipped.append({"model": name, "name": "darl-rerank, ONNX Runtime, float16", "reason": str(error)[:200]})
     parameters = linear_parameters(checkpoint)
     table: list[dict[str, Any]] = []
     # One after the other: two models of four billion weights and vLLM's own memory would not fit together.

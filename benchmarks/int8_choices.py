@@ -35,6 +35,7 @@ from darl_rerank import Checkpoint, Reranker
 from darl_rerank.engines.onnx_engine import OnnxEngine
 from darl_rerank.engines.torch_engine import TorchEngine
 from darl_rerank.model.checkpoint import GRAPH
+from darl_rerank.model.export_record import ExportRecord
 from darl_rerank.offline import prepare, wanted_documents
 from darl_rerank.trec.corpora import load_documents
 from darl_rerank.trec.graded_pairs import GradedPair
@@ -120,8 +121,7 @@ def converted(
     folder.mkdir()
     exporting._write_config(graph, checkpoint, folder)
     exporting._write_graphs(traced, folder, "int8", in_blocks, lambda step: None)
-    facts = {"export": {"precision": "int8", "opset": exporting.OPSET, "finer products": in_blocks}}
-    checkpoint.replace(provenance={**checkpoint.provenance, **facts}).write_into(folder)
+    checkpoint.replace(export=ExportRecord("int8", exporting.OPSET, tuple(in_blocks))).write_into(folder)
     return Checkpoint.load(folder)
 
 

@@ -63,7 +63,7 @@ class Setting:
     def exports(self) -> tuple[dict[str, Path], dict[str, str]]:
         """Folder of each precision that passes its own checks, and why the others don't."""
         folders, faults = dict(self.exported), {}
-        for precision in sorted({"fp32", "int8"} - folders.keys()):
+        for precision in sorted({"float32", "int8"} - folders.keys()):
             try:
                 folders[precision] = c.exported_folder(self.checkpoint, precision, self.cache)
             except DarlRerankError as error:
@@ -249,7 +249,7 @@ def length(setting: Setting) -> dict[str, Any]:
 def threads(setting: Setting) -> dict[str, Any]:
     table = []
     for name, task in tasks(setting).items():
-        if "float32" in name or "fp32" in name:
+        if "float32" in name:
             continue
         for cores in sorted({1, len(os.sched_getaffinity(0))}):
             found = in_fresh_process({**task, "pairs": len(setting.pairs)}, threads=cores)

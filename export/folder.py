@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..engines.onnx_engine import OnnxEngine, require_provider
+from ..engines.onnx_engine import OnnxEngine
+from ..engines.providers import require_provider
 from ..engines.torch_engine import TorchEngine
 from ..errors import CheckFailedError, InputError
 from ..files import atomic_folder
 from ..model.checkpoint import GRAPH, PREFIX_GRAPH, Checkpoint
+from ..model.export_record import ExportRecord
+from ..model.precisions import canonical_precision
 from ..reranker import Reranker
 from ..results import PairScores
 from ..trec.graded_pairs import GradedPair
@@ -37,7 +40,7 @@ def export(
     checkpoint: Checkpoint,
     folder: str | Path,
     *,
-    precision: str = "fp32",
+    precision: str = "float32",
     sample: Sequence[GradedPair] | None = None,
     opset: int = OPSET,
     device: str = "cpu",
@@ -51,10 +54,10 @@ def export(
     Args:
         checkpoint: what to export, loaded from or saved in a folder, or made by `from_base`.
         folder: where to.
-        precision: "fp32", "fp16", "int8" or "int4".
+        precision: "float32", "float16", "int8" or "int4", or short ("fp32", "fp16").
         sample: pairs that parity is measured on; `bundled_sample` if None.
         opset: version of the ONNX operators; below 23 attention is written as products and a softmax.
-        device: what ONNX Runtime runs the export on when it is compared: "cpu", "cuda", "cuda:1" or "tensorrt".
+        device: what ONNX Runtime runs the export on when it is compared: "cpu", "cuda" or "cuda:1".
         overwrite: replace an existing folder.
         progress: told the name of each step as it begins.
 
@@ -63,8 +66,7 @@ def export(
         CheckFailedError: the results lie beyond the precision's bounds; the message names the layers that differ most.
         DarlRerankError: `folder` exists, or can't be written.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    precision = canonical_precision(precision, PRECISIONS)
     if opset < OLDEST_OPSET:
         raise InputError(f"opset must be at least {OLDEST_OPSET}, got {opset}")
     if checkpoint.exported:
@@ -89,16 +91,16 @@ def export(
         for left in LEFT if moved else (1.0,):
             finer = sensitive(moved, left)
             _write_graphs(traced, temporary, precision, finer, progress)
-            facts: dict[str, Any] = {"precision": precision, "opset": opset, "finer products": finer}
-            exported = checkpoint.replace(provenance={**checkpoint.provenance, "export": facts})
+            record = ExportRecord(precision, opset, tuple(finer))
+            exported, left_out = checkpoint.replace(export=record), ""
             exported.write_into(temporary)
             progress("compare with torch")
             parity = compare(pairs, reference, _scores(temporary, device, texts))
             distance = parity.novelty_mean_difference
             # A novelty that is not a number is within no bound.
             if distance is not None and not distance <= NOVELTY_BOUND:
-                facts["novelty"] = f"left out: {distance:.2g} points from torch's in the mean"
-                progress(f"compare without novelty ({facts['novelty']})")
+                left_out = f"left out: {distance:.2g} points from torch's in the mean"
+                progress(f"compare without novelty ({left_out})")
                 exported = exported.replace(novelty=None, calibration=checkpoint.calibration.at(_MEDIAN_NOVELTY))
                 exported.write_into(temporary)
                 without = checkpoint.replace(novelty=None, calibration=exported.calibration)
@@ -115,10 +117,10 @@ def export(
                 f"(relative error of their MLP's output): {layers}. Nothing was written"
             )
         report = {"precision": precision, "device": device, "bounds": BOUNDS[precision], "measures": asdict(parity)}
-        if "novelty" in facts:
-            report["novelty"] = facts["novelty"]
+        if left_out:
+            report["novelty"] = left_out
         (temporary / "parity.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-        exported.write_into(temporary, card=_card(exported, precision, parity))
+        exported.write_into(temporary, card=_card(exported, precision, parity, left_out))
     return parity
 
 
@@ -172,7 +174,7 @@ def _write_graphs(
     sources = {}
     for name, path in traced.items():
         source = path
-        if precision != "fp32":
+        if precision != "float32":
             how = f" ({len(finer)} sensitive products finer)" if finer else ""
             progress(f"convert {name} to {precision}{how}")
             source = path.with_name(f"{precision}_{name}")
@@ -205,12 +207,11 @@ def _write_config(graph: GradeGraph, checkpoint: Checkpoint, folder: Path) -> No
     (folder / "config.json").write_text(json.dumps(values, indent=2, default=str) + "\n", "utf-8")
 
 
-def _card(checkpoint: Checkpoint, precision: str, parity: Parity) -> str:
+def _card(checkpoint: Checkpoint, precision: str, parity: Parity, novelty: str) -> str:
     rows = [
         f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in asdict(parity).items() if value is not None
     ]
     state = "" if checkpoint.trained else "\nUntrained: it grades zero-shot, from the grade words alone.\n"
-    novelty = checkpoint.provenance["export"].get("novelty")
     if novelty:
         state += f"\nNovelty {novelty}; all pairs have one temperature.\n"
     return "\n".join([

@@ -54,8 +54,8 @@ class Parity:
 
 # Measure: the worst value that passes; agreement is bounded from below, differences from above.
 BOUNDS: dict[str, dict[str, float]] = {
-    "fp32": {"largest_difference": 1e-4, "grade_agreement": 0.99},
-    "fp16": {"largest_difference": 5e-3, "grade_agreement": 0.98},
+    "float32": {"largest_difference": 1e-4, "grade_agreement": 0.99},
+    "float16": {"largest_difference": 5e-3, "grade_agreement": 0.98},
     "int8": {"grade_agreement": 0.97, "ndcg_difference": 0.005},
     "int4": {"grade_agreement": 0.85, "ndcg_difference": 0.03},
 }

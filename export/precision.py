@@ -1,7 +1,7 @@
 """A float32 graph in another number format.
 
 - all three: the token embedding in float16.
-- fp16: products and attention in float16, norms, softmax, sums and head in float32; see `fp16`.
+- float16: products and attention in float16, norms, softmax, sums and head in float32; see `fp16`.
 - int8: weights and activations in int8, activations with one scale a token (see `int8`); products for which that is too
   coarse in blocks of 32, weights and activations alike (com.microsoft MatMulNBits), which is slower and finer.
 - int4: weights in blocks of 32, in the same way; products for which that is too coarse with 8 bits a weight.
@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from .fp16 import halve
 from .int8 import quantize
 
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+PRECISIONS = ("float32", "float16", "int8", "int4")
 # Weights of a block, by bits.
 BLOCK = {4: 32, 8: 32}
 # MatMulNBits' name for "activations in int8".
@@ -35,12 +35,12 @@ def convert(source: Path, target: Path, precision: str, finer: Collection[str] =
     Args:
         source: a float32 graph.
         target: the graph to write.
-        precision: one of `PRECISIONS` but "fp32".
+        precision: one of `PRECISIONS` but "float32".
         finer: names of weights that take the finer way, under int8 blocks, under int4 8 bits.
     """
     model = onnx.load(str(source))
     _half_embedding(model)
-    if precision == "fp16":
+    if precision == "float16":
         halve(model, products(model))
     else:
         model = _in_blocks(model, finer, bits=8)

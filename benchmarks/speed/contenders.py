@@ -52,8 +52,7 @@ def of_onnx(folder: Path, precision: str, device: str = "cpu") -> Contender:
         reranker = Reranker(exported, load_engine(exported, "onnx", device=device, precision=None))
         return lambda pairs: reranker.score_pairs(pairs).logits
 
-    number_format = {"fp32": "float32", "fp16": "float16"}.get(precision, precision)
-    return Contender(f"darl-rerank, ONNX Runtime, {precision}", number_format, True, load)
+    return Contender(f"darl-rerank, ONNX Runtime, {precision}", precision, True, load)
 
 
 def of_cross_encoder(

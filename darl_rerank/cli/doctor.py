@@ -112,6 +112,12 @@ def _onnxruntime() -> Finding:
         return Finding("onnxruntime", "problem", f"{', '.join(installed)} installed, import fails: {error}", advice)
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     found = f"{', '.join(installed)}; live: {onnxruntime.__version__} with {', '.join(providers)}"
+    if "CUDA" in providers and shutil.which("nvidia-smi") is not None:
+        from ..engines.providers import cuda_fault
+
+        if (fault := cuda_fault()) is not None:
+            advice = "pip install 'darl-rerank[gpu]' brings CUDA and cuDNN; until it starts, exports run on the CPU"
+            return Finding("onnxruntime", "problem", f"{found}; CUDA does not start: {fault}", advice)
     if len(installed) > 1:
         advice = (
             "these wheels overwrite each other's files. For a GPU: pip uninstall -y onnxruntime; "

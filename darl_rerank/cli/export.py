@@ -11,13 +11,19 @@ import click
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8", "int4"]), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    default="float32",
+    show_default=True,
+    metavar="NAME",
+    help="float32, float16, int8 or int4 (fp32 and fp16 are taken too).",
+)
 @click.option(
     "--verify",
     type=click.Path(path_type=Path),
     help="Pairs to compare with torch on, as JSON lines.  [default: 64 pairs of the bundled catalogue]",
 )
-@click.option("--device", default="cpu", show_default=True, help="What to run the comparison on: cpu, cuda, tensorrt.")
+@click.option("--device", default="cpu", show_default=True, help="What to run the comparison on: cpu, cuda, cuda:1 …")
 @click.option("--opset", type=click.IntRange(min=18), default=23, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing folder.")
 def export(

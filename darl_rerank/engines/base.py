@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -9,8 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import DarlRerankError
 from ..model.prompt import PromptGroup
-from .batching import MicroBatch, plan
+from .batching import MicroBatch, halves, plan
+
+
+class OutOfMemoryError(DarlRerankError):
+    """The device has no memory left for a micro-batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,11 @@ class Engine(Protocol):
         ...
 
     def grade(self, batch: MicroBatch, prefix: Any | None, *, features: bool) -> GradeOutput:
-        """Logits (and features) of the batch's sequences, in their order."""
+        """Logits (and features) of the batch's sequences, in their order.
+
+        Raises:
+            OutOfMemoryError: the batch does not fit into the device's memory.
+        """
         ...
 
 
@@ -70,6 +80,9 @@ def grade_groups(
         features: whether to compute novelty features.
         batch_tokens: token budget of a micro-batch; the engine's own if None.
         share_prefix: run the prefix of a group once for all its documents.
+
+    Raises:
+        OutOfMemoryError: half a micro-batch does not fit into the device's memory either.
     """
     distinct, places = _without_repeats(groups)
     count = sum(len(group.suffixes) for group in distinct)
@@ -81,14 +94,32 @@ def grade_groups(
         if batch.prefix != prefix_ids:
             prefix_ids = batch.prefix
             prefix = engine.encode_prefix(prefix_ids) if prefix_ids else None
-        output = engine.grade(batch, prefix, features=features)
-        where = list(batch.positions)
-        logits[where] = output.logits
-        if output.features is not None:
-            if collected is None:
-                collected = np.zeros((count, output.features.shape[1]), dtype=np.float32)
-            collected[where] = output.features
+        for part, output in _graded(engine, batch, prefix, features):
+            where = list(part.positions)
+            logits[where] = output.logits
+            if output.features is not None:
+                if collected is None:
+                    collected = np.zeros((count, output.features.shape[1]), dtype=np.float32)
+                collected[where] = output.features
     return GradeOutput(logits[places], None if collected is None else collected[places])
+
+
+def _graded(engine: Engine, batch: MicroBatch, prefix: Any, features: bool) -> list[tuple[MicroBatch, GradeOutput]]:
+    """The batch's outputs: in one piece, or in two halves where the device's memory does not suffice for one."""
+    try:
+        return [(batch, engine.grade(batch, prefix, features=features))]
+    except OutOfMemoryError:
+        if len(batch.sequences) == 1:
+            raise
+    # Outside the handler: the exception's traceback would hold on to the failed run's memory.
+    tokens = len(batch.sequences) * len(batch.sequences[0])
+    warnings.warn(
+        f"{engine.device} has no memory for a batch of {len(batch.sequences)} sequences ({tokens} tokens), so it is "
+        f"run in two halves; with batch_tokens={max(1, tokens // 2)} that is not tried again",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return [(part, engine.grade(part, prefix, features=features)) for part in halves(batch)]
 
 
 def _without_repeats(groups: Sequence[PromptGroup]) -> tuple[list[PromptGroup], NDArray[np.intp]]:

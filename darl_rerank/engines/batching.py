@@ -11,6 +11,10 @@ from ..model.prompt import PromptGroup
 # Below this many documents, running the prefix on its own costs more than it saves: whole sequences of several
 # groups then fill a batch together.
 MIN_SHARED = 4
+# What a sequence of L tokens behind a prefix of P takes besides its own activations, as a share of a token's: its keys
+# and values, the prefix's included, and what attention computes for L queries and P + L keys.
+_KEYS_PER_TOKEN = 4
+_PRODUCTS_PER_TOKEN = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +37,9 @@ def plan(groups: Sequence[PromptGroup], batch_tokens: int, *, share_prefix: bool
 
     Args:
         groups: query groups.
-        batch_tokens: largest number of tokens, padding included, in one micro-batch; a single longer sequence still
-            gets a micro-batch of its own.
+        batch_tokens: largest number of tokens, padding included, in one micro-batch, and fewer where the prefix or long
+            sequences make attention the larger part of the memory; a single longer sequence still gets a micro-batch
+            of its own.
         share_prefix: run the prefix of a group of at least `MIN_SHARED` sequences once.
 
     Raises:
@@ -61,7 +66,23 @@ def _cut(
     ordered = sorted(numbered, key=lambda item: (-len(item[0]), item[1]))
     start = 0
     while start < len(ordered):
-        count = max(1, batch_tokens // len(ordered[start][0]))
+        count = max(1, batch_tokens // _cost(len(ordered[start][0]), len(prefix)))
         sequences, positions = zip(*ordered[start : start + count], strict=True)
         yield MicroBatch(prefix, sequences, positions)
         start += count
+
+
+def _cost(length: int, before: int) -> int:
+    """Memory of a sequence behind a prefix of `before` tokens, in tokens of the budget."""
+    keys = before + length
+    return max(length, -(-keys // _KEYS_PER_TOKEN), -(-length * keys // _PRODUCTS_PER_TOKEN))
+
+
+def halves(batch: MicroBatch) -> tuple[MicroBatch, MicroBatch]:
+    """The first and the second half of a micro-batch of at least two sequences."""
+    middle = -(-len(batch.sequences) // 2)
+    first, second = (
+        MicroBatch(batch.prefix, batch.sequences[part], batch.positions[part])
+        for part in (slice(None, middle), slice(middle, None))
+    )
+    return first, second

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .attention import masked_attention
 from .decoder import DecoderStates
 from .products import Product, product_kind
 
@@ -176,36 +177,36 @@ class FusedDecoder:
         return DecoderStates(self._normed(states, self._norm), middle, kept)
 
     def _pack(self, sequences: Sequence[Sequence[int]], before: int) -> _Packing:
-        lengths = torch.tensor([len(sequence) for sequence in sequences])
-        count, longest = len(sequences), int(lengths.max())
+        device = self._device
+        flat = [token for sequence in sequences for token in sequence]
+        tokens, count, longest = len(flat), len(sequences), max(map(len, sequences))
+        padding = -tokens % _TOKEN_MULTIPLE
+        # Only lengths and ids go to the device; the tables, which are far larger, are made there.
+        lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
+        ids = torch.tensor(flat + [0] * padding, device=device)
         ends = lengths.cumsum(0)
-        inside = torch.arange(longest)
-        real = inside < lengths[:, None]
+        starts = ends - lengths
         # Padding reads its sequence's last token: finite, and never seen.
-        places = (ends - lengths)[:, None] + torch.minimum(inside, lengths[:, None] - 1)
+        places = starts[:, None] + torch.minimum(torch.arange(longest, device=device), lengths[:, None] - 1)
         width = self._heads + 2 * self._key_heads
-        head = torch.arange(width)
+        head = torch.arange(width, device=device)
         queries = places[:, None] * width + head[: self._heads, None]
         keys_values = places[None, :, None] * width + head[self._heads :].view(2, 1, self._key_heads, 1)
-        rows = torch.arange(count)[:, None] * (self._heads * longest) + inside
-        outputs = rows[real][:, None] + head[: self._heads] * longest
-        key = torch.arange(before + longest)
-        mask = torch.zeros(longest, before + longest).masked_fill(key > inside[:, None] + before, -torch.inf)
-        positions = (inside + before).expand(count, -1)[real]
+        sequence = torch.repeat_interleave(torch.arange(count, device=device), lengths, output_size=tokens)
+        inside = torch.arange(tokens, device=device) - starts[sequence]
+        rows = sequence * (self._heads * longest) + inside
+        outputs = rows[:, None] + head[: self._heads] * longest
+        query, key = torch.arange(longest, device=device), torch.arange(before + longest, device=device)
+        mask = torch.zeros(longest, before + longest, device=device)
+        mask.masked_fill_(key > query[:, None] + before, -torch.inf)
         # Padding at the end reads some real token's output: finite, and nothing reads the padding's own.
-        tokens = int(ends[-1])
-        padding = -tokens % _TOKEN_MULTIPLE
-        ids = torch.tensor([token for sequence in sequences for token in sequence] + [0] * padding)
-        positions, outputs = F.pad(positions, (0, padding)), F.pad(outputs, (0, 0, 0, padding))
-        ids, positions, last, queries, keys_values, outputs, mask = (
-            part.to(self._device) for part in (ids, positions, ends - 1, queries, keys_values, outputs, mask)
-        )
+        positions, outputs = F.pad(inside + before, (0, padding)), F.pad(outputs, (0, 0, 0, padding))
         mask = mask.to(self._dtype if self._attention_kernel else torch.float32)
         cos, sin = self._rotary(self._embedding[:1], positions[None])
         sin = torch.cat([-sin[..., : self._size // 2], sin[..., self._size // 2 :]], dim=-1)
-        last_mask = mask[lengths.to(self._device) - 1][:, None, None]
+        last_mask = mask[lengths - 1][:, None, None]
         return _Packing(
-            ids, tokens, cos[0, :, None], sin[0, :, None], last, queries, keys_values, outputs, mask, last_mask
+            ids, tokens, cos[0, :, None], sin[0, :, None], ends - 1, queries, keys_values, outputs, mask, last_mask
         )
 
     def _normed(self, states: Tensor, weight: Tensor) -> Tensor:
@@ -240,8 +241,7 @@ class FusedDecoder:
         shared = self._heads // self._key_heads
         dtype = queries.dtype
         if self._attention_kernel:
-            keys, values = (part.repeat_interleave(shared, dim=1) for part in keys_values)
-            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+            return masked_attention(queries, *keys_values, mask)
         # The query heads of one key head stand one below the other, so keys and values need not be repeated.
         # In float32, whose batched products keep no memory for each new shape as oneDNN's in bfloat16 do.
         queries = queries.reshape(count * self._key_heads, shared * length, size).float()

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.base_weights import load_body
 from ..model.checkpoint import Checkpoint
-from .base import GradeOutput
+from ..model.precisions import canonical_precision
+from .base import GradeOutput, OutOfMemoryError
 from .batching import MicroBatch
 from .decoder import Decoder, PlainDecoder, check_feature_layer
 from .fused_decoder import FusedDecoder, is_fusable
@@ -43,8 +44,8 @@ class TorchEngine:
     Args:
         checkpoint: what to run; an adapter is merged into the weights.
         device: "cpu", "cuda", "cuda:1" …; the first GPU if there is one, else the CPU, if None.
-        precision: "float32", "bfloat16" or "float16"; if None bfloat16 on a GPU and on CPUs that multiply it in
-            hardware, float32 otherwise.
+        precision: "float32", "bfloat16" or "float16", or short ("bf16"); if None bfloat16 on a GPU and on CPUs that
+            multiply it in hardware, float32 otherwise.
         fused: False to run every decoder by transformers' own forward pass, which is slower.
 
     Raises:
@@ -69,9 +70,9 @@ class TorchEngine:
         if self._device.type == "cuda" and (self._device.index or 0) >= torch.cuda.device_count():
             raise InputError(f"device {self.device!r} is not there: torch sees {torch.cuda.device_count()} GPUs")
         on_gpu = self._device.type == "cuda"
-        self.precision = precision or ("bfloat16" if on_gpu or cpu_has_bfloat16() else "float32")
-        if self.precision not in _DTYPES:
-            raise InputError(f"the torch engine has no precision {self.precision!r}; known: {', '.join(_DTYPES)}")
+        if precision is None:
+            precision = "bfloat16" if on_gpu or cpu_has_bfloat16() else "float32"
+        self.precision = canonical_precision(precision, _DTYPES)
         # On a CPU small batches keep their activations in cache: 512 to 1024 tokens ran fastest, 4096 half as fast.
         self.batch_tokens = 65536 if on_gpu else 1024
         model = load_body(checkpoint, _DTYPES[self.precision]).to(self._device)
@@ -100,19 +101,47 @@ class TorchEngine:
 
     @torch.inference_mode()
     def grade(self, batch: MicroBatch, prefix: PrefixState | None, *, features: bool) -> GradeOutput:
+        try:
+            return self._grade(batch, prefix, features)
+        except torch.OutOfMemoryError as error:
+            message = str(error)
+        # Outside the handler: the traceback holds on to the tensors of the failed run.
+        torch.cuda.empty_cache()
+        raise OutOfMemoryError(message)
+
+    def _grade(self, batch: MicroBatch, prefix: PrefixState | None, features: bool) -> GradeOutput:
         states = self._decoder.run(batch.sequences, None if prefix is None else prefix.keys_values)
         final = states.final.float()
         logits = torch.nn.functional.linear(final, self._weight, self._bias).cpu().numpy()
         if not features:
             return GradeOutput(logits, None)
-        lengths = torch.tensor([len(sequence) for sequence in batch.sequences])
-        ends = lengths.cumsum(0)
-        starts = ends - lengths if prefix is not None else ends - lengths + self._instruction_length
-        token = torch.arange(int(ends[-1]))
-        own = ((token >= starts[:, None]) & (token < ends[:, None])).to(self._device, torch.float32)
-        total, count = own @ states.middle.float(), own.sum(1, keepdim=True)
+        lengths = torch.tensor([len(sequence) for sequence in batch.sequences], device=self._device)
+        last = lengths.cumsum(0) - 1
+        # A whole sequence begins with the instruction, which no feature counts.
+        skipped = 0 if prefix is not None else self._instruction_length
+        total, count = own_sums(states.middle.float(), lengths, skipped), (lengths - skipped)[:, None]
         if prefix is not None:
             total, count = total + prefix.own_sum, count + prefix.own_count
-        parts = (total / count, states.middle[(ends - 1).to(self._device)].float(), final)
+        parts = (total / count, states.middle[last].float(), final)
         joined = torch.cat([torch.nn.functional.normalize(part, dim=-1) for part in parts], dim=-1)
         return GradeOutput(logits, joined.cpu().numpy())
+
+
+def own_sums(states: Tensor, lengths: Tensor, skipped: int) -> Tensor:
+    """Sum of each sequence's states from number `skipped` on.
+
+    Args:
+        states: of the sequences one after the other, shape (T, hidden), float32.
+        lengths: of the sequences, shape (n,), on the same device, each above `skipped`.
+        skipped: how many of each sequence's first states are left out.
+
+    Returns:
+        shape (n, hidden).
+    """
+    count, tokens = len(lengths), len(states)
+    rows = torch.repeat_interleave(torch.arange(count, device=states.device), lengths, output_size=tokens)
+    if skipped:
+        inside = torch.arange(tokens, device=states.device) - (lengths.cumsum(0) - lengths)[rows]
+        # What is left out goes to a row of its own: no size depends on values, which a GPU would have to be asked for.
+        rows = rows.where(inside >= skipped, count)
+    return states.new_zeros(count + 1, states.shape[1]).index_add_(0, rows, states)[:count]

@@ -29,6 +29,7 @@ from ..errors import InputError
 from ..files import atomic_folder
 from .base_model import BaseModel, file_sha256
 from .calibration import Calibration
+from .export_record import ExportRecord
 from .head import Head
 from .novelty import NoveltyModel
 from .prompt import Prompt, PromptEncoder
@@ -61,7 +62,9 @@ class Checkpoint:
         calibration: grade logits to probabilities.
         novelty: statistics for the novelty score, None before training.
         trained: False for a checkpoint that only `from_base` has made, which grades zero-shot.
-        provenance: data, recipe and figures of its training, for the model card; JSON types.
+        provenance: data, recipe and figures of its training, for the model card; JSON types. Documentation: nothing
+            reads it to decide anything.
+        export: how the ONNX graphs beside it were made; None for a folder without any.
         folder: where it was loaded from, which holds adapter or weights; None before the first `save`.
         sha256: digest of every file in `folder`, by relative path.
     """
@@ -76,6 +79,7 @@ class Checkpoint:
     novelty: NoveltyModel | None = None
     trained: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    export: ExportRecord | None = None
     folder: Path | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
 
@@ -139,6 +143,7 @@ class Checkpoint:
             novelty=novelty,
             trained=bool(values["trained"]),
             provenance=values.get("provenance", {}),
+            export=ExportRecord.from_manifest(values),
             folder=folder,
             sha256=values["files"],
         )
@@ -203,6 +208,7 @@ class Checkpoint:
             "novelty": novelty_settings,
             "trained": self.trained,
             "provenance": dict(self.provenance),
+            **({} if self.export is None else {"export": self.export.to_dict()}),
             "files": files,
         }
         (folder / MANIFEST).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")

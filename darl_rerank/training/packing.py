@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from darl_rerank.engines.attention import masked_attention
 from darl_rerank.model.prompt import PromptGroup
 
 ATTENTION = "darl_rerank_packed"
@@ -200,27 +200,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None
     rows, heads, size, width = q.shape
     key_heads = k.shape[1]
     if q.device.type != "cpu":
-        return _fused(q, k, v, mask, scaling, dropout)
+        return masked_attention(q, k, v, mask, scale=scaling, dropout=dropout)
     # The query heads of one key head stand one below the other, so that keys and values need not be repeated.
     q = q.reshape(rows, key_heads, -1, width) * (width**-0.5 if scaling is None else scaling)
     products = (q @ k.transpose(2, 3)).view(rows, heads, size, -1)
     weights = products.masked_fill(~mask, -torch.inf).softmax(dim=-1).to(v.dtype)
     weights = torch.nn.functional.dropout(weights, dropout)
     return (weights.view(rows, key_heads, heads // key_heads * size, -1) @ v).view(rows, heads, size, width)
-
-
-def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, dropout: float) -> Tensor:
-    """The same by torch's fused kernels.
-
-    cuDNN's are left out: they plan each new shape anew, and nearly every step has one. The memory-efficient kernel
-    takes a mask, but no fewer heads for keys than for queries, so keys and values are repeated.
-    """
-    repeats = q.shape[1] // k.shape[1]
-    k, v = (part.repeat_interleave(repeats, dim=1) for part in (k, v))
-    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-        return torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling
-        )
 
 
 def register() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import venv
@@ -28,10 +29,12 @@ from darl_rerank.export.smoothing import smooth, smoothing
 
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.cli import cli
+from darl_rerank.engines.batching import MicroBatch
 from darl_rerank.errors import CheckFailedError, DarlRerankError, InputError
 from darl_rerank.model.base_weights import load_body
 from darl_rerank.model.calibration import Calibration
 from darl_rerank.model.checkpoint import GRAPH, PREFIX_GRAPH
+from darl_rerank.model.export_record import ExportRecord
 from darl_rerank.model.head import Head
 from darl_rerank.model.novelty import fit_novelty
 
@@ -78,6 +81,46 @@ def test_prefix_reuse_changes_nothing(exported: Path) -> None:
     shared, whole = (r.score_pairs(TEXTS, features=True) for r in (reranker, alone))
     np.testing.assert_allclose(shared.logits, whole.logits, atol=1e-5)
     np.testing.assert_allclose(shared.features, whole.features, atol=1e-5)
+
+
+def test_the_graph_with_an_empty_prefix_is_the_plain_one_bit_for_bit(exported: Path) -> None:
+    """So that one session suffices, and the weights are in memory once."""
+    engine = Reranker.from_pretrained(exported).engine
+    rng = np.random.default_rng(0)
+    sequences = tuple(tuple(int(t) for t in rng.integers(3, 90, size=n)) for n in (40, 31, 30, 7))
+    found = engine.grade(MicroBatch((), sequences, (0, 1, 2, 3)), None, features=True)
+    ids, mask = np.zeros((4, 40), np.int64), np.zeros((4, 40), np.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
+    plain = onnxruntime.InferenceSession(str(exported / GRAPH), providers=["CPUExecutionProvider"])
+    logits, features = plain.run(None, {"input_ids": ids, "attention_mask": mask})
+    assert np.array_equal(found.logits, logits)
+    assert np.array_equal(found.features, features)
+    assert sum(isinstance(part, onnxruntime.InferenceSession) for part in vars(engine).values()) == 1
+
+
+@pytest.mark.parametrize("given", ["float32", "fp32", None])
+def test_a_precision_may_be_named_in_short(exported: Path, given: str | None) -> None:
+    assert Reranker.from_pretrained(exported, precision=given).engine.precision == "float32"
+    with pytest.raises(InputError, match="exported as float32, not fp16"):
+        Reranker.from_pretrained(exported, precision="fp16")
+
+
+def test_the_manifest_says_how_it_was_exported(exported: Path, tmp_path: Path) -> None:
+    manifest = json.loads((exported / "checkpoint.json").read_text())
+    assert manifest["export"] == {"precision": "float32", "opset": 23, "finer_products": []}
+    # As version 0.1 wrote it: in the provenance, under short names.
+    old = tmp_path / "old"
+    shutil.copytree(exported, old)
+    del manifest["export"]
+    manifest["provenance"] = {"export": {"precision": "fp16", "opset": 23, "finer products": ["a"]}}
+    (old / "checkpoint.json").write_text(json.dumps(manifest))
+    assert Checkpoint.load(old).export == ExportRecord("float16", 23, ("a",))
+    assert Reranker.from_pretrained(old).engine.precision == "float16"
+    manifest["provenance"] = {"export": {"precision": "fp7"}}
+    (old / "checkpoint.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="no precision 'fp7'"):
+        Checkpoint.load(old)
 
 
 def test_padding_on_either_side_changes_nothing(exported: Path) -> None:
@@ -127,7 +170,7 @@ def test_weights_are_written_once(exported: Path) -> None:
 def test_half_precision(tiny_model: Path, tmp_path: Path) -> None:
     parity = export_folder.export(Checkpoint.load(tiny_model), tmp_path / "fp16", precision="fp16")
     assert 0 < parity.largest_difference < 5e-3
-    assert Reranker.from_pretrained(tmp_path / "fp16").engine.precision == "fp16"
+    assert Reranker.from_pretrained(tmp_path / "fp16").engine.precision == "float16"
 
 
 @pytest.mark.parametrize("bound", [export_folder.NOVELTY_BOUND, 0.0])
@@ -170,7 +213,7 @@ def test_bad_input(exported: Path, tiny_model: Path, tmp_path: Path) -> None:
         export_folder.export(Checkpoint.load(exported), tmp_path / "again")
     with pytest.raises(DarlRerankError, match="already exists"):
         export_folder.export(Checkpoint.load(tiny_model), exported)
-    with pytest.raises(InputError, match="'tensorrt' is not there"):
+    with pytest.raises(InputError, match="unknown device 'tensorrt'"):
         Reranker.from_pretrained(exported, device="tensorrt")
     with pytest.raises(InputError, match="expected an exported checkpoint"):
         Reranker.from_pretrained(tiny_model, engine="onnx")
@@ -240,8 +283,9 @@ def test_int8_takes_more_products_finer_where_the_gate_asks_for_it(
     parity = export_folder.export(Checkpoint.load(tiny_model), tmp_path / "int8", precision="int8")
     assert not faults
     assert parity.largest_difference <= 0.1
-    made = dict(Checkpoint.load(tmp_path / "int8").provenance)["export"]
-    assert len(made["finer products"]) in finer
+    made = Checkpoint.load(tmp_path / "int8").export
+    assert made is not None
+    assert len(made.finer_products) in finer
 
 
 def save_base(family: str, folder: Path) -> None:

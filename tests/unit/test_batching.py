@@ -38,6 +38,16 @@ def test_small_groups_run_whole_and_large_ones_share_their_prefix() -> None:
     assert [batch.prefix for batch in batches] == [(1,), ()]
 
 
+def test_a_long_prefix_and_long_sequences_count() -> None:
+    """Their keys and values, and attention's products, are memory as well."""
+    (short,) = plan([group([1] * 30, [10] * 90)], 1000)
+    assert len(short.sequences) == 90
+    # 10 tokens behind 790: keys and values of 800 tokens take as much as 200 of its own.
+    assert [len(batch.sequences) for batch in plan([group([1] * 790, [10] * 10)], 1000)] == [5, 5]
+    # 2,048 tokens that each see 2,048 others at most.
+    assert [len(batch.sequences) for batch in plan([group([1], [2047] * 4)], 4096 * 2)] == [2, 2]
+
+
 def test_a_budget_below_one_is_refused() -> None:
     with pytest.raises(InputError, match="batch_tokens"):
         list(plan([], 0))
