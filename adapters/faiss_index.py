@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from darl_rerank.errors import InputError, MissingDependencyError
 from darl_rerank.files import atomic_folder
+from darl_rerank.progress import Progress, progress_bar
 from darl_rerank.trec.corpora import Document
 
 from .document_store import DOCUMENTS, SqliteDocuments, write_sqlite_documents
@@ -37,7 +37,7 @@ def build(
     kind: Kind = "auto",
     batch_size: int = 64,
     overwrite: bool = False,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> int:
     """Encode documents, index the vectors by inner product, and move index, texts and settings into place together.
 
@@ -51,7 +51,7 @@ def build(
         kind: "flat" compares with every vector, "hnsw" walks a graph; "auto" is flat up to 50,000 documents.
         batch_size: how many texts are encoded together.
         overwrite: replace what is there.
-        progress: show rate and time left on stderr.
+        progress: see `darl_rerank.progress`.
 
     Returns:
         How many documents were indexed.
@@ -87,7 +87,7 @@ def build(
 
 
 def _encode_all(
-    vectors: VectorFile, documents: Path, count: int, encoder: str, batch_size: int, *, progress: bool
+    vectors: VectorFile, documents: Path, count: int, encoder: str, batch_size: int, *, progress: Progress
 ) -> None:
     done = len(vectors)
     if done == count:
@@ -95,7 +95,7 @@ def _encode_all(
     model = load_encoder(encoder)
     store = SqliteDocuments(documents)
     try:
-        with tqdm(total=count, initial=done, unit="doc", desc="encoding", disable=not progress) as bar:
+        with progress_bar("encoding", count, unit="doc", done=done, progress=progress) as bar:
             for start in range(done, count, batch_size):
                 numbers = range(start, min(start + batch_size, count))
                 vectors.append(encode(model, [store[number].full_text for number in numbers], "document"))
@@ -104,9 +104,9 @@ def _encode_all(
         store.close()
 
 
-def _index(faiss: Any, kind: str, vectors: VectorFile, count: int, *, progress: bool) -> Any:
+def _index(faiss: Any, kind: str, vectors: VectorFile, count: int, *, progress: Progress) -> Any:
     index: Any = None
-    with tqdm(total=count, unit="doc", desc="indexing", disable=not progress) as bar:
+    with progress_bar("indexing", count, unit="doc", progress=progress) as bar:
         for block in vectors:
             if index is None:
                 index = _new_index(faiss, kind, block.shape[1])

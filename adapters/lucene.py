@@ -9,10 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from darl_rerank.errors import InputError
 from darl_rerank.files import atomic_folder
+from darl_rerank.progress import Bar, Progress, progress_bar
 from darl_rerank.trec.corpora import Document
 from darl_rerank.trec.runs import Run, in_trec_order
 
@@ -28,7 +27,7 @@ def build_lucene_index(
     *,
     total: int | None = None,
     overwrite: bool = False,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> int:
     """Index documents with Lucene (English analysis, texts stored) and move the whole index into place.
 
@@ -37,9 +36,9 @@ def build_lucene_index(
     Args:
         documents: read once, in order; title and text are searched as one field.
         path: the folder to make.
-        total: how many documents there are, for the progress bar.
+        total: how many documents there are, for the time left.
         overwrite: replace an index that is there.
-        progress: show rate and time left on stderr.
+        progress: see `darl_rerank.progress`.
 
     Returns:
         How many documents were indexed.
@@ -53,12 +52,12 @@ def build_lucene_index(
     from pyserini.index.lucene import LuceneIndexer
 
     with atomic_folder(path, overwrite=overwrite) as folder:
-        bar = tqdm(total=total, unit="doc", desc="indexing", disable=not progress)
-        with bar, _java_errors("Lucene could not index", path):
+        bar = progress_bar("indexing", total, unit="doc", progress=progress)
+        with bar as shown, _java_errors("Lucene could not index", path):
             with jvm_lock:
                 indexer = LuceneIndexer(args=["-index", str(folder.resolve()), "-storeRaw"], threads=1)
             try:
-                seen = _add(indexer, documents, bar)
+                seen = _add(indexer, documents, shown)
             finally:
                 with jvm_lock:
                     indexer.close()
@@ -70,7 +69,7 @@ def build_lucene_index(
     return len(seen)
 
 
-def _add(indexer: Any, documents: Iterable[Document], bar: tqdm[Any]) -> set[str]:
+def _add(indexer: Any, documents: Iterable[Document], bar: Bar) -> set[str]:
     seen: set[str] = set()
     rest = iter(documents)
     while batch := list(islice(rest, _BATCH)):

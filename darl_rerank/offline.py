@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from tqdm import tqdm
-
 from .errors import InputError
 from .files import atomic_write, check_output_file
 from .model.base_model import file_sha256
+from .progress import Progress, progress_bar
 from .results import RankedDocument
 from .trec.journal import Journal
 from .trec.runs import Run, RunEntry, check_word, write_run
@@ -121,7 +120,7 @@ def rerank_run(
     tag: str = "darl-rerank",
     settings: Mapping[str, Any] | None = None,
     restart: bool = False,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> None:
     """Rerank a job into a run file; the same call after a kill goes on and ends with the same bytes.
 
@@ -136,7 +135,7 @@ def rerank_run(
         tag: the run's name.
         settings: further options that decide the result, kept in the journal.
         restart: begin anew even if a journal is there.
-        progress: show rate and time left on stderr.
+        progress: see `darl_rerank.progress`.
 
     Raises:
         InputError: the journal is of another job, `top_k` below 1, an output that is a folder, or an id that can't
@@ -162,7 +161,7 @@ def rerank_run(
     total = sum(map(len, job.candidates.values()))
     with Journal(output.with_name(output.name + ".journal"), identity, restart=restart) as journal:
         done = sum(len(job.candidates[qid]) for qid in journal.finished)
-        with tqdm(total=total, initial=done, unit="doc", desc="reranking", disable=not progress) as bar:
+        with progress_bar("reranking", total, unit="doc", done=done, progress=progress) as bar:
             for qid, query in job.queries.items():
                 if qid in journal.finished:
                     continue

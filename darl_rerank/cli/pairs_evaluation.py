@@ -20,11 +20,11 @@ def evaluate_model_on_pairs(
         InputError: `report` is a folder, or see `read_graded_pairs` and `evaluate_pairs`.
     """
     import numpy as np
-    from tqdm import tqdm
 
     from ..evaluation.pairs import ALL, evaluate_pairs
     from ..evaluation.report import write_report
     from ..files import check_output_file
+    from ..progress import progress_bar
     from ..trec.graded_pairs import read_graded_pairs
     from .options import load_reranker
 
@@ -37,7 +37,7 @@ def evaluate_model_on_pairs(
     if soft:
         click.echo(f"Note: {soft} soft labels count as their most probable grade", err=True)
     probabilities, novelty = [], []
-    with tqdm(total=len(pairs), unit="pair", desc="judging") as bar:
+    with progress_bar("judging", len(pairs), unit="pair") as bar:
         for start in range(0, len(pairs), _BLOCK):
             block = pairs[start : start + _BLOCK]
             scores = reranker.score_pairs([(pair.query, pair.document) for pair in block])
