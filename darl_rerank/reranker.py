@@ -58,6 +58,7 @@ class Reranker:
         cls,
         model: str | Path | None = None,
         *,
+        revision: str | None = None,
         engine: str = "auto",
         device: str | None = None,
         precision: str | None = None,
@@ -67,8 +68,10 @@ class Reranker:
         """Load a checkpoint and the engine that runs it.
 
         Args:
-            model: a checkpoint folder, exported or not, or the name of a checkpoint that comes with the package
-                (`darl_rerank.model.shipped.shipped_names`); None for "smollm2-darl".
+            model: a checkpoint folder, exported or not, the name of a checkpoint that comes with the package
+                (`darl_rerank.model.shipped.shipped_names`), or "org/name" on the Hugging Face hub; None for
+                "smollm2-darl".
+            revision: a branch, tag or commit on the hub; the main branch if None.
             engine: "torch", "onnx", or "auto": onnx for an exported folder, torch otherwise.
             device: "cpu", "cuda", "cuda:1" …; the first GPU that the engine can use, else the CPU, if None.
             precision: number format; the best that the device has in hardware if None (an export has its own).
@@ -77,11 +80,12 @@ class Reranker:
 
         Raises:
             InputError: no checkpoint there, one with missing or changed files, or an unknown option.
+            DarlRerankError: the hub was not reached, and its cache does not have the model.
             MissingDependencyError: the engine's runtime is not installed.
         """
         from .engines.loading import load_engine
 
-        checkpoint = Checkpoint.load(DEFAULT if model is None else model)
+        checkpoint = Checkpoint.load(DEFAULT if model is None else model, revision=revision)
         runner = load_engine(checkpoint, engine, device=device, precision=precision)
         return cls(checkpoint, runner, batch_tokens=batch_tokens, long_documents=long_documents)
 

@@ -120,7 +120,8 @@ def export(
         if left_out:
             report["novelty"] = left_out
         (temporary / "parity.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-        exported.write_into(temporary, card=_card(exported, precision, parity, left_out))
+        card = exported.card(_card(exported, precision, parity, left_out), kind="quantized")
+        exported.write_into(temporary, card=card)
     return parity
 
 

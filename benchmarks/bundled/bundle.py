@@ -22,6 +22,7 @@ from provenance import RESULTS
 
 from darl_rerank import Checkpoint
 from darl_rerank.errors import CheckFailedError
+from darl_rerank.model.card import Figure, card_body, card_metadata
 from darl_rerank.model.shipped import DEFAULT, SHIPPED
 from darl_rerank.training.lowrank import read_adapter, save_as_adapter
 
@@ -64,8 +65,18 @@ def main(source: Path) -> None:
     if figures.is_file():
         values = json.loads(figures.read_text("utf-8"))
         if values["fingerprint"].startswith(saved.fingerprint):
-            (target / "README.md").write_text(card + MARK + described(values), "utf-8")
+            (target / "README.md").write_text(
+                metadata(saved, values) + card_body(card) + MARK + described(values), "utf-8"
+            )
     click.echo(f"{DEFAULT}: {size / 2**20:.1f} MiB, {saved.fingerprint}")
+
+
+def metadata(checkpoint: Checkpoint, values: dict[str, Any]) -> str:
+    """What model hubs read, with these figures."""
+    figures = [Figure(name, "ndcg_at_10", found["after"]) for name, found in values["ranking"].items()]
+    for name, found in values["pairs"].items():
+        figures += [Figure(name, measure, found["measures"][measure]["value"]) for measure in ("qwk", "ece")]
+    return card_metadata(checkpoint, "adapter", license="apache-2.0", figures=figures)
 
 
 def described(values: dict[str, Any]) -> str:

@@ -30,6 +30,7 @@ _COMMANDS = {
     "train": "Train with DaRL.",
     "select": "Choose unlabelled pairs worth labelling (DASA).",
     "calibrate": "Refit a checkpoint's calibration on graded pairs.",
+    "push": "Upload a checkpoint to the Hugging Face hub.",
     "export": "Export a checkpoint to ONNX and prove parity.",
     "index": "Index a corpus with Lucene or FAISS.",
     "search": "Retrieve and rerank from the terminal.",

@@ -29,23 +29,23 @@ from ..errors import InputError
 from ..files import atomic_folder
 from .base_model import BaseModel, file_sha256
 from .calibration import Calibration
+from .card import Kind, card_metadata, has_metadata, with_license
 from .export_record import ExportRecord
 from .head import Head
+from .hub import CARD, MANIFEST, push
 from .novelty import NoveltyModel
 from .prompt import Prompt, PromptEncoder
 from .scale import RelevanceScale
 from .shipped import checkpoint_folder
 
 FORMAT = 1
-MANIFEST = "checkpoint.json"
 GRAPH = "model.onnx"
 PREFIX_GRAPH = "model_with_prefix.onnx"
 _TOKENIZER = "tokenizer.json"
 _HEAD = "head.safetensors"
 _NOVELTY = "novelty.safetensors"
-_CARD = "README.md"
 # What a person may edit in place without the checkpoint becoming another model.
-_UNSEALED = {_CARD, MANIFEST}
+_UNSEALED = {CARD, MANIFEST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +101,19 @@ class Checkpoint:
         return cls(scale=scale, **read_base(base, scale, prompt))
 
     @classmethod
-    def load(cls, model: str | Path) -> Checkpoint:
+    def load(cls, model: str | Path, *, revision: str | None = None) -> Checkpoint:
         """Read a checkpoint and check that every file is there and is what was saved.
 
         Args:
-            model: its folder, or the name of one that ships (`darl_rerank.model.shipped.shipped_names`).
+            model: its folder, the name of one that ships (`darl_rerank.model.shipped.shipped_names`), or its name on
+                the Hugging Face hub, "org/name" or "org/name@revision".
+            revision: a branch, tag or commit on the hub; the main branch if None.
 
         Raises:
             InputError: not a checkpoint, a file is missing or was changed, or the format is newer than this version.
+            DarlRerankError: the hub was not reached, and its cache does not have the model.
         """
-        folder = checkpoint_folder(model)
+        folder = checkpoint_folder(model, revision)
         path = folder / MANIFEST
         if not path.is_file():
             raise InputError(f"expected a checkpoint folder (no {MANIFEST} there)", path=folder)
@@ -171,8 +174,8 @@ class Checkpoint:
         """
         if adapter is None and model is None and self.folder is not None:
             adapter, model = self.adapter_folder, self.model_folder
-        if card is None and self.folder is not None and (self.folder / _CARD).is_file():
-            card = (self.folder / _CARD).read_text("utf-8")
+        if card is None and self.folder is not None and (self.folder / CARD).is_file():
+            card = (self.folder / CARD).read_text("utf-8")
         with atomic_folder(folder, overwrite=overwrite) as temporary:
             self.write_into(temporary, adapter=adapter, model=model, card=card)
         return Checkpoint.load(folder)
@@ -192,7 +195,7 @@ class Checkpoint:
         for name, source in (("adapter", adapter), ("model", model)):
             if source is not None:
                 _copy_weights(source, folder / name)
-        (folder / _CARD).write_text(card if card is not None else self._short_card(), "utf-8")
+        (folder / CARD).write_text(self.card() if card is None else card, "utf-8")
         files = {
             str(path.relative_to(folder)): file_sha256(path)
             for path in sorted(folder.rglob("*"))
@@ -212,6 +215,55 @@ class Checkpoint:
             "files": files,
         }
         (folder / MANIFEST).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        license: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        message: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload the saved folder to the Hugging Face hub in one commit, and return that commit's address.
+
+        Args:
+            repository: "org/name"; made if it is not there.
+            license: the weights' licence for the card, such as "apache-2.0"; what the card says if None.
+            revision: the branch, made if it is not there; the main branch if None.
+            private: whether a repository that is made is private; as the account or organisation has it if None.
+            message: of the commit.
+            token: of the account; the one that `hf auth login` or HF_TOKEN gave if None.
+
+        Raises:
+            InputError: never saved, changed since, on a base model that only this machine has, or a repository that
+                the account may not write.
+            DarlRerankError: the hub was not reached or refused.
+        """
+        if self.folder is not None:
+            _check_files(self.folder, self.sha256)
+        path = None if self.folder is None else self.folder / CARD
+        text = path.read_text("utf-8") if path is not None and path.is_file() else None
+        card = self.card(text)
+        if license is not None:
+            card = with_license(card, license)
+        return push(self, repository, card=card, revision=revision, private=private, message=message, token=token)
+
+    def card(self, text: str | None = None, *, kind: Kind | None = None) -> str:
+        """A model card: `text`, a short one if None, under the metadata that hubs read, unless it has some.
+
+        Args:
+            text: Markdown.
+            kind: what the checkpoint is to its base model; as its folder has it if None.
+        """
+        if text is None:
+            text = self._short_card()
+        if has_metadata(text):
+            return text
+        if kind is None:
+            kind = "quantized" if self.exported else "adapter" if self.adapter_folder else "finetune"
+        return f"{card_metadata(self, kind)}\n{text}"
 
     @property
     def adapter_folder(self) -> Path | None:

@@ -1,10 +1,11 @@
-"""The checkpoints that come with the package, each by its name."""
+"""Where a checkpoint is that is called by a name: one that comes with the package, or one on the hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ..errors import InputError
+from .hub import fetch, hub_reference
 
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "models"
 DEFAULT = "smollm2-darl"
@@ -15,15 +16,24 @@ def shipped_names() -> list[str]:
     return sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
 
 
-def checkpoint_folder(model: str | Path) -> Path:
-    """The folder that `model` means: what is there under this path, else the checkpoint of this name that ships.
+def checkpoint_folder(model: str | Path, revision: str | None = None) -> Path:
+    """The folder that `model` means: what is under this path, else the shipped one of this name, else the hub's.
 
     Raises:
-        InputError: neither.
+        InputError: none of them, or a revision of something that is not on the hub.
+        DarlRerankError: the hub was not reached, and its cache does not have the model.
     """
     path = Path(model)
+    shipped = str(model) in shipped_names()
+    if not path.exists() and not shipped and (found := hub_reference(str(model), revision)) is not None:
+        return fetch(*found)
+    if revision is not None:
+        raise InputError(f"a revision ({revision}) is of a model on the hub, which this is not", path=path)
     if path.exists():
         return path
-    if str(model) in shipped_names():
+    if shipped:
         return SHIPPED / str(model)
-    raise InputError(f"expected a checkpoint folder or one of those that ship: {', '.join(shipped_names())}", path=path)
+    raise InputError(
+        f"expected a checkpoint folder, one of those that ship ({', '.join(shipped_names())}) or org/name on the hub",
+        path=path,
+    )

@@ -26,7 +26,7 @@ def model_card(
     earlier: Sequence[Mapping[str, Any]] = (),
     adapter_rank: int | None = None,
 ) -> str:
-    """The card as Markdown, with the metadata that model hubs read.
+    """The card as Markdown, without the metadata that `Checkpoint.card` puts before it.
 
     Args:
         checkpoint: the trained one.
@@ -38,8 +38,6 @@ def model_card(
     """
     grades = "\n".join(f"| {k} | {g.name} | {g.gain:g} |" for k, g in enumerate(checkpoint.scale.grades))
     parts = [
-        "---\nlibrary_name: darl-rerank\ntags: [reranking, graded-relevance, text-ranking]\n"
-        f"base_model: {checkpoint.base.name}\n---",
         "# A darl-rerank checkpoint",
         _PURPOSE.strip(),
         f"Base model: {checkpoint.base.name}. Prompts of at most {checkpoint.prompt.max_length} tokens.",

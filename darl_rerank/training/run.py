@@ -129,7 +129,8 @@ class _Training:
         if begun is not None and self.recipe.trainable.weights == "lora":
             rank = read_adapter(begun).rank
         card = model_card(final, self.recipe, self.data, self.results, earlier, rank)
-        saved = final.replace(provenance=facts).save(output, overwrite=overwrite, card=card)
+        final = final.replace(provenance=facts)
+        saved = final.save(output, overwrite=overwrite, card=final.card(card))
         return Trained(saved, self.results)
 
     def _earlier(self) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from huggingface_hub import ModelCard
 
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.cli import cli
@@ -55,7 +56,7 @@ def test_a_folder_goes_before_a_name(tiny_model: Path, tmp_path: Path, monkeypat
 
 
 def test_neither_folder_nor_name_says_which_names_there_are(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"nothing: expected a checkpoint folder or one .*{DEFAULT}"):
+    with pytest.raises(InputError, match=f"nothing: expected a checkpoint folder, one .*{DEFAULT}"):
         Reranker.from_pretrained(tmp_path / "nothing")
     result = CliRunner().invoke(cli, ["export", "nothing", str(tmp_path / "out")])
     assert result.exit_code == 3
@@ -73,3 +74,10 @@ def test_a_recipe_goes_on_from_what_ships(tiny_model: Path, tmp_path: Path) -> N
     recipe.write_text(RECIPE.format(name="nothing"))
     with pytest.raises(InputError, match=f"no such folder: .*nothing; checkpoints that ship: .*{DEFAULT}"):
         read_recipe(recipe)
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_a_shipped_card_has_what_the_hub_reads(name: str) -> None:
+    data = ModelCard((SHIPPED / name / "README.md").read_text("utf-8")).data
+    assert (data.license, data.pipeline_tag, data.library_name) == ("apache-2.0", "text-ranking", "darl-rerank")
+    assert {result.metric_type for result in data.eval_results} >= {"ndcg_at_10", "qwk", "ece"}
