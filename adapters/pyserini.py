@@ -74,22 +74,22 @@ class RerankedHit:
 
     @property
     def grade(self) -> int | None:
-        """The most probable grade, 0 the lowest; None below the reranked depth."""
+        """The grade, 0 the lowest; None for a hit that was not judged."""
         return None if self.ranked is None else self.ranked.grade
 
     @property
     def grade_name(self) -> str | None:
-        """The name of the grade; None below the reranked depth."""
+        """The name of the grade; None for a hit that was not judged."""
         return None if self.ranked is None else self.ranked.grade_name
 
     @property
     def probabilities(self) -> tuple[float, ...] | None:
-        """Calibrated probability of every grade, lowest first; None below the reranked depth."""
-        return None if self.ranked is None else self.ranked.probabilities
+        """Calibrated probability of every grade, lowest first; None for a hit that was not judged."""
+        return None if self.ranked is None or not self.ranked.judged else self.ranked.probabilities
 
     @property
     def novelty(self) -> float | None:
-        """Percentile 0 to 100; None below the reranked depth or where the model has no novelty statistics."""
+        """Percentile 0 to 100; None for a hit that was not judged or where the model has no novelty statistics."""
         return None if self.ranked is None else self.ranked.novelty
 
     def __getattr__(self, name: str) -> Any:
@@ -167,11 +167,10 @@ def rerank_batch(
 
 def _reordered(hits: Sequence[Any], ranking: Sequence[RankedDocument]) -> list[RerankedHit]:
     tail = hits[len(ranking) :]
-    scores = [ranked.score for ranked in ranking]
-    scores += scores[-1:] * len(tail)
+    scores = [ranked.score for ranked in ranking] + [None] * len(tail)
     kept: list[float] = []
     for score, written in zip(scores, strictly_decreasing(scores), strict=True):
-        kept.append(score if f"{score:.6f}" == written else float(written))
+        kept.append(score if score is not None and f"{score:.6f}" == written else float(written))
     head = [
         RerankedHit(hits[ranked.index], score, ranked, ranked.index + 1)
         for ranked, score in zip(ranking, kept, strict=False)

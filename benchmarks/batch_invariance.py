@@ -46,14 +46,13 @@ def ways(reranker: Reranker, pairs: Pairs, batches: Sequence[int]) -> Iterator[t
     order = list(range(len(pairs)))
     random.Random(SEED).shuffle(order)
     for share in (True, False):
-        reranker.share_prefix = share
+        reranker = Reranker(reranker.checkpoint, reranker.engine, share_prefix=share)
         name = "prefix shared" if share else "whole sequences"
         for size in batches if share else batches[1:]:  # a pair alone shares its prefix with nobody
             yield f"batches of {size}, {name}", in_batches(reranker, pairs, size)
         shuffled = np.empty((len(pairs), len(reranker.scale)))
         shuffled[order] = in_batches(reranker, [pairs[i] for i in order], 64)
         yield f"shuffled, batches of 64, {name}", shuffled
-    reranker.share_prefix = True
 
 
 def compare(found: NDArray[np.float64], reference: NDArray[np.float64], pairs: Pairs, gains: Any) -> dict[str, float]:

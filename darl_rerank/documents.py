@@ -1,42 +1,175 @@
-"""What callers may pass as a document, and the one way its id and text are read from it."""
+"""What callers may pass as queries and documents, and the one way that ids and texts are read from it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .errors import InputError
 
-_ID_FIELDS = ("id", "_id", "docid")
-_TEXT_FIELDS = ("text", "contents")
+# The names under which search stacks keep a document's id, title and text, in the order in which they are tried. The
+# corpus readers (`darl_rerank.trec.corpora`) know the same.
+ID_FIELDS = ("id", "_id", "docid", "doc_id", "docno")
+TITLE_FIELDS = ("title",)
+TEXT_FIELDS = ("text", "contents", "content", "page_content", "body", "passage")
+# Where LangChain and Haystack keep an id that the document itself has not.
+_METADATA_FIELDS = ("metadata", "meta")
+
+
+@dataclass(frozen=True, slots=True)
+class InputDocument:
+    """One document as it was passed in, and what was read from it.
+
+    Attributes:
+        document: the object that was passed in, untouched.
+        docid: its id, None if it has none.
+        text: title and text, one under the other; empty if there is a fault.
+        fault: why it can't be judged, None if it can.
+    """
+
+    document: Any
+    docid: str | None
+    text: str
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryGroup:
+    """One query with the documents to judge for it."""
+
+    query: str
+    documents: tuple[InputDocument, ...]
+
+    @property
+    def readable(self) -> list[int]:
+        """Places of the documents that can be judged."""
+        return [i for i, document in enumerate(self.documents) if document.fault is None]
+
+
+def read_document(document: Any) -> InputDocument:
+    """Id and text of a string, a mapping, or an object with attributes; never raises.
+
+    A mapping or object has an id under one of `ID_FIELDS` (or in its `metadata`), a `title` if there is one, and its
+    text under the first of `TEXT_FIELDS` that is not empty.
+    """
+    if isinstance(document, str):
+        text = clean_text(document).strip()
+        return InputDocument(document, None, text, None if text else "is empty")
+    if document is None or isinstance(document, (bytes, int, float, list, tuple, set)):
+        return InputDocument(document, None, "", _unknown_kind(document))
+    docid: str | None = None
+    try:
+        docid = _docid(document)
+        title, body = (first_value(document, names) for names in (TITLE_FIELDS, TEXT_FIELDS))
+    # Attributes of foreign classes may be properties, and those may raise anything; it costs this document alone.
+    except Exception as error:
+        return InputDocument(document, docid, "", f"can't be read: {type(error).__name__}: {error}")
+    wrong = [type(part).__name__ for part in (title, body) if part is not None and not isinstance(part, str)]
+    if wrong:
+        return InputDocument(document, docid, "", f"title and text must be strings, got {', '.join(wrong)}")
+    text = "\n".join(part for part in (clean_text(part).strip() for part in (title, body) if part) if part)
+    return InputDocument(document, docid, text, None if text else _no_text(document))
+
+
+def read_group(query: Any, documents: Any, *, place: str = "", strict: bool = False) -> QueryGroup:
+    """A query and its documents, any iterable of what `read_document` takes.
+
+    Args:
+        query: a string that is not empty.
+        documents: not a lone string, nor a mapping.
+        place: stands before errors, such as "query 3: ".
+        strict: a document that can't be judged is an error.
+
+    Raises:
+        InputError: the query is not a string or is empty, `documents` is not a list of documents, or (strict) a
+            document can't be judged.
+    """
+    text = read_query(query, place)
+    if isinstance(documents, (str, bytes, Mapping)) or not isinstance(documents, Iterable):
+        raise InputError(
+            f"{place}documents must be a list of documents, got {_article(documents)}: put a single document in a list"
+        )
+    group = QueryGroup(text, tuple(read_document(document) for document in documents))
+    if strict:
+        for i, document in enumerate(group.documents):
+            if document.fault is not None:
+                name = "" if document.docid is None else f" ({document.docid})"
+                raise InputError(f"query {text!r}, document {i}{name}: {document.fault}")
+    return group
+
+
+def read_query(query: Any, place: str = "") -> str:
+    """The query's text.
+
+    Raises:
+        InputError: not a string, or empty.
+    """
+    if not isinstance(query, str):
+        raise InputError(f"{place}the query must be a string, got {_article(query)}")
+    text = clean_text(query).strip()
+    if not text:
+        raise InputError(f"{place}the query is empty")
+    return text
 
 
 def docid_and_text(document: Any, place: str = "document") -> tuple[str | None, str]:
-    """Id and text of a string, a mapping, or an object with `docid`, `title` and `text` attributes.
-
-    Title and text are joined by a newline, the title first. `place` names the document in errors.
+    """Id and text of a document that must have a text; `place` names it in errors.
 
     Raises:
-        InputError: another type, a field that is not a string, or no text at all.
+        InputError: what can't be judged, see `read_document`.
     """
-    if isinstance(document, str):
-        docid, parts = None, [document]
-    elif isinstance(document, Mapping):
-        docid = next((str(document[name]) for name in _ID_FIELDS if document.get(name) is not None), None)
-        body = next((document[name] for name in _TEXT_FIELDS if document.get(name)), "")
-        parts = [document.get("title") or "", body]
-    elif hasattr(document, "text") or hasattr(document, "title"):
-        docid = getattr(document, "docid", None)
-        parts = [getattr(document, "title", "") or "", getattr(document, "text", "") or ""]
-    else:
-        raise InputError(
-            f"{place}: expected a string, a mapping with {'/'.join(_TEXT_FIELDS)} or an object with text, "
-            f"got {type(document).__name__}"
-        )
-    name = place if docid is None else f"{place} ({docid})"
-    if not all(isinstance(part, str) for part in parts):
-        raise InputError(f"{name}: title and text must be strings, got {[type(part).__name__ for part in parts]}")
-    text = "\n".join(part for part in (part.strip() for part in parts) if part)
-    if not text:
-        raise InputError(f"{name}: is empty: nothing in {'/'.join(('title', *_TEXT_FIELDS))}")
-    return docid, text
+    read = read_document(document)
+    if read.fault is not None:
+        raise InputError(f"{place if read.docid is None else f'{place} ({read.docid})'}: {read.fault}")
+    return read.docid, read.text
+
+
+def first_value(source: Any, names: Sequence[str]) -> Any | None:
+    """The first of the fields of a mapping, or attributes of an object, that is there and not empty."""
+    for name in names:
+        value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+        if value is not None and value != "" and not callable(value):
+            return value
+    return None
+
+
+def clean_text(text: str) -> str:
+    """The text with every surrogate that has lost its other half as U+FFFD, which tokenizers and files can take.
+
+    Cutting JSON in the middle of an escaped emoji leaves such halves.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _docid(document: Any) -> str | None:
+    found = first_value(document, ID_FIELDS)
+    if found is None:
+        metadata = first_value(document, _METADATA_FIELDS)
+        found = first_value(metadata, ID_FIELDS) if isinstance(metadata, Mapping) else None
+    return None if found is None else clean_text(str(found))
+
+
+def _no_text(document: Any) -> str:
+    wanted = "/".join((*TITLE_FIELDS, *TEXT_FIELDS))
+    if isinstance(document, Mapping):
+        return f"is empty: nothing in {wanted}; found {', '.join(map(str, document)) or 'nothing'}"
+    if any(hasattr(document, name) for name in (*TITLE_FIELDS, *TEXT_FIELDS)):
+        return f"is empty: nothing in {wanted}"
+    return _unknown_kind(document)
+
+
+def _unknown_kind(document: Any) -> str:
+    return (
+        f"expected a string, a mapping with {'/'.join(TEXT_FIELDS)} or an object with one of these, "
+        f"got {_article(document)}"
+    )
+
+
+def _article(value: Any) -> str:
+    name = type(value).__name__
+    return "None" if value is None else f"an {name}" if name[0] in "aeiou" else f"a {name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -12,15 +13,26 @@ from typing import IO, Any
 
 from .errors import DarlRerankError, InputError
 
+# Failures that only writing has; they often name no file.
+_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
 
 @contextlib.contextmanager
-def _clear_os_errors(path: Path) -> Iterator[None]:
-    """Turn 'no space left' and 'permission denied' into one clear error that names `path`."""
+def _writing(path: Path, within: Path | None = None) -> Iterator[None]:
+    """Turn 'no space left' and 'permission denied' into one clear error that names `path`.
+
+    With `within`, only failures to write and those that name this file or folder or something in it: what the caller
+    does meanwhile, such as reading an input, fails under its own name.
+    """
     try:
         yield
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
+        if within is not None and error.errno not in _WRITE_ERRORS:
+            named = Path(error.filename) if isinstance(error.filename, (str, Path)) else None
+            if named is None or within not in (named, *named.parents):
+                raise
         raise DarlRerankError(
             f"{path}: could not be written: {error.strerror or error}; nothing was changed"
         ) from error
@@ -52,24 +64,26 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """
     path = Path(path)
     check_output_file(path)
-    with _clear_os_errors(path):
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         # mkstemp makes the file private; outputs get the permissions any other new file would get.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)
-        text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-        try:
-            with os.fdopen(descriptor, mode, **text) as stream:
-                yield stream
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with _writing(path, within=Path(name)), os.fdopen(descriptor, mode, **text) as stream:
+            yield stream
+            with _writing(path):
                 stream.flush()
                 os.fsync(stream.fileno())
+        with _writing(path):
             os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
 
 
 @contextlib.contextmanager
@@ -82,20 +96,48 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     """
     path = Path(path)
     check_output_folder(path, overwrite=overwrite)
-    with _clear_os_errors(path):
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-        try:
-            temporary.chmod(0o755)
+        temporary.chmod(0o755)
+    try:
+        with _writing(path, within=temporary):
             yield temporary
-            if path.exists():
-                # A folder can't be replaced in one step: the old one steps aside and goes when the new one stands.
-                aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
-                os.replace(path, aside / path.name)
+        if path.exists():
+            _replace_folder(temporary, path)
+        else:
+            with _writing(path):
                 os.replace(temporary, path)
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Put `new` in the place of the folder `path`, which stays where it is if that fails.
+
+    A folder can't be replaced in one step: the old one steps aside, goes when the new one stands, and comes back if it
+    doesn't.
+    """
+    with _writing(path):
+        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
+        old = aside / path.name
+        try:
+            os.replace(path, old)
+            os.replace(new, path)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if old.exists():
+                _bring_back(old, path)
+            aside.rmdir()
             raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _bring_back(old: Path, path: Path) -> None:
+    try:
+        os.replace(old, path)
+    except OSError as error:
+        raise DarlRerankError(
+            f"{path}: could not be replaced, nor could what was there be brought back ({error.strerror or error}): "
+            f"it is whole in {old}"
+        ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,6 +19,8 @@ from .trec.runs import Run, RunEntry, check_word, write_run
 
 Missing = Literal["error", "skip"]
 _SHOWN = 5
+# Tokens of a short passage: so many documents at least fill a batch.
+_TOKENS = 64
 
 
 class HasText(Protocol):
@@ -32,7 +34,12 @@ class _CanRerank(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def rerank(self, query: str, documents: Sequence[Any], *, top_k: int | None = None) -> list[RankedDocument]: ...
+    @property
+    def batch_tokens(self) -> int: ...
+
+    def rerank_many(
+        self, queries: Sequence[str], documents_per_query: Sequence[Sequence[Any]], *, top_k: int | None = None
+    ) -> Sequence[Sequence[RankedDocument]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +128,10 @@ def rerank_run(
     settings: Mapping[str, Any] | None = None,
     restart: bool = False,
     progress: Progress = True,
-) -> None:
+) -> int:
     """Rerank a job into a run file; the same call after a kill goes on and ends with the same bytes.
+
+    A document that could not be judged stands last in the run; `details` says why.
 
     Args:
         reranker: what judges.
@@ -136,6 +145,9 @@ def rerank_run(
         settings: further options that decide the result, kept in the journal.
         restart: begin anew even if a journal is there.
         progress: see `darl_rerank.progress`.
+
+    Returns:
+        How many documents of the run that was written were not judged.
 
     Raises:
         InputError: the journal is of another job, `top_k` below 1, an output that is a folder, or an id that can't
@@ -162,30 +174,53 @@ def rerank_run(
     with Journal(output.with_name(output.name + ".journal"), identity, restart=restart) as journal:
         done = sum(len(job.candidates[qid]) for qid in journal.finished)
         with progress_bar("reranking", total, unit="doc", done=done, progress=progress) as bar:
-            for qid, query in job.queries.items():
-                if qid in journal.finished:
+            for block in _blocks(job, reranker.batch_tokens):
+                if all(qid in journal.finished for qid in block):
                     continue
-                documents = [{"id": docid, "text": text} for docid, text in job.candidates[qid]]
+                documents = [[{"id": docid, "text": text} for docid, text in job.candidates[qid]] for qid in block]
                 # A fusion counts every place.
                 kept = None if fuse else top_k
-                ranking = reranker.rerank(query, documents, top_k=kept) if documents else []
-                journal.append(qid, [ranked.to_dict() for ranked in ranking])
-                bar.update(len(documents))
-        rankings = {qid: journal.finished[qid] for qid in job.queries}
-        scored = {qid: [(v["docid"], v["score"]) for v in values] for qid, values in rankings.items()}
+                rankings = reranker.rerank_many([job.queries[qid] for qid in block], documents, top_k=kept)
+                for qid, ranking in zip(block, rankings, strict=True):
+                    if qid not in journal.finished:
+                        journal.append(qid, [ranked.to_dict() for ranked in ranking])
+                        bar.update(len(job.candidates[qid]))
+        written = {qid: journal.finished[qid] for qid in job.queries}
+        scored: dict[str, _Scored] = {
+            qid: [(v["docid"], v["score"]) for v in values] for qid, values in written.items()
+        }
         if fuse:
             scored = {qid: _fused(job.candidates[qid], ranking, top_k) for qid, ranking in scored.items()}
-            rankings = {qid: _in_order(values, scored[qid]) for qid, values in rankings.items()}
+            written = {qid: _in_order(values, scored[qid]) for qid, values in written.items()}
         if details is not None:
             with atomic_write(details) as stream:
-                for qid, ranking in rankings.items():
-                    for values in ranking:
+                for qid, entries in written.items():
+                    for values in entries:
                         stream.write(json.dumps({"qid": qid, **values}, ensure_ascii=False) + "\n")
         write_run(output, scored, tag)
         journal.remove()
+    return sum(not values["judged"] for entries in written.values() for values in entries)
 
 
-_Scored = list[tuple[str, float]]
+_Scored = list[tuple[str, float | None]]
+
+
+def _blocks(job: RerankJob, batch_tokens: int) -> Iterator[list[str]]:
+    """Ids of queries that are judged together, so many that their documents fill a batch of the engine.
+
+    They depend on the job alone: a job that goes on after a kill judges each pair in the company it would have had,
+    since in bfloat16 or int8 another batch may round another way.
+    """
+    block: list[str] = []
+    waiting = 0
+    for qid, candidates in job.candidates.items():
+        block.append(qid)
+        waiting += len(candidates)
+        if waiting * _TOKENS >= batch_tokens:
+            yield block
+            block, waiting = [], 0
+    if block:
+        yield block
 
 
 def _fused(candidates: Sequence[tuple[str, str]], ranking: _Scored, top_k: int | None) -> _Scored:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from .documents import docid_and_text
-from .engines.base import Engine, grade_groups
+from .documents import QueryGroup, read_document, read_group, read_query
+from .engines.base import Engine
 from .errors import InputError
+from .judging import Judge
 from .model.checkpoint import Checkpoint
-from .model.prompt import LongDocuments, PromptGroup
+from .model.prompt import LongDocuments
 from .model.scale import RelevanceScale
 from .model.shipped import DEFAULT
-from .results import PairScores, RankedDocument
+from .ranking import rank
+from .results import PairScores, Ranking
 
 
 class Reranker:
@@ -30,7 +32,7 @@ class Reranker:
         batch_tokens: token budget of a micro-batch; the engine's own if None.
         share_prefix: run instruction and query once for all documents of a query.
         long_documents: "truncate" cuts documents that do not fit the prompt's length and says so in the result;
-            "window" splits them into overlapping windows and takes the one with the best score.
+            "window" splits them into overlapping windows, takes the one with the best score and says where it is.
     """
 
     def __init__(
@@ -48,10 +50,14 @@ class Reranker:
             raise InputError(f"long_documents must be one of {get_args(LongDocuments)}, got {long_documents!r}")
         self.checkpoint = checkpoint
         self.engine = engine
-        self.batch_tokens = batch_tokens or engine.batch_tokens
-        self.share_prefix = share_prefix
         self.long_documents: LongDocuments = long_documents
-        self._encoder = checkpoint.encoder()
+        self._judge = Judge(
+            checkpoint,
+            engine,
+            batch_tokens=batch_tokens or engine.batch_tokens,
+            share_prefix=share_prefix,
+            long_documents=long_documents,
+        )
 
     @classmethod
     def from_pretrained(
@@ -98,124 +104,123 @@ class Reranker:
         """Digest of the model and of everything in the engine's set-up that can change a result beyond rounding."""
         return f"{self.checkpoint.fingerprint}/{self.engine.name}/{self.engine.precision}/{self.long_documents}"
 
-    def rerank(self, query: str, documents: Sequence[Any], *, top_k: int | None = None) -> list[RankedDocument]:
+    @property
+    def batch_tokens(self) -> int:
+        """Token budget of a micro-batch."""
+        return self._judge.batch_tokens
+
+    def __repr__(self) -> str:
+        folder = self.checkpoint.folder
+        name = self.checkpoint.base.name if folder is None else folder.name
+        engine = self.engine
+        return f"Reranker({name!r}, engine={engine.name!r}, device={engine.device!r}, precision={engine.precision!r})"
+
+    def rerank(
+        self, query: str, documents: Iterable[Any], *, top_k: int | None = None, strict: bool = False
+    ) -> Ranking:
         """Order documents by expected gain, the best first; ties keep the order they came in.
+
+        A document that can't be judged (empty, None, without text) costs only itself: it comes last, `judged` is False
+        and `reason` says why. A query so long that no document fits beside it is cut to half of the model's length, and
+        the result says so (`query_truncated`).
 
         Args:
             query: its text.
-            documents: strings, mappings (`id`/`_id`/`docid`, `title`, `text`/`contents`), or objects with `docid`,
-                `title` and `text`.
+            documents: any iterable of strings, mappings or objects, with an id under one of
+                `darl_rerank.documents.ID_FIELDS`, a `title` if there is one, and a text under one of `TEXT_FIELDS`
+                (`text`, `contents`, `content`, `page_content` …).
             top_k: how many to return; all if None.
+            strict: a query that is too long or a document that can't be judged is an error.
 
         Raises:
-            InputError: an empty or too long query, an empty document, `top_k` below 1.
+            InputError: a query that is empty or no string, documents that are a lone string, `top_k` below 1; and what
+                `strict` says.
         """
-        return self.rerank_many([query], [documents], top_k=top_k)[0]
+        return self.rerank_many([query], [documents], top_k=top_k, strict=strict)[0]
 
     def rerank_many(
-        self, queries: Sequence[str], documents_per_query: Sequence[Sequence[Any]], *, top_k: int | None = None
-    ) -> list[list[RankedDocument]]:
+        self,
+        queries: Iterable[str],
+        documents_per_query: Iterable[Iterable[Any]],
+        *,
+        top_k: int | None = None,
+        strict: bool = False,
+    ) -> list[Ranking]:
         """`rerank` for several queries at once; batches are filled across queries.
 
         Raises:
-            InputError: as `rerank`, or the two sequences differ in length.
+            InputError: as `rerank`, or the two differ in length.
         """
         if top_k is not None and top_k < 1:
             raise InputError(f"top_k must be at least 1, got {top_k}")
-        if len(queries) != len(documents_per_query):
-            raise InputError(f"got {len(queries)} queries but {len(documents_per_query)} lists of documents")
-        read = [
-            [docid_and_text(document, f"query {q!r}, document {i}") for i, document in enumerate(documents)]
-            for q, documents in zip(queries, documents_per_query, strict=True)
+        groups = _read_groups(queries, documents_per_query, strict=strict)
+        reasons = [{i: d.fault for i, d in enumerate(group.documents) if d.fault is not None} for group in groups]
+        scores = self._judge_all(groups, strict=strict)
+        return [
+            rank(group, found, self.scale, reasons=why, top_k=top_k)
+            for group, found, why in zip(groups, scores, reasons, strict=True)
         ]
-        groups = [self._encode(query, [text for _, text in texts]) for query, texts in zip(queries, read, strict=True)]
-        scores = self._grade(groups)
-        rankings = []
-        start = 0
-        for documents, texts in zip(documents_per_query, read, strict=True):
-            group = scores[start : start + len(texts)]
-            start += len(texts)
-            order = np.argsort(-group.score, kind="stable")[:top_k]
-            rankings.append([
-                self._ranked(rank, int(i), texts[i][0], documents[i], group) for rank, i in enumerate(order, 1)
-            ])  # fmt: skip
-        return rankings
 
-    def score_pairs(self, pairs: Sequence[tuple[str, Any]], *, features: bool = False) -> PairScores:
+    def score_pairs(
+        self, pairs: Iterable[tuple[str, Any]], *, features: bool = False, strict: bool = True
+    ) -> PairScores:
         """Judge (query, document) pairs; pair i of the result is pair i of the input.
 
         Args:
             pairs: queries with documents, each as `rerank` takes them.
             features: also return the novelty features, shape (n, F).
+            strict: as in `rerank`, but on by default: arrays go into computations, through which the NaN of a pair that
+                was not judged would spread unnoticed. If False, such a pair has NaN for score, probabilities and logits
+                and -1 for its grade (`PairScores.judged`).
 
         Raises:
-            InputError: as `rerank`.
+            InputError: as `rerank`, or an element that is not a pair.
         """
+        read = []
+        for i, pair in enumerate(pairs):
+            if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+                raise InputError(f"pair {i}: expected (query, document), got {pair!r:.60}")
+            document = read_document(pair[1])
+            if strict and document.fault is not None:
+                raise InputError(f"pair {i}: {document.fault}")
+            read.append((read_query(pair[0], f"pair {i}: "), document))
         members: dict[str, list[int]] = {}
-        for i, (query, _) in enumerate(pairs):
-            members.setdefault(query, []).append(i)
-        groups = [
-            self._encode(query, [docid_and_text(pairs[i][1], f"pair {i}")[1] for i in indices])
-            for query, indices in members.items()
+        for i, (query, document) in enumerate(read):
+            if document.fault is None:
+                members.setdefault(query, []).append(i)
+        encoded = [
+            self._judge.encode(query, [read[i][1].text for i in places], strict=strict)
+            for query, places in members.items()
         ]
-        scores = self._grade(groups, keep_features=features)
-        grouped = [i for indices in members.values() for i in indices]
-        return scores[np.argsort(grouped, kind="stable")]
+        places = np.array([i for indices in members.values() for i in indices], dtype=np.intp)
+        return self._judge.judge(encoded, features=features).spread(len(read), places)
 
-    def _encode(self, query: str, texts: Sequence[str]) -> PromptGroup:
-        return self._encoder.encode(query, texts, self.long_documents)
-
-    def _grade(self, groups: Sequence[PromptGroup], *, keep_features: bool = False) -> PairScores:
-        novelty_model = self.checkpoint.novelty
-        output = grade_groups(
-            self.engine,
-            groups,
-            grades=len(self.scale),
-            features=keep_features or novelty_model is not None,
-            batch_tokens=self.batch_tokens,
-            share_prefix=self.share_prefix,
-        )
-        novelty = None
-        if novelty_model is not None:
-            novelty = np.zeros(0) if output.features is None else novelty_model.score(output.features)
-        probabilities = self.checkpoint.calibration.probabilities(output.logits, novelty)
-        score = probabilities @ self.scale.gains
-        chosen = self._best_windows(groups, score)
-        return PairScores(
-            logits=output.logits[chosen],
-            probabilities=probabilities[chosen],
-            score=score[chosen],
-            grade=probabilities[chosen].argmax(axis=1),
-            novelty=None if novelty is None else novelty[chosen],
-            features=output.features[chosen] if keep_features and output.features is not None else None,
-            truncated=np.array([cut for group in groups for cut in group.truncated], dtype=bool),
-        )
-
-    @staticmethod
-    def _best_windows(groups: Sequence[PromptGroup], score: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """For each document the index of its sequence with the highest score, the first of equals."""
-        best: list[int] = []
+    def _judge_all(self, groups: Sequence[QueryGroup], *, strict: bool) -> list[PairScores]:
+        """Scores of every document of each group; those with a fault are not judged."""
+        encoded = [
+            self._judge.encode(group.query, [group.documents[i].text for i in group.readable], strict=strict)
+            for group in groups
+        ]
+        scores = self._judge.judge(encoded)
+        result = []
         start = 0
         for group in groups:
-            of_document: dict[int, int] = {}
-            for i, owner in enumerate(group.owners, start):
-                if owner not in of_document or score[i] > score[of_document[owner]]:
-                    of_document[owner] = i
-            best.extend(of_document.values())
-            start += len(group.owners)
-        return np.array(best, dtype=np.intp)
+            places = np.array(group.readable, dtype=np.intp)
+            result.append(scores[start : start + len(places)].spread(len(group.documents), places))
+            start += len(places)
+        return result
 
-    def _ranked(self, rank: int, index: int, docid: str | None, document: Any, scores: PairScores) -> RankedDocument:
-        grade = int(scores.grade[index])
-        return RankedDocument(
-            rank=rank,
-            index=index,
-            docid=docid,
-            document=document,
-            score=float(scores.score[index]),
-            grade=grade,
-            grade_name=self.scale.grades[grade].name,
-            probabilities=tuple(float(p) for p in scores.probabilities[index]),
-            novelty=None if scores.novelty is None else float(scores.novelty[index]),
-            truncated=bool(scores.truncated[index]),
-        )
+
+def _read_groups(
+    queries: Iterable[str], documents_per_query: Iterable[Iterable[Any]], *, strict: bool
+) -> list[QueryGroup]:
+    if isinstance(queries, str):
+        raise InputError("queries must be a list of strings, got a string; rerank takes a single query")
+    texts, lists = list(queries), list(documents_per_query)
+    if len(texts) != len(lists):
+        raise InputError(f"got {len(texts)} queries but {len(lists)} lists of documents")
+    places = [f"query {i}: " if len(texts) > 1 else "" for i in range(len(texts))]
+    return [
+        read_group(query, documents, place=place, strict=strict)
+        for query, documents, place in zip(texts, lists, places, strict=True)
+    ]

@@ -1,48 +1,66 @@
-"""What a reranker returns: one `RankedDocument` a document, and its serialisation."""
+"""What a reranker returns: a `Ranking` of `RankedDocument`s, or `PairScores`; and their serialisation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+# Characters of a document that its representation shows.
+_SHOWN = 60
+
 
 @dataclass(frozen=True, slots=True)
 class RankedDocument:
     """One document after reranking.
+
+    A document that was not judged (`judged` is False) stands behind all that were, in the order of the input; it has
+    neither score nor grade, and `reason` says why.
 
     Attributes:
         rank: place in the ranking, from 1.
         index: place of the document in the list that was passed in, from 0.
         docid: the document's id, if it had one.
         document: the object that was passed in, untouched.
-        score: expected gain, sum over grades of probability times gain; documents are ordered by it.
-        grade: the most probable grade, 0 the lowest.
-        grade_name: the name the scale gives to that grade.
-        probabilities: calibrated probability of every grade, lowest first; they sum to 1.
+        score: expected gain, sum over grades of probability times gain, by which documents are ordered; None if not
+            judged.
+        grade: the grade, 0 the lowest; None if not judged.
+        grade_name: the name the scale gives to that grade; None if not judged.
+        probabilities: calibrated probability of every grade, lowest first; they sum to 1. Empty if not judged.
         novelty: how far the pair lies from what the model was trained on, as a percentile (0 to 100) of held-out
             in-distribution pairs; None where the checkpoint has no novelty statistics.
         truncated: whether the document was cut to fit the model's length.
+        query_truncated: whether the query was.
+        judged: whether the model has judged it.
+        reason: why it was not judged; None if it was.
+        span: with long_documents="window", where in `text` the best window is: `text[start:end]`; None otherwise.
+        text: title and text as they were read from `document`; not serialised.
     """
 
     rank: int
     index: int
     docid: str | None
-    document: Any = field(repr=False)
-    score: float
-    grade: int
-    grade_name: str
+    document: Any
+    score: float | None
+    grade: int | None
+    grade_name: str | None
     probabilities: tuple[float, ...]
     novelty: float | None = None
     truncated: bool = False
+    query_truncated: bool = False
+    judged: bool = True
+    reason: str | None = None
+    span: tuple[int, int] | None = None
+    text: str = field(default="", compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the document itself, as JSON types; floats unrounded."""
+        """All but the document itself and its text, as JSON types; floats unrounded."""
         return {
             "rank": self.rank,
+            "index": self.index,
             "docid": self.docid,
             "score": self.score,
             "grade": self.grade,
@@ -50,37 +68,77 @@ class RankedDocument:
             "probabilities": list(self.probabilities),
             "novelty": self.novelty,
             "truncated": self.truncated,
+            "query_truncated": self.query_truncated,
+            "judged": self.judged,
+            "reason": self.reason,
+            "span": None if self.span is None else list(self.span),
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, index: int = 0, document: Any = None) -> RankedDocument:
-        """The inverse of `to_dict`; `index` and `document` are not serialised and are given again."""
+    def from_dict(cls, values: Mapping[str, Any], *, document: Any = None, text: str = "") -> RankedDocument:
+        """The inverse of `to_dict`; `document` and `text` are not serialised and may be given again."""
+        span = values.get("span")
         return cls(
             rank=int(values["rank"]),
-            index=index,
+            index=int(values["index"]),
             docid=values["docid"],
             document=document,
-            score=float(values["score"]),
-            grade=int(values["grade"]),
-            grade_name=str(values["grade_name"]),
+            score=None if values["score"] is None else float(values["score"]),
+            grade=None if values["grade"] is None else int(values["grade"]),
+            grade_name=values["grade_name"],
             probabilities=tuple(float(p) for p in values["probabilities"]),
             novelty=None if values["novelty"] is None else float(values["novelty"]),
             truncated=bool(values["truncated"]),
+            query_truncated=bool(values.get("query_truncated", False)),
+            judged=bool(values.get("judged", True)),
+            reason=values.get("reason"),
+            span=None if span is None else (int(span[0]), int(span[1])),
+            text=text,
         )
+
+    def __repr__(self) -> str:
+        name = "" if self.docid is None else f", docid={self.docid!r}"
+        line = " ".join(self.text[: 4 * _SHOWN].split())
+        line = line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
+        if self.judged:
+            return f"RankedDocument({self.rank}{name}, score={self.score:.3f}, {self.grade_name}: {line!r})"
+        return f"RankedDocument({self.rank}{name}, not judged, {self.reason}: {line!r})"
+
+
+class Ranking(list[RankedDocument]):
+    """The documents of one query, best first: a list that also says what happened to the whole of it.
+
+    Attributes:
+        warnings: what a caller should know before acting on this ranking, each a sentence.
+    """
+
+    def __init__(self, documents: Iterable[RankedDocument] = (), *, warnings: Iterable[str] = ()) -> None:
+        super().__init__(documents)
+        self.warnings = tuple(warnings)
+
+    @property
+    def judged(self) -> int:
+        """How many of the documents that are returned were judged."""
+        return sum(ranked.judged for ranked in self)
 
 
 @dataclass(frozen=True, slots=True)
 class PairScores:
     """What a reranker says of n pairs, as arrays; `scores[key]` takes the pairs that a slice or index array names.
 
+    A pair that was not judged has NaN in every array of floats and -1 as its grade.
+
     Attributes:
-        logits: grade logits before calibration, shape (n, K), float32.
+        logits: grade logits before calibration, shape (n, K), float32; their softmax is the uncalibrated distribution.
         probabilities: calibrated, shape (n, K), float64; rows sum to 1.
         score: expected gain, shape (n,).
-        grade: the most probable grade, shape (n,), int.
+        grade: the grade, shape (n,), int.
         novelty: percentile 0 to 100, shape (n,), or None where the checkpoint has no novelty statistics.
         features: novelty features, shape (n, F), or None if not asked for.
         truncated: whether the document was cut, shape (n,), bool.
+        query_truncated: whether the query was, shape (n,), bool; None where no query was.
+        spans: where the best window is in the document's text, [start, end), shape (n, 2), int; None unless
+            long_documents is "window".
     """
 
     logits: NDArray[np.float32]
@@ -90,17 +148,34 @@ class PairScores:
     novelty: NDArray[np.float64] | None
     features: NDArray[np.float32] | None
     truncated: NDArray[np.bool_]
+    query_truncated: NDArray[np.bool_] | None = None
+    spans: NDArray[np.intp] | None = None
+
+    @property
+    def judged(self) -> NDArray[np.bool_]:
+        """Whether the pair was judged, shape (n,)."""
+        return ~np.isnan(self.score)
 
     def __len__(self) -> int:
         return len(self.score)
 
     def __getitem__(self, key: slice | NDArray[np.intp]) -> PairScores:
-        return PairScores(
-            logits=self.logits[key],
-            probabilities=self.probabilities[key],
-            score=self.score[key],
-            grade=self.grade[key],
-            novelty=None if self.novelty is None else self.novelty[key],
-            features=None if self.features is None else self.features[key],
-            truncated=self.truncated[key],
-        )
+        return self._each(lambda part: part[key])
+
+    def spread(self, count: int, places: NDArray[np.intp]) -> PairScores:
+        """These pairs as rows `places` of `count` pairs, of which the others were not judged."""
+
+        def spread_out(part: NDArray[Any]) -> NDArray[Any]:
+            fill = np.nan if part.dtype.kind == "f" else -1 if part.dtype.kind == "i" else False
+            whole = np.full((count, *part.shape[1:]), fill, dtype=part.dtype)
+            whole[places] = part
+            return whole
+
+        return self._each(spread_out)
+
+    def _each(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> PairScores:
+        parts: dict[str, Any] = {}
+        for name in self.__slots__:
+            part = getattr(self, name)
+            parts[name] = None if part is None else change(part)
+        return PairScores(**parts)

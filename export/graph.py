@@ -26,6 +26,7 @@ import torch
 from ..errors import InputError
 from ..model.base_weights import load_body
 from ..model.checkpoint import Checkpoint
+from ..model.head import Link
 
 Attention = Literal["fused", "plain"]
 OPSET = 23
@@ -83,6 +84,7 @@ class GradeGraph(torch.nn.Module):
         self.head.weight.data = torch.from_numpy(checkpoint.head.weight)
         self.head.bias.data = torch.from_numpy(checkpoint.head.bias)
         self.requires_grad_(False)
+        self.link = checkpoint.link
         self.instruction_length = checkpoint.encoder().instruction_length
         self.attention = attention
         self._masks: dict[int | None, torch.Tensor] = {}
@@ -128,7 +130,7 @@ class GradeGraph(torch.nn.Module):
         # A row without any real token reads its first place rather than failing.
         last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[2])
         final = torch.gather(states, 1, last)[:, 0].float()
-        logits = self.head(final)
+        logits = _grade_logits(self.link, self.head(final))
         own = (places + before >= self.instruction_length)[None] & (places[None] < lengths[:, None])
         total = (middle * own[..., None].to(middle.dtype)).sum(1)
         if prefix_own_sum is not None:
@@ -151,6 +153,16 @@ class GradeGraph(torch.nn.Module):
                 seen = seen & (column > row - window)
             self._masks[window] = seen[None, None]
         return self._masks[window]
+
+
+def _grade_logits(link: Link, outputs: torch.Tensor) -> torch.Tensor:
+    """`darl_rerank.model.head.grade_logits` in operators that can be traced."""
+    if link == "softmax":
+        return outputs
+    conditionals = outputs[:, 1:] - outputs[:, :-1]
+    beyond = torch.nn.functional.logsigmoid(conditionals).cumsum(dim=1)
+    at = torch.nn.functional.logsigmoid(-conditionals)
+    return torch.nn.functional.pad(beyond, (1, 0)) + torch.nn.functional.pad(at, (0, 1))
 
 
 def _attend(

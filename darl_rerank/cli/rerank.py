@@ -85,9 +85,11 @@ def rerank(
         click.echo(f"Warning: {len(job.skipped)} documents without text were left out", err=True)
     reranker = load_reranker(**model)
     settings = {"depth": depth, "missing": missing, **input_digests(run=run, topics=topics)}
-    rerank_run(
+    unjudged = rerank_run(
         reranker, job, output, details=details, top_k=top_k, fuse=fuse, tag=tag, settings=settings, restart=restart
     )
+    if unjudged:
+        click.echo(f"Warning: {unjudged} documents could not be judged and stand last; --details says why", err=True)
     click.echo(f"{output}: {len(job.queries)} queries reranked", err=True)
 
 

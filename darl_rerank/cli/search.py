@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,7 +84,7 @@ def _answer(query: str, first_stage: FirstStage, reranker: Reranker, k: int, dep
         click.echo(_table(query, ranking, reranker, len(found)))
 
 
-def _table(query: str, ranking: list[RankedDocument], reranker: Reranker, judged: int) -> str:
+def _table(query: str, ranking: Sequence[RankedDocument], reranker: Reranker, judged: int) -> str:
     from .table import ranking_table
 
     if not ranking:

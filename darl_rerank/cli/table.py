@@ -42,12 +42,13 @@ def ranking_table(
         return "(no documents)"
     blocks = can_draw_blocks() if blocks is None else blocks
     bars = [" ".join(_bar(p, blocks) for p in ranked.probabilities) for ranked in ranking]
+    grades = max(len(ranked.probabilities) for ranked in ranking)
     columns = [("#", ">", [str(ranked.rank) for ranked in ranking])]
     if old_ranks is not None:
         columns.append(("was", ">", ["-" if old is None else str(old) for old in old_ranks]))
-    columns.append(("score", ">", [f"{ranked.score:.3f}" for ranked in ranking]))
-    columns.append(("grade", "<", [ranked.grade_name for ranked in ranking]))
-    columns.append((" ".join(_grade_number(grade) for grade in range(len(ranking[0].probabilities))), "<", bars))
+    columns.append(("score", ">", ["-" if r.score is None else f"{r.score:.3f}" for r in ranking]))
+    columns.append(("grade", "<", [ranked.grade_name or "not judged" for ranked in ranking]))
+    columns.append((" ".join(_grade_number(grade) for grade in range(grades)), "<", bars))
     if any(ranked.novelty is not None for ranked in ranking):
         columns.append(("novelty", ">", [_novelty(ranked.novelty) for ranked in ranking]))
     lines = [""] * (len(ranking) + 1)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DarlRerankError
+from ..errors import DarlRerankError, InputError
 from ..model.prompt import PromptGroup
 from .batching import MicroBatch, halves, plan
 
@@ -24,7 +24,8 @@ class GradeOutput:
     """What an engine computes for n sequences.
 
     Attributes:
-        logits: grade logits before calibration, shape (n, K), float32.
+        logits: grade logits before calibration, whose softmax is the model's distribution over the grades (see
+            `darl_rerank.model.head.grade_logits`), shape (n, K), float32.
         features: novelty features, shape (n, F) with F three times the hidden size, float32, or None if not asked for:
             the L2-normalised mean of the middle layer's states over the pair's own tokens (all but the instruction),
             the last token's state there, and the last token's final state, each of hidden size.
@@ -83,6 +84,7 @@ def grade_groups(
 
     Raises:
         OutOfMemoryError: half a micro-batch does not fit into the device's memory either.
+        InputError: logits that are not finite; the message names query and document.
     """
     distinct, places = _without_repeats(groups)
     count = sum(len(group.suffixes) for group in distinct)
@@ -101,6 +103,7 @@ def grade_groups(
                 if collected is None:
                     collected = np.zeros((count, output.features.shape[1]), dtype=np.float32)
                 collected[where] = output.features
+    _check_finite(groups, logits[places], engine)
     return GradeOutput(logits[places], None if collected is None else collected[places])
 
 
@@ -120,6 +123,22 @@ def _graded(engine: Engine, batch: MicroBatch, prefix: Any, features: bool) -> l
         stacklevel=3,
     )
     return [(part, engine.grade(part, prefix, features=features)) for part in halves(batch)]
+
+
+def _check_finite(groups: Sequence[PromptGroup], logits: NDArray[np.float32], engine: Engine) -> None:
+    # Such scores would be written to runs and journals that nothing can read again.
+    rows = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if not len(rows):
+        return
+    left = int(rows[0])
+    for group in groups:
+        if left < len(group.owners):
+            raise InputError(
+                f"query {group.query!r}, document {group.owners[left]}: the model's logits are not finite numbers "
+                f"({len(rows)} of {len(logits)} sequences; {engine.name} engine, {engine.precision}): its weights are "
+                "damaged, or its values exceed this precision"
+            )
+        left -= len(group.owners)
 
 
 def _without_repeats(groups: Sequence[PromptGroup]) -> tuple[list[PromptGroup], NDArray[np.intp]]:

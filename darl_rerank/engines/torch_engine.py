@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.base_weights import load_body
 from ..model.checkpoint import Checkpoint
+from ..model.head import grade_logits
 from ..model.precisions import canonical_precision
 from .base import GradeOutput, OutOfMemoryError
 from .batching import MicroBatch
@@ -78,6 +79,7 @@ class TorchEngine:
         model = load_body(checkpoint, _DTYPES[self.precision]).to(self._device)
         model.requires_grad_(False)
         hidden = model.config.get_text_config().hidden_size
+        self._link = checkpoint.link
         self._weight = torch.from_numpy(checkpoint.head.weight).to(self._device)
         self._bias = torch.from_numpy(checkpoint.head.bias).to(self._device)
         if self._weight.shape[1] != hidden:
@@ -112,7 +114,8 @@ class TorchEngine:
     def _grade(self, batch: MicroBatch, prefix: PrefixState | None, features: bool) -> GradeOutput:
         states = self._decoder.run(batch.sequences, None if prefix is None else prefix.keys_values)
         final = states.final.float()
-        logits = torch.nn.functional.linear(final, self._weight, self._bias).cpu().numpy()
+        outputs = torch.nn.functional.linear(final, self._weight, self._bias)
+        logits = grade_logits(self._link, outputs.cpu().numpy())
         if not features:
             return GradeOutput(logits, None)
         lengths = torch.tensor([len(sequence) for sequence in batch.sequences], device=self._device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,12 @@ class BaseModel:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BaseModel:
-        return cls(str(values["name"]), values.get("revision"), values.get("sha256"))
+        if not isinstance(values.get("name"), str):
+            raise InputError(f"a base model needs a name, got {values.get('name')!r}")
+        for key in ("revision", "sha256"):
+            if not isinstance(values.get(key), str | None):
+                raise InputError(f"expected {key} of the base model as text or null, got {values[key]!r}")
+        return cls(values["name"], values.get("revision"), values.get("sha256"))
 
     def resolve(self) -> str:
         """A local folder, or the hub id, as transformers' `from_pretrained` takes it.
@@ -63,7 +69,7 @@ class BaseModel:
     @classmethod
     def locate(cls, name: str | Path, revision: str | None = None) -> BaseModel:
         """The reference for what a user typed; resolves and fingerprints local weights."""
-        text = str(name)
+        text = os.path.expanduser(name)
         if text != SMOLLM2 and not looks_like_folder(text):
             return cls(text, revision)
         text = text if text == SMOLLM2 else str(Path(text).resolve())

@@ -1,6 +1,7 @@
 """Checkpoint: reads and writes the folder that holds everything a model needs; the only place that knows its layout.
 
-    checkpoint.json       scale, prompt, base model, calibration, novelty settings, provenance, sha256 of every file
+    checkpoint.json       the manifest: scale, prompt, base model, link, calibration, novelty settings, provenance,
+                          sha256 of every file
     tokenizer.json
     head.safetensors      weight (K, hidden), bias (K,), float32
     novelty.safetensors   statistics of the training set's features, if it was trained with them
@@ -31,14 +32,14 @@ from .base_model import BaseModel, file_sha256
 from .calibration import Calibration
 from .card import Kind, card_metadata, has_metadata, with_license
 from .export_record import ExportRecord
-from .head import Head
-from .hub import CARD, MANIFEST, push
+from .head import Head, Link
+from .hub import CARD, push
+from .manifest import FORMAT, MANIFEST, read_manifest
 from .novelty import NoveltyModel
 from .prompt import Prompt, PromptEncoder
 from .scale import RelevanceScale
 from .shipped import checkpoint_folder
 
-FORMAT = 1
 GRAPH = "model.onnx"
 PREFIX_GRAPH = "model_with_prefix.onnx"
 _TOKENIZER = "tokenizer.json"
@@ -60,6 +61,7 @@ class Checkpoint:
         base: the decoder LLM it stands on.
         feature_layer: index into the hidden states whose vectors are the middle part of the novelty features.
         calibration: grade logits to probabilities.
+        link: how the head's outputs make a distribution over the grades, see `head.grade_logits`.
         novelty: statistics for the novelty score, None before training.
         trained: False for a checkpoint that only `from_base` has made, which grades zero-shot.
         provenance: data, recipe and figures of its training, for the model card; JSON types. Documentation: nothing
@@ -76,6 +78,7 @@ class Checkpoint:
     base: BaseModel
     feature_layer: int
     calibration: Calibration = field(default_factory=Calibration.identity)
+    link: Link = "softmax"
     novelty: NoveltyModel | None = None
     trained: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -110,45 +113,39 @@ class Checkpoint:
             revision: a branch, tag or commit on the hub; the main branch if None.
 
         Raises:
-            InputError: not a checkpoint, a file is missing or was changed, or the format is newer than this version.
+            InputError: not a checkpoint, or a faulty one: a file is missing or was changed, a value of the manifest is
+                not what it should be, parts don't fit together, or the format is newer than this version. All faults
+                are listed.
             DarlRerankError: the hub was not reached, and its cache does not have the model.
         """
         folder = checkpoint_folder(model, revision)
-        path = folder / MANIFEST
-        if not path.is_file():
-            raise InputError(f"expected a checkpoint folder (no {MANIFEST} there)", path=folder)
-        try:
-            values = json.loads(path.read_text("utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"expected JSON: {error}", path=path) from error
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            found = values.get("format") if isinstance(values, dict) else None
-            raise InputError(f"expected checkpoint format {FORMAT}, found {found!r}", path=path)
-        missing = {"scale", "prompt", "base", "feature_layer", "calibration", "trained", "files"} - values.keys()
-        if missing:
-            raise InputError(f"lacks {', '.join(sorted(missing))}", path=path)
-        _check_files(folder, values["files"])
-        try:
-            head = load_file(folder / _HEAD)
-            novelty = None
-            if values.get("novelty") is not None:
-                novelty = NoveltyModel.from_tensors(load_file(folder / _NOVELTY), values["novelty"])
-        except (SafetensorError, OSError, KeyError) as error:
-            raise InputError(f"could not be read: {error}", path=folder) from error
+        parts, faults = read_manifest(folder)
+        faults += _file_faults(folder, parts.get("files", {}))
+        tensors: dict[str, dict[str, NDArray[Any]]] = {}
+        for name in (_HEAD, *([_NOVELTY] if parts.get("novelty") is not None else [])):
+            try:
+                tensors[name] = load_file(folder / name)
+            except (SafetensorError, OSError) as error:
+                # A missing file is named already.
+                if (folder / name).is_file():
+                    faults.append(f"{name} could not be read: {error}")
+        if _HEAD in tensors:
+            faults += _head_faults(tensors[_HEAD], parts)
+        if _NOVELTY in tensors:
+            try:
+                parts["novelty"] = NoveltyModel.from_tensors(tensors[_NOVELTY], parts["novelty"])
+                faults += _novelty_faults(parts["novelty"], tensors.get(_HEAD, {}))
+            except InputError as error:
+                faults.append(f"novelty: {error}")
+        if faults:
+            raise InputError("; ".join(faults), path=folder)
+        head = tensors[_HEAD]
         return cls(
-            scale=RelevanceScale.from_dict(values["scale"]),
-            prompt=Prompt.from_dict(values["prompt"]),
             tokenizer_json=(folder / _TOKENIZER).read_text("utf-8"),
             head=Head(head["weight"], head["bias"]),
-            base=BaseModel.from_dict(values["base"]),
-            feature_layer=int(values["feature_layer"]),
-            calibration=Calibration.from_dict(values["calibration"]),
-            novelty=novelty,
-            trained=bool(values["trained"]),
-            provenance=values.get("provenance", {}),
-            export=ExportRecord.from_manifest(values),
             folder=folder,
-            sha256=values["files"],
+            sha256=parts.pop("files"),
+            **parts,
         )
 
     def save(
@@ -207,6 +204,7 @@ class Checkpoint:
             "prompt": self.prompt.to_dict(),
             "base": self.base.to_dict(),
             "feature_layer": self.feature_layer,
+            "link": self.link,
             "calibration": self.calibration.to_dict(),
             "novelty": novelty_settings,
             "trained": self.trained,
@@ -301,6 +299,9 @@ class Checkpoint:
             self.calibration.to_dict(), _digest(self.head.weight), _digest(self.head.bias), novelty,
             hashlib.sha256(self.tokenizer_json.encode()).hexdigest(), weights,
         ]  # fmt: skip
+        # Left out where it is what older checkpoints have, whose fingerprints stay.
+        if self.link != "softmax":
+            values.append(self.link)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def _short_card(self) -> str:
@@ -313,16 +314,48 @@ def _digest(array: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _check_files(folder: Path, files: Mapping[str, str]) -> None:
+def _file_faults(folder: Path, files: Mapping[str, str]) -> list[str]:
     faults = []
+    for name in (_HEAD, _TOKENIZER):
+        if files and name not in files:
+            faults.append(f"files: lacks {name}")
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             faults.append(f"{name} is missing")
         elif file_sha256(path) != expected:
             faults.append(f"{name} is not the file that was saved (sha256 differs)")
-    if faults:
-        raise InputError("; ".join(faults), path=folder)
+    return faults
+
+
+def _head_faults(head: Mapping[str, NDArray[Any]], parts: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the head's tensors, alone and beside the scale and the calibration."""
+    if missing := {"weight", "bias"} - head.keys():
+        return [f"{_HEAD} lacks {', '.join(sorted(missing))}"]
+    faults = []
+    weight, bias = head["weight"], head["bias"]
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor.dtype != np.float32:
+            faults.append(f"{_HEAD}: expected {name} in float32, found {tensor.dtype}")
+        elif not np.isfinite(tensor).all():
+            faults.append(f"{_HEAD}: {name} holds values that are not finite")
+    if weight.ndim != 2 or bias.shape != weight.shape[:1]:
+        return [*faults, f"{_HEAD}: expected weight (K, hidden) and bias (K,), found {weight.shape} and {bias.shape}"]
+    if "scale" in parts and len(weight) != len(parts["scale"]):
+        faults.append(f"the head has {len(weight)} rows but the scale {len(parts['scale'])} grades")
+    biases = parts["calibration"].bias if "calibration" in parts else ()
+    if biases and len(biases) != len(weight):
+        faults.append(f"the calibration has {len(biases)} biases but the head {len(weight)} rows")
+    return faults
+
+
+def _novelty_faults(novelty: NoveltyModel, head: Mapping[str, NDArray[Any]]) -> list[str]:
+    weight = head.get("weight")
+    if weight is None or weight.ndim != 2 or novelty.feature_size == 3 * weight.shape[1]:
+        return []
+    return [
+        f"novelty takes features of size {novelty.feature_size}, the head's hidden size gives {3 * weight.shape[1]}"
+    ]
 
 
 def _copy_weights(source: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..errors import InputError
 from .precisions import canonical_precision
 
 
@@ -27,20 +28,13 @@ class ExportRecord:
         return {**asdict(self), "finer_products": list(self.finer_products)}
 
     @classmethod
-    def from_manifest(cls, values: Mapping[str, Any]) -> ExportRecord | None:
-        """The record of a manifest; None if it has none.
-
-        Version 0.1 kept it in the provenance, under other names.
+    def from_dict(cls, values: Mapping[str, Any]) -> ExportRecord:
+        """The inverse of `to_dict`.
 
         Raises:
-            InputError: an unknown precision.
+            InputError: an unknown precision, or a value of another type.
         """
-        if (found := values.get("export")) is not None:
-            finer = tuple(map(str, found.get("finer_products", ())))
-        elif (found := values.get("provenance", {}).get("export")) is not None:
-            finer = tuple(map(str, found.get("finer products", ())))
-        else:
-            return None
-        opset = found.get("opset")
-        precision = canonical_precision(str(found.get("precision", "float32")))
-        return cls(precision, None if opset is None else int(opset), finer)
+        opset, finer = values.get("opset"), values.get("finer_products", [])
+        if not isinstance(opset, int | None) or not isinstance(finer, list):
+            raise InputError(f"expected opset as a number and finer_products as a list, got {opset!r} and {finer!r}")
+        return cls(canonical_precision(str(values.get("precision"))), opset, tuple(map(str, finer)))

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import DarlRerankError, InputError
 from .base_model import looks_like_folder
+from .manifest import MANIFEST
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
-MANIFEST = "checkpoint.json"
 CARD = "README.md"
 # What a checkpoint or an export consists of; model.onnx.data holds the tensors of model.onnx.
 _SUFFIXES = (".json", ".safetensors", ".onnx", ".data")

@@ -33,12 +33,19 @@ class PromptGroup:
         suffixes: document and answer cue, one for each sequence.
         owners: for each suffix, the index of the document it came from; a document split into windows owns several.
         truncated: for each document, whether it was cut.
+        query: the query's text, for errors.
+        query_truncated: whether the query was cut.
+        spans: for each suffix, which characters of its document it holds, [start, end); empty unless documents were
+            split into windows.
     """
 
     prefix: tuple[int, ...]
     suffixes: tuple[tuple[int, ...], ...]
     owners: tuple[int, ...]
     truncated: tuple[bool, ...]
+    query: str = ""
+    query_truncated: bool = False
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +86,14 @@ class Prompt:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Prompt:
         try:
-            return cls(**values)
+            prompt = cls(**values)
         except TypeError as error:
             raise InputError(f"a prompt needs {', '.join(cls.__slots__)}: {error}") from error
+        for name, value in asdict(prompt).items():
+            wanted = int if name == "max_length" else str
+            if type(value) is not wanted:
+                raise InputError(f"expected {name} as {wanted.__name__}, got {value!r}")
+        return prompt
 
 
 @dataclass(slots=True)
@@ -131,7 +143,14 @@ class PromptEncoder:
         prefixed = [self.prompt.word_prefix + word for word in words]
         return [self._plain.encode(word, add_special_tokens=False).ids[0] for word in prefixed]
 
-    def encode(self, query: str, documents: Sequence[str], long_documents: LongDocuments = "truncate") -> PromptGroup:
+    def encode(
+        self,
+        query: str,
+        documents: Sequence[str],
+        long_documents: LongDocuments = "truncate",
+        *,
+        cut_query: bool = False,
+    ) -> PromptGroup:
         """Token ids of a query group.
 
         Args:
@@ -139,9 +158,11 @@ class PromptEncoder:
             documents: their texts.
             long_documents: "truncate" cuts a document that does not fit; "window" splits it into overlapping windows,
                 each a sequence of its own.
+            cut_query: cut a query so long that no document fits beside it to half of the room for both, rather than
+                refuse it.
 
         Raises:
-            InputError: an empty query, or one so long that no document fits beside it.
+            InputError: an empty query, or (unless `cut_query`) one so long that no document fits beside it.
         """
         query = query.strip()
         if not query:
@@ -149,25 +170,41 @@ class PromptEncoder:
         # A query of a hundred thousand words must fail in no time: past this many characters it can't fit anyway.
         query_ids = self._plain.encode(query[: self.prompt.max_length * 64], add_special_tokens=False).ids
         room = self._room(query_ids)
-        if room < _MIN_DOCUMENT_TOKENS:
+        query_truncated = room < _MIN_DOCUMENT_TOKENS
+        if query_truncated:
             most = self._room(()) - _MIN_DOCUMENT_TOKENS
-            raise InputError(f"the query has {len(query_ids)} tokens, at most {most} fit: {query[:60]!r}")
+            if not cut_query:
+                raise InputError(f"the query has {len(query_ids)} tokens, at most {most} fit: {query[:60]!r}")
+            query_ids = query_ids[: min(most, self._room(()) // 2)]
+            room = self._room(query_ids)
         suffixes: list[tuple[int, ...]] = []
         owners: list[int] = []
         truncated: list[bool] = []
-        for owner, ids in enumerate(self._document_ids(documents, None if long_documents == "window" else room)):
-            truncated.append(len(ids) > room and long_documents == "truncate")
-            starts = [0] if len(ids) <= room or long_documents == "truncate" else _window_starts(len(ids), room)
-            for start in starts:
-                suffixes.append((*ids[start : start + room], *self._answer))
+        spans: list[tuple[int, int]] = []
+        if long_documents == "window":
+            for owner, encoding in enumerate(self._plain.encode_batch(list(documents), add_special_tokens=False)):
+                truncated.append(False)
+                for start, end in _windows(len(encoding.ids), room):
+                    suffixes.append((*encoding.ids[start:end], *self._answer))
+                    owners.append(owner)
+                    spans.append((encoding.offsets[start][0], encoding.offsets[end - 1][1]) if end else (0, 0))
+        else:
+            for owner, ids in enumerate(self._document_ids(documents, room)):
+                truncated.append(len(ids) > room)
+                suffixes.append((*ids[:room], *self._answer))
                 owners.append(owner)
-        prefix = (*self._instruction, *query_ids, *self._separator)
-        return PromptGroup(prefix, tuple(suffixes), tuple(owners), tuple(truncated))
+        return PromptGroup(
+            (*self._instruction, *query_ids, *self._separator),
+            tuple(suffixes),
+            tuple(owners),
+            tuple(truncated),
+            query,
+            query_truncated,
+            tuple(spans),
+        )
 
-    def _document_ids(self, documents: Sequence[str], room: int | None) -> list[list[int]]:
-        """Token ids of each document: all, or (given `room`) at least `room + 1` where it has more than that."""
-        if room is None:
-            return [e.ids for e in self._plain.encode_batch_fast(list(documents), add_special_tokens=False)]
+    def _document_ids(self, documents: Sequence[str], room: int) -> list[list[int]]:
+        """Token ids of each document, at least `room + 1` where it has more than that."""
         # Only the head of a long text is tokenised; the last tokens of a cut head may differ from those of the whole
         # text, hence the margin, and a head of too few tokens is tried again longer.
         characters = [room * _CHARACTERS_PER_TOKEN] * len(documents)
@@ -186,8 +223,9 @@ class PromptEncoder:
         return result
 
 
-def _window_starts(length: int, room: int) -> list[int]:
-    """Where windows of `room` tokens begin, the last one flush with the end."""
+def _windows(length: int, room: int) -> list[tuple[int, int]]:
+    """Where windows of at most `room` of `length` tokens begin and end, the last one flush with the end."""
+    if length <= room:
+        return [(0, length)]
     step = max(1, int(room * (1 - _WINDOW_OVERLAP)))
-    starts = list(range(0, length - room, step))
-    return [*starts, length - room]
+    return [(start, start + room) for start in (*range(0, length - room, step), length - room)]

@@ -76,6 +76,9 @@ class RelevanceScale:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RelevanceScale:
         try:
+            for grade in values["grades"]:
+                if isinstance(grade["words"], str) or not all(isinstance(word, str) for word in grade["words"]):
+                    raise TypeError(f"words must be a list of strings, got {grade['words']!r}")
             grades = tuple(Grade(str(g["name"]), tuple(g["words"]), float(g["gain"])) for g in values["grades"])
             return cls(str(values["name"]), grades)
         except (KeyError, TypeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..errors import InputError
@@ -23,7 +24,8 @@ def checkpoint_folder(model: str | Path, revision: str | None = None) -> Path:
         InputError: none of them, or a revision of something that is not on the hub.
         DarlRerankError: the hub was not reached, and its cache does not have the model.
     """
-    path = Path(model)
+    # Not Path.expanduser, which raises where there is no such home.
+    path = Path(os.path.expanduser(model))
     shipped = str(model) in shipped_names()
     if not path.exists() and not shipped and (found := hub_reference(str(model), revision)) is not None:
         return fetch(*found)

@@ -7,11 +7,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..documents import ID_FIELDS, TEXT_FIELDS, TITLE_FIELDS, clean_text, first_value
 from ..errors import InputError
 from .lines import Faults, read_lines
-
-ID_FIELDS = ("id", "_id", "docid", "doc_id", "docno")
-TEXT_FIELDS = ("text", "contents", "body", "passage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +29,8 @@ class Document:
 def read_corpus(path: str | Path, wanted: Collection[str] | None = None) -> Iterator[Document]:
     """Stream the documents of a file, or only those whose ids are `wanted`.
 
-    The format is told from the first line: JSON objects with an id (`id`, `_id`, `docid`, `doc_id`, `docno`), a
-    `title` if there is one and a text (`text`, `contents`, `body`, `passage`); or TSV of id, text or id, title, text.
+    The format is told from the first line: JSON objects with an id, a title if there is one and a text, under the names
+    of `darl_rerank.documents`; or TSV of id, text or id, title, text.
     Reading stops as soon as everything wanted has been found.
 
     Raises:
@@ -73,22 +71,20 @@ def _from_json(number: int, line: str, faults: Faults) -> Document | None:
     if not isinstance(values, dict):
         faults.add(number, f"expected a JSON object, found {type(values).__name__}")
         return None
-    docid = next((str(values[name]) for name in ID_FIELDS if values.get(name) not in (None, "")), None)
+    docid = first_value(values, ID_FIELDS)
     if docid is None:
         faults.add(number, f"expected an id under {', '.join(ID_FIELDS)}; found {', '.join(values) or 'nothing'}")
         return None
-    return Document(docid, _string(values, ("title",), number, faults), _string(values, TEXT_FIELDS, number, faults))
+    title, text = (_string(values, names, number, faults) for names in (TITLE_FIELDS, TEXT_FIELDS))
+    return Document(clean_text(str(docid)), title, text)
 
 
 def _string(values: Mapping[str, object], names: tuple[str, ...], number: int, faults: Faults) -> str:
-    for name in names:
-        value = values.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            faults.add(number, f"expected {name} to be a string, found {type(value).__name__}")
-            return ""
-        return value
+    value = first_value(values, names)
+    if value is None or isinstance(value, str):
+        return clean_text(value or "")
+    name = next(name for name in names if values.get(name) is value)
+    faults.add(number, f"expected {name} to be a string, found {type(value).__name__}")
     return ""
 
 

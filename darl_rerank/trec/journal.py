@@ -17,7 +17,8 @@ from typing import Any
 from ..errors import InputError
 from ..locks import WriterLock
 
-_FORMAT = 1
+# 2: a document says whether it was judged.
+_FORMAT = 2
 
 
 class Journal:

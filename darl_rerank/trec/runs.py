@@ -70,7 +70,7 @@ def in_given_order(rankings: Mapping[str, Iterable[str]]) -> Run:
     return {qid: [RunEntry(docid, -float(rank)) for rank, docid in enumerate(ids, 1)] for qid, ids in rankings.items()}
 
 
-def write_run(path: str | Path, rankings: Mapping[str, Sequence[tuple[str, float]]], tag: str) -> None:
+def write_run(path: str | Path, rankings: Mapping[str, Sequence[tuple[str, float | None]]], tag: str) -> None:
     """Write a run whose order every reader sees alike.
 
     Scores are written with six decimals. Where two neighbours would come out equal, as text or as trec_eval's 32-bit
@@ -78,7 +78,7 @@ def write_run(path: str | Path, rankings: Mapping[str, Sequence[tuple[str, float
 
     Args:
         path: where to.
-        rankings: for each query its documents with scores, best first.
+        rankings: for each query its documents with scores, best first; None is the score of one that was not judged.
         tag: the run's name, the last column.
 
     Raises:
@@ -94,16 +94,16 @@ def write_run(path: str | Path, rankings: Mapping[str, Sequence[tuple[str, float
                 stream.write(f"{qid} Q0 {docid} {rank} {text} {tag}\n")
 
 
-def strictly_decreasing(scores: Sequence[float]) -> list[str]:
+def strictly_decreasing(scores: Sequence[float | None]) -> list[str]:
     """The scores with six decimals, each below the one before it as text and as a 32-bit float.
 
     Args:
-        scores: in the order wanted, each finite.
+        scores: in the order wanted, each finite; None takes a place just below the one before it, or 0 if it is first.
     """
     texts: list[str] = []
     last = np.float32(math.inf)
     for score in scores:
-        value = score
+        value = score if score is not None else float(last) if math.isfinite(last) else 0.0
         if np.float32(f"{value:.6f}") >= last:
             # One step of the text, or one of the 32-bit float where that is coarser than the text.
             step = max(1e-6, abs(float(np.spacing(last))))

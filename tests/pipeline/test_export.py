@@ -383,3 +383,15 @@ def test_other_families_are_refused(family: str, reason: str, tiny_model: Path, 
     with pytest.raises(InputError, match=reason):
         export_folder.export(checkpoint, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
+
+
+def test_a_corn_head_is_read_alike_by_torch_and_by_the_graph(tiny_model: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.load(tiny_model).replace(link="corn")
+    export_folder.export(checkpoint, tmp_path / "corn")  # it compares the two itself
+    exported = Reranker.from_pretrained(tmp_path / "corn")
+    plain = Reranker.from_pretrained(tiny_model, engine="torch", device="cpu", precision="float32")
+    found = exported.score_pairs(TEXTS).logits
+    assert exported.checkpoint.link == "corn"
+    # Log-probabilities, and not the head's own outputs.
+    np.testing.assert_allclose(np.exp(found).sum(axis=1), 1, atol=1e-5)
+    assert np.abs(found - plain.score_pairs(TEXTS).logits).max() > 0.05

@@ -7,12 +7,16 @@ import threading
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from darl_rerank import Checkpoint, RankedDocument, Reranker
+from darl_rerank.engines.base import GradeOutput
+from darl_rerank.engines.batching import MicroBatch
 from darl_rerank.engines.torch_engine import TorchEngine
 from darl_rerank.errors import InputError
 
@@ -56,7 +60,7 @@ def test_a_ranking_is_in_order_and_whole(tiny_reranker: Reranker) -> None:
         assert r.score == pytest.approx(np.dot(r.probabilities, tiny_reranker.scale.gains))
         assert r.grade == int(np.argmax(r.probabilities))
         assert r.grade_name == tiny_reranker.scale.grades[r.grade].name
-        assert RankedDocument.from_dict(r.to_dict(), index=r.index, document=r.document) == r
+        assert RankedDocument.from_dict(r.to_dict(), document=r.document) == r
     assert tiny_reranker.rerank("laptop", documents, top_k=2) == ranking[:2]
 
 
@@ -67,14 +71,27 @@ def test_documents_come_in_many_kinds(tiny_reranker: Reranker) -> None:
         title: str
         text: str
 
+    @dataclass
+    class LangChainDocument:
+        page_content: str
+        metadata: dict[str, str]
+        id: str | None = None
+
     documents = [
         "T\nbody",
         {"id": 1, "title": "T", "text": "body"},
         {"_id": "2", "contents": "T\nbody"},
         Hit("3", "T", "body"),
+        {"docno": "4", "title": "T", "body": "body"},
+        {"doc_id": "5", "title": "T", "content": "body", "text": ""},
+        LangChainDocument("T\nbody", {"id": "6", "title": "another"}),
+        {"page_content": "T\nbody", "metadata": {"_id": "7"}},
+        SimpleNamespace(id=8, meta={}, content="T\nbody"),
     ]
     ranking = tiny_reranker.rerank("laptop", documents)
-    assert [r.docid for r in ranking] == [None, "1", "2", "3"]  # equal scores keep the order they came in
+    # Equal scores keep the order they came in.
+    assert [r.docid for r in ranking] == [None, "1", "2", "3", "4", "5", "6", "7", "8"]
+    assert {r.text for r in ranking} == {"T\nbody"}
     assert len({r.score for r in ranking}) == 1
 
 
@@ -206,10 +223,16 @@ def test_an_adapter_is_applied(tiny_model: Path, tmp_path: Path, pairs: list[tup
     ("query", "documents", "settings", "message"),
     [
         ("", ["x"], {}, "query is empty"),
-        ("q", ["x", " "], {}, r"document 1: is empty"),
-        ("q", [{"id": "d7", "title": ""}], {}, r"\(d7\): is empty"),
-        ("q", [3], {}, "expected a string, a mapping"),
-        ("q", [{"text": 3}], {}, "must be strings"),
+        (["q"], ["x"], {}, "query must be a string, got a list"),
+        ("q", "abc", {}, "documents must be a list of documents, got a str"),
+        ("q", {"text": "abc"}, {}, "documents must be a list of documents, got a dict"),
+        ("q", None, {}, "documents must be a list of documents, got None"),
+        ("q", ["x", " "], {"strict": True}, r"document 1: is empty"),
+        ("q", [{"id": "d7", "title": ""}], {"strict": True}, r"document 0 \(d7\): is empty"),
+        ("q", [3], {"strict": True}, "expected a string, a mapping"),
+        ("q", [None], {"strict": True}, "got None"),
+        ("q", [{"text": 3}], {"strict": True}, "must be strings"),
+        ("fox " * 1000, ["x"], {"strict": True}, "the query has .* tokens, at most"),
         ("q", ["x"], {"top_k": 0}, "top_k must be at least 1"),
     ],
 )
@@ -218,6 +241,114 @@ def test_bad_arguments(
 ) -> None:
     with pytest.raises(InputError, match=message):
         tiny_reranker.rerank(query, documents, **settings)  # type: ignore[arg-type]
+
+
+def test_rerank_many_and_score_pairs_name_what_is_wrong(tiny_reranker: Reranker) -> None:
+    with pytest.raises(InputError, match="queries must be a list of strings"):
+        tiny_reranker.rerank_many("ab", [["x"], ["y"]])
+    with pytest.raises(InputError, match="query 1: the query is empty"):
+        tiny_reranker.rerank_many(["a", " "], [["x"], ["y"]])
+    with pytest.raises(InputError, match=r"pair 0: expected \(query, document\), got 'ab'"):
+        tiny_reranker.score_pairs(["ab"])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="pair 1: is empty"):
+        tiny_reranker.score_pairs([("a", "x"), ("a", "")])
+
+
+def test_any_iterable_of_documents_is_taken(tiny_reranker: Reranker) -> None:
+    documents = ["Dell XPS 13 notebook", "Garden hose"]
+    expected = tiny_reranker.rerank("laptop", documents)
+    assert tiny_reranker.rerank("laptop", (d for d in documents)) == expected
+    assert tiny_reranker.rerank("laptop", dict.fromkeys(documents).keys()) == expected
+
+
+class _Awkward:
+    docid = "awkward"
+
+    @property
+    def text(self) -> str:
+        raise RuntimeError("no text today")
+
+
+def test_what_can_not_be_judged_costs_only_itself(tiny_reranker: Reranker) -> None:
+    good = ["Dell XPS 13 notebook", "Garden hose"]
+    bad = [None, "", {"id": "d7", "title": " "}, {"docno": 5, "text": 3}, {"id": "x", "summary": "y"}, 3, _Awkward()]
+    ranking = tiny_reranker.rerank("laptop", [bad[0], good[0], *bad[1:], good[1]])
+    assert [(r.document, r.score) for r in ranking[:2]] == [
+        (r.document, r.score) for r in tiny_reranker.rerank("laptop", good)
+    ]
+    assert ranking.judged == 2
+    assert [r.index for r in ranking[2:]] == [0, 2, 3, 4, 5, 6, 7]  # the input's order
+    assert [r.docid for r in ranking[2:]] == [None, None, "d7", "5", "x", None, "awkward"]
+    for r in ranking[2:]:
+        assert (r.judged, r.score, r.grade, r.grade_name, r.probabilities) == (False, None, None, None, ())
+        assert r.reason
+        assert RankedDocument.from_dict(r.to_dict(), document=r.document) == r
+    assert "found id, summary" in str(ranking[6].reason)
+    assert "no text today" in str(ranking[8].reason)
+    assert tiny_reranker.rerank("laptop", []) == []
+    scores = tiny_reranker.score_pairs([("laptop", ""), ("laptop", good[0])], strict=False)
+    assert scores.judged.tolist() == [False, True]
+    assert np.isnan(scores.score[0])
+    assert scores.grade[0] == -1
+
+
+def test_a_query_that_is_too_long_is_cut_and_says_so(tiny_reranker: Reranker) -> None:
+    documents = ["Dell XPS 13 notebook", "Garden hose"]
+    ranking = tiny_reranker.rerank("laptop " * 5000, documents)
+    assert all(r.judged and r.query_truncated for r in ranking)
+    short, long = tiny_reranker.rerank_many(["laptop", "laptop " * 5000], [documents, documents])
+    assert not any(r.query_truncated for r in short)
+    assert [r.score for r in long] == pytest.approx([r.score for r in ranking])
+    scores = tiny_reranker.score_pairs([("laptop", "x"), ("laptop " * 5000, "x")], strict=False)
+    assert scores.query_truncated is not None
+    assert scores.query_truncated.tolist() == [False, True]
+
+
+def test_half_an_emoji_is_no_error(tiny_reranker: Reranker) -> None:
+    (result,) = tiny_reranker.rerank("laptop \ud83d", ["a notebook \ud83d\ude00 \ud83d"])
+    assert result.judged
+    assert result.text == "a notebook \U0001f600 \ufffd"
+
+
+def test_logits_that_are_not_finite_are_one_clear_error(tiny_reranker: Reranker, tiny_model: Path) -> None:
+    class Broken(TorchEngine):
+        def grade(self, batch: MicroBatch, prefix: Any, *, features: bool) -> GradeOutput:
+            output = super().grade(batch, prefix, features=features)
+            output.logits[[len(sequence) > 100 for sequence in batch.sequences]] = np.nan
+            return output
+
+    broken = Reranker(tiny_reranker.checkpoint, Broken(tiny_reranker.checkpoint, device="cpu", precision="float32"))
+    documents = ["a notebook", "a hose", "garden hose " * 60]
+    with pytest.raises(InputError, match=r"query 'laptop', document 2: the model's logits are not finite"):
+        broken.rerank_many(["toner", "laptop"], [["short"], documents])
+    assert len(broken.rerank("laptop", documents[:2])) == 2
+
+
+def test_representations_say_what_it_is(tiny_reranker: Reranker) -> None:
+    assert repr(tiny_reranker) == "Reranker('tiny_model', engine='torch', device='cpu', precision='float32')"
+    first, second, last = tiny_reranker.rerank("laptop", [{"id": "a", "text": "Garden\nhose " * 50}, "x", ""])
+    shown = repr(first if first.docid else second)
+    assert "docid='a'" in shown
+    assert "Garden hose Garden" in shown
+    assert shown.endswith("…')")
+    assert len(shown) < 140
+    assert "not judged, is empty" in repr(last)
+
+
+def test_a_window_is_named_by_its_characters(tiny_reranker: Reranker) -> None:
+    windowed = Reranker(tiny_reranker.checkpoint, tiny_reranker.engine, long_documents="window")
+    text = " ".join(WORDS * 60) + " größe 日本語 " + " ".join(WORDS * 20)
+    long, short = sorted(windowed.rerank("laptop", [{"title": "T", "text": text}, "short"]), key=lambda r: r.index)
+    assert short.span == (0, len("short"))
+    assert long.span is not None
+    start, end = long.span
+    assert long.text == f"T\n{text}"
+    assert 0 < end - start < len(long.text)
+    # What the window holds is judged as the window was.
+    (alone,) = windowed.rerank("laptop", [long.text[start:end]])
+    assert alone.score == pytest.approx(long.score, abs=0.02)  # a word at its start may be cut into other tokens
+    assert RankedDocument.from_dict(long.to_dict(), document=long.document) == long
+    assert all(r.span is None for r in tiny_reranker.rerank("laptop", [text]))
 
 
 @pytest.mark.parametrize(

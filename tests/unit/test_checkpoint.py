@@ -71,8 +71,8 @@ def test_a_missing_or_changed_file_is_named(copy: Path) -> None:
     ("text", "message"),
     [
         ("{", "expected JSON"),
-        ("[]", "format 1, found None"),
-        ('{"format": 99}', "found 99"),
+        ("[]", "format 1, 2, found None"),
+        ('{"format": 99}', "found 99; a newer darl-rerank reads it"),
         ('{"format": 1}', "lacks base"),
     ],
 )
@@ -149,3 +149,85 @@ def test_a_base_that_is_not_there(tmp_path: Path) -> None:
         Checkpoint.from_base(tmp_path / "nowhere", RelevanceScale.named("trec4"))
     with pytest.raises(InputError, match="could not be loaded"):
         Checkpoint.from_base("nobody/no-such-model", RelevanceScale.named("trec4"))
+
+
+def _edit(folder: Path, **changes: object) -> None:
+    path = folder / "checkpoint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_all_faults_of_a_manifest_are_listed(copy: Path) -> None:
+    _edit(
+        copy,
+        scale={"name": "x", "grades": [{"name": "a", "words": "None", "gain": 0}]},
+        prompt={"instruction": 3, "separator": "", "answer": "", "max_length": 9},
+        base={"name": None},
+        feature_layer="one",
+        calibration={"temperature": "warm"},
+        trained="yes",
+        files={"../passwd": "0"},
+    )
+    with pytest.raises(InputError) as caught:
+        Checkpoint.load(copy)
+    for fault in (
+        "scale: ", "words must be a list of strings", "prompt: expected instruction as str, got 3", "base: ",
+        "feature_layer: expected a whole number", "calibration: ", "trained: expected true or false",
+        "../passwd lies outside",
+    ):  # fmt: skip
+        assert fault in str(caught.value)
+
+
+def test_parts_that_do_not_fit_together_are_refused(copy: Path) -> None:
+    scale = RelevanceScale.named("ternary").to_dict()
+    _edit(copy, scale=scale, calibration={"temperature": 1.0, "bias": [0.0, 1.0]})
+    with pytest.raises(InputError) as caught:
+        Checkpoint.load(copy)
+    assert "the head has 4 rows but the scale 3 grades" in str(caught.value)
+    assert "the calibration has 2 biases but the head 4 rows" in str(caught.value)
+
+
+def test_a_head_that_is_not_finite_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.load(tiny_model)
+    head = Head(checkpoint.head.weight, checkpoint.head.bias * np.float32("nan"))
+    with pytest.raises(InputError, match="bias holds values that are not finite"):
+        checkpoint.replace(head=head).save(tmp_path / "new")
+
+
+def test_each_format_is_read(copy: Path, tmp_path: Path) -> None:
+    first = Checkpoint.load(copy)
+    assert json.loads((copy / "checkpoint.json").read_text())["format"] == 1
+    assert first.link == "softmax"
+    saved = first.replace(link="corn").save(tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "checkpoint.json").read_text())["format"] == 2
+    assert saved.link == "corn"
+    assert saved.fingerprint != first.fingerprint
+    _edit(tmp_path / "new", link="probit")
+    with pytest.raises(InputError, match="link: unknown link 'probit'; known: softmax, corn"):
+        Checkpoint.load(tmp_path / "new")
+
+
+def test_a_home_folder_is_found(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(copy.parent))
+    assert Checkpoint.load("~/copy").folder == copy
+    with pytest.raises(InputError, match="expected a checkpoint folder or one of those that ship"):
+        Checkpoint.load("~nobody-of-this-name/copy")
+
+
+def test_corn_logits_are_log_probabilities(tiny_model: Path) -> None:
+    """The link against training's own CORN, through the engine."""
+    import torch
+
+    from darl_rerank import Reranker
+    from darl_rerank.engines.torch_engine import TorchEngine
+    from darl_rerank.training.arms import corn_log_probabilities
+
+    plain = Checkpoint.load(tiny_model)
+    scores = [
+        Reranker(checkpoint, TorchEngine(checkpoint, device="cpu", precision="float32")).score_pairs(
+            [("laptop", "a notebook"), ("laptop", "a hose"), ("fox", "rain")]
+        )
+        for checkpoint in (plain, plain.replace(link="corn"))
+    ]
+    expected = corn_log_probabilities(torch.from_numpy(scores[0].logits).double()).exp().numpy()
+    np.testing.assert_allclose(scores[1].probabilities, expected, atol=1e-6)
+    assert np.abs(scores[0].probabilities - expected).max() > 0.05

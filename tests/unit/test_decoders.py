@@ -146,8 +146,7 @@ def test_an_engine_grades_the_same_fused_or_not(tiny_model: Path, share_prefix: 
     scores = []
     for fused in (True, False):
         engine = TorchEngine(checkpoint, device="cpu", precision="float32", fused=fused)
-        reranker = Reranker(checkpoint, engine, batch_tokens=200)
-        reranker.share_prefix = share_prefix
+        reranker = Reranker(checkpoint, engine, batch_tokens=200, share_prefix=share_prefix)
         scores.append(reranker.score_pairs(pairs, features=True))
     np.testing.assert_allclose(scores[0].logits, scores[1].logits, atol=2e-5)
     assert scores[0].features is not None

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,3 +107,45 @@ def test_a_folder_is_whole_or_as_it_was(tmp_path: Path) -> None:
         (folder / "b").write_text("2")
     assert [p.name for p in path.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("failing", [2, 3])
+def test_a_folder_stays_where_it_is_if_it_can_not_be_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    path = tmp_path / "model"
+    with atomic_folder(path) as folder:
+        (folder / "a").write_text("1")
+    calls = 0
+    rename = os.replace
+
+    def fails_at(source: str, target: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (2, failing):
+            raise OSError(errno.EACCES, "Permission denied", str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_at)
+    with pytest.raises(DarlRerankError) as caught, atomic_folder(path, overwrite=True) as folder:
+        (folder / "b").write_text("2")
+    monkeypatch.undo()
+    message = str(caught.value)
+    if failing == 2:
+        assert "nothing was changed" in message
+        assert [p.name for p in path.iterdir()] == ["a"]
+        assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    else:
+        # Even bringing it back failed: the error says where it is.
+        assert "nothing was changed" not in message
+        kept = Path(message.rsplit("it is whole in ", 1)[1])
+        assert [p.name for p in kept.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("kind", [atomic_folder, atomic_write])
+def test_an_input_that_can_not_be_read_is_not_called_an_output(tmp_path: Path, kind: Any) -> None:
+    missing = tmp_path / "input"
+    with pytest.raises(FileNotFoundError) as caught, kind(tmp_path / "out"):
+        missing.read_text()
+    assert caught.value.filename == str(missing)
+    assert list(tmp_path.iterdir()) == []

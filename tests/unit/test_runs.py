@@ -92,3 +92,10 @@ def test_ids_with_white_space_are_not_written(tmp_path: Path, qid: str, docid: s
     with pytest.raises(InputError, match="one word"):
         write_run(path, {qid: [(docid, 1.0)]}, tag)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_not_judged_stands_last(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", {"1": [("a", 0.5), ("b", None), ("c", None)], "2": [("z", None), ("a", None)]}, "t")
+    run = read_run(tmp_path / "run")
+    assert [entry.docid for entry in run["1"]] == ["a", "b", "c"]
+    assert [entry.docid for entry in run["2"]] == ["z", "a"]

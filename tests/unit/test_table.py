@@ -59,3 +59,16 @@ def test_without_block_characters_bars_are_tenths(monkeypatch: pytest.MonkeyPatc
     assert ".5 .2 .2" in table.split("\n")[2]
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
     assert can_draw_blocks()
+
+
+def test_a_document_that_was_not_judged_has_no_figures() -> None:
+    unjudged = RankedDocument(2, 0, "d", None, None, None, None, (), judged=False, reason="is empty")
+    table = ranking_table([RANKING[0], unjudged], ["a", "b"], width=80, blocks=True).split("\n")
+    assert table[2].split() == ["2", "-", "not", "judged", "-", "b"]
+    assert ranking_table([unjudged], ["b"], width=80, blocks=True).split("\n")[1].split() == [
+        "2",
+        "-",
+        "not",
+        "judged",
+        "b",
+    ]

@@ -1,0 +1,142 @@
+"""The manifest of a checkpoint, checkpoint.json: read with all its faults listed, one reader for each format number.
+
+Format 1 has no `link`: its heads are read by softmax. Format 2 says how the head's outputs are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import InputError
+from .base_model import BaseModel
+from .calibration import Calibration
+from .export_record import ExportRecord
+from .head import check_link
+from .prompt import Prompt
+from .scale import RelevanceScale
+
+FORMAT = 2
+MANIFEST = "checkpoint.json"
+
+
+def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The parts of a checkpoint that its manifest holds, and everything that is wrong with it.
+
+    Args:
+        folder: the checkpoint's.
+
+    Returns:
+        the parts by name, without those at fault, and the faults, each a sentence.
+
+    Raises:
+        InputError: no manifest, not JSON, or a format that this version does not read.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"expected a checkpoint folder (no {MANIFEST} there)", path=folder)
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"expected JSON: {error}", path=path) from error
+    known = ", ".join(map(str, _READERS))
+    found = values.get("format") if isinstance(values, dict) else None
+    if not isinstance(found, int) or found not in _READERS:
+        newer = "; a newer darl-rerank reads it" if isinstance(found, int) and found > FORMAT else ""
+        raise InputError(f"expected checkpoint format {known}, found {found!r}{newer}", path=path)
+    return _READERS[found](values)
+
+
+def _read_1(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    changes: dict[str, Any] = {"link": "softmax"}
+    provenance = values.get("provenance")
+    # Version 0.1 kept the record of an export there.
+    if "export" not in values and isinstance(provenance, dict) and isinstance(found := provenance.get("export"), dict):
+        precision = found.get("precision", "float32")
+        changes["export"] = {
+            "precision": precision,
+            "opset": found.get("opset"),
+            "finer_products": found.get("finer products", []),
+        }
+    return _read_2({**values, **changes})
+
+
+def _read_2(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    parts: dict[str, Any] = {}
+    faults: list[str] = []
+    if missing := sorted(_PARTS.keys() - _OPTIONAL.keys() - values.keys()):
+        faults.append(f"lacks {', '.join(missing)}")
+    for name, read in _PARTS.items():
+        if name not in values:
+            if name in _OPTIONAL:
+                parts[name] = _OPTIONAL[name]
+            continue
+        try:
+            parts[name] = read(values[name])
+        except InputError as error:
+            faults.append(f"{name}: {error}")
+    return parts, faults
+
+
+_READERS: dict[int, Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[str]]]] = {1: _read_1, 2: _read_2}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"expected an object, found {_shown(value)}")
+    return value
+
+
+def _link(value: Any) -> str:
+    check_link(value)
+    return str(value)
+
+
+def _layer(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"expected a whole number of at least 1, found {_shown(value)}")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"expected true or false, found {_shown(value)}")
+    return value
+
+
+def _novelty_settings(value: Any) -> Mapping[str, Any] | None:
+    return None if value is None else _mapping(value)
+
+
+def _files(value: Any) -> Mapping[str, str]:
+    for name, digest in _mapping(value).items():
+        if not isinstance(digest, str):
+            raise InputError(f"expected a digest for {name}, found {_shown(digest)}")
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise InputError(f"{name} lies outside of the checkpoint's folder")
+    return dict(value)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+# What the manifest holds: the name of each part, and what makes it from JSON values or raises InputError.
+_PARTS: dict[str, Callable[[Any], Any]] = {
+    "scale": lambda value: RelevanceScale.from_dict(_mapping(value)),
+    "prompt": lambda value: Prompt.from_dict(_mapping(value)),
+    "base": lambda value: BaseModel.from_dict(_mapping(value)),
+    "feature_layer": _layer,
+    "link": _link,
+    "calibration": lambda value: Calibration.from_dict(_mapping(value)),
+    "novelty": _novelty_settings,
+    "export": lambda value: ExportRecord.from_dict(_mapping(value)),
+    "trained": _flag,
+    "provenance": _mapping,
+    "files": _files,
+}
+_OPTIONAL: dict[str, Any] = {"novelty": None, "export": None, "provenance": {}}
