@@ -239,8 +239,8 @@ class Checkpoint:
                 the account may not write.
             DarlRerankError: the hub was not reached or refused.
         """
-        if self.folder is not None:
-            _check_files(self.folder, self.sha256)
+        if self.folder is not None and (faults := _file_faults(self.folder, self.sha256)):
+            raise InputError("; ".join(faults), path=self.folder)
         path = None if self.folder is None else self.folder / CARD
         text = path.read_text("utf-8") if path is not None and path.is_file() else None
         card = self.card(text)

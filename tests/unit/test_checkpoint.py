@@ -209,7 +209,7 @@ def test_each_format_is_read(copy: Path, tmp_path: Path) -> None:
 def test_a_home_folder_is_found(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(copy.parent))
     assert Checkpoint.load("~/copy").folder == copy
-    with pytest.raises(InputError, match="expected a checkpoint folder or one of those that ship"):
+    with pytest.raises(InputError, match="expected a checkpoint folder, one of those that ship"):
         Checkpoint.load("~nobody-of-this-name/copy")
 
 
