@@ -34,6 +34,7 @@ _COMMANDS = {
     "export": "Export a checkpoint to ONNX and prove parity.",
     "index": "Index a corpus with Lucene or FAISS.",
     "search": "Retrieve and rerank from the terminal.",
+    "serve": "Answer every client of a reranking API over HTTP.",
     "demo": "Rerank Lucene's BM25 on a product catalogue that comes with the package.",
     "doctor": "Say what is installed, what is missing and what to do.",
 }

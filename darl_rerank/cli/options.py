@@ -15,13 +15,18 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def model_options(command: _Command) -> _Command:
-    """Add --model, --engine, --device, --precision, --batch-tokens and --long-documents."""
+    """Add --model, and what `engine_options` adds."""
+    model = click.option(
+        "--model",
+        type=click.Path(path_type=Path),
+        help="A checkpoint folder, or the name of one that ships.  [default: smollm2-darl]",
+    )
+    return model(engine_options(command))
+
+
+def engine_options(command: _Command) -> _Command:
+    """Add --engine, --device, --precision, --batch-tokens and --long-documents."""
     options = [
-        click.option(
-            "--model",
-            type=click.Path(path_type=Path),
-            help="A checkpoint folder, or the name of one that ships.  [default: smollm2-darl]",
-        ),
         click.option("--engine", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True),
         click.option("--device", help="cpu, cuda, cuda:1 …  [default: a GPU if there is one]"),
         click.option("--precision", help="float32, bfloat16, float16.  [default: the best the device has in hardware]"),

@@ -1,0 +1,1 @@
+"""The HTTP server: every reranking client's request in, graded rankings out."""

@@ -1,0 +1,268 @@
+"""The queue between HTTP and the model: bounded in tokens, shortest deadline first, one worker.
+
+The worker runs the model in steps. A step takes documents from as many jobs as fit into its token budget, those with the
+nearest deadline first, so batches are filled across requests and a short request doesn't wait for the end of a long one.
+A pair's result depends on the pair alone, so it makes no difference to an answer what else was in its steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from bisect import insort
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..documents import QueryGroup
+from ..judging import Judge
+from ..model.prompt import PromptGroup
+from ..results import PairScores
+from .errors import ApiError
+from .jobs import Job, joined, part
+from .metrics import Metrics
+
+_log = logging.getLogger("darl_rerank.serving")
+
+# Micro-batches in a step. Fewer would run a query's prefix more often, more would let a short request wait longer.
+_STEP_BATCHES = 4
+# Micro-batches that the queue holds unless told otherwise: 13 s of work for two cores at 5,000 tokens a second.
+QUEUE_BATCHES = 64
+# Weight of what was known before in the measured speed, for each step.
+_MEMORY = 0.9
+_LONGEST_RETRY = 60
+
+
+class TokenQueue:
+    """Jobs that wait, and the thread that works on them.
+
+    Args:
+        judge: what judges.
+        max_tokens: how many tokens may wait. A job that is larger than that is taken if nothing else waits.
+        metrics: what is counted.
+    """
+
+    def __init__(self, judge: Judge, *, max_tokens: int | None = None, metrics: Metrics) -> None:
+        self.judge = judge
+        self.max_tokens = max_tokens or QUEUE_BATCHES * judge.batch_tokens
+        self._step_tokens = _STEP_BATCHES * judge.batch_tokens
+        self._metrics = metrics
+        self._changed = threading.Condition()
+        # In order of deadline; a job stays until it is answered.
+        self._jobs: list[Job] = []
+        self._tokens = 0
+        self._closed = False
+        # Tokens and seconds of the last steps, the older the less they weigh.
+        self._ran, self._seconds = 0.0, 0.0
+        self._worker = threading.Thread(target=self._work, name="darl-rerank worker", daemon=True)
+
+    def start(self) -> None:
+        """Start the worker."""
+        self._worker.start()
+
+    def warm_up(self, group: QueryGroup) -> None:
+        """Judge a group twice in this thread, before `start`: what runs once has then run, and the speed is known."""
+        prompts = self.judge.encode(group.query, [document.text for document in group.documents])
+        self.judge.judge([prompts])
+        begun = time.monotonic()
+        self.judge.judge([prompts])
+        self._ran, self._seconds = _tokens(prompts), time.monotonic() - begun
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all jobs that are not answered yet."""
+        return self._tokens
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs are not answered yet."""
+        return len(self._jobs)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Take all of these jobs, or none; each answers by its `result`.
+
+        Raises:
+            ApiError: 429, they don't fit into the queue; 503, it is closed.
+        """
+        tokens = sum(job.tokens for job in jobs)
+        with self._changed:
+            if self._closed:
+                raise draining()
+            if self._jobs and self._tokens + tokens > self.max_tokens:
+                raise self._full(tokens)
+            for job in jobs:
+                insort(self._jobs, job, key=lambda other: other.deadline)
+            self._tokens += tokens
+            self._measure()
+            self._changed.notify()
+        for job in jobs:
+            # Answered, failed or cancelled by a client that hung up: either way it leaves.
+            job.result.add_done_callback(lambda _, job=job: self._remove(job))  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Take no more jobs; the worker ends when all are answered."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def abandon(self) -> None:
+        """Close, and answer what is left with an error."""
+        self.close()
+        with self._changed:
+            left = list(self._jobs)
+        for job in left:
+            self._fail(job, draining())
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the worker to end; whether it has."""
+        self._worker.join(timeout)
+        return not self._worker.is_alive()
+
+    def _full(self, tokens: int) -> ApiError:
+        seconds = self._tokens * self._seconds / self._ran if self._ran else 1.0
+        message = f"the queue is full: {self._tokens} tokens wait, {tokens} more don't fit into {self.max_tokens}"
+        return ApiError(429, "queue_full", message, retry_after=min(_LONGEST_RETRY, 1 + int(seconds)))
+
+    def _remove(self, job: Job) -> None:
+        with self._changed:
+            self._jobs.remove(job)
+            self._tokens -= job.tokens
+            self._measure()
+            self._changed.notify()
+
+    def _measure(self) -> None:
+        self._metrics.queue_tokens.set(self._tokens)
+        self._metrics.queue_size.set(len(self._jobs))
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs and not self._closed:
+                    self._changed.wait()
+                if not self._jobs:
+                    return
+                jobs = list(self._jobs)
+            try:
+                self._step(jobs)
+            except Exception as error:
+                # Nothing may end this thread: nobody would be answered any more.
+                _log.exception("a step failed")
+                for job in jobs:
+                    self._fail(job, _broken(error))
+
+    def _step(self, jobs: Sequence[Job]) -> None:
+        """Answer those of `jobs`, in order of deadline, that are done or too late, and run one step for the others."""
+        now = time.monotonic()
+        for job in jobs:
+            if not job.left or (job.partial and job.deadline <= now):
+                self._finish(job)
+            elif job.deadline <= now:
+                self._fail(job, _late(job, now))
+        chosen = self._choose([job for job in jobs if not job.result.done()], now)
+        if not chosen:
+            return
+        for job, _ in chosen:
+            job.started = job.started or now
+        for (job, _), scores in zip(chosen, self._judge(chosen), strict=True):
+            job.parts.append(scores)
+        seconds = time.monotonic() - now
+        groups = [group for _, group in chosen]
+        tokens = sum(map(_tokens, groups))
+        self._ran = self._ran * _MEMORY + tokens
+        self._seconds = self._seconds * _MEMORY + seconds
+        self._metrics.step(tokens=tokens, pairs=sum(len(group.truncated) for group in groups), seconds=seconds)
+        for job, _ in chosen:
+            if not job.left:
+                self._finish(job)
+
+    def _choose(self, jobs: Sequence[Job], now: float) -> list[tuple[Job, PromptGroup]]:
+        """What the next step runs: documents of the jobs with the nearest deadlines."""
+        chosen: list[tuple[Job, PromptGroup]] = []
+        room: float = self._step_tokens
+        used = 0
+        for job in jobs:
+            least = len(job.prompts.prefix) + job.costs[job.taken]
+            if job.partial and self._ran:
+                # The step must end by its deadline; where not even one document more fits, it is answered now.
+                in_time = (job.deadline - now) * self._ran / self._seconds
+                if in_time < used + least:
+                    self._finish(job)
+                    continue
+                room = min(room, in_time)
+            group = job.take(room - used)
+            if group is None:
+                if chosen:
+                    break
+                # A document larger than a step is a step of its own.
+                group = job.take(least)
+                assert group is not None
+            chosen.append((job, group))
+            used += _tokens(group)
+        return chosen
+
+    def _judge(self, chosen: Sequence[tuple[Job, PromptGroup]]) -> list[PairScores]:
+        """Scores of each group. What the engine can't judge costs only itself."""
+        groups = [group for _, group in chosen]
+        try:
+            scores = self.judge.judge(groups)
+        except Exception as error:
+            _log.warning("a step of %d groups failed, it runs again document by document: %s", len(groups), error)
+            return [self._judge_singly(job, group) for job, group in chosen]
+        result, start = [], 0
+        for group in groups:
+            result.append(scores[start : start + len(group.truncated)])
+            start += len(group.truncated)
+        return result
+
+    def _judge_singly(self, job: Job, group: PromptGroup) -> PairScores:
+        count = len(group.truncated)
+        parts, places = [self.judge.judge([])], []
+        for i in range(count):
+            try:
+                parts.append(self.judge.judge([part(group, i, i + 1)]))
+            except Exception as error:
+                job.failed[job.taken - count + i] = f"the model could not judge it: {error}"
+            else:
+                places.append(i)
+        if len(job.failed) == len(job.costs):
+            self._fail(job, _broken(job.failed[0]))
+        return joined(parts).spread(count, np.array(places, dtype=np.intp))
+
+    def _finish(self, job: Job) -> None:
+        try:
+            answer = job.answer(self.judge, time.monotonic())
+        except Exception as error:
+            _log.exception("an answer could not be put together")
+            self._fail(job, _broken(error))
+            return
+        if self._settle(job):
+            self._metrics.answered(answer)
+            job.result.set_result(answer)
+
+    def _fail(self, job: Job, error: ApiError) -> None:
+        if self._settle(job):
+            job.result.set_exception(error)
+
+    def _settle(self, job: Job) -> bool:
+        """Whether the job still wants its result; only one caller is told so."""
+        with self._changed:
+            return not job.result.done() and not job.result.running() and job.result.set_running_or_notify_cancel()
+
+
+def draining() -> ApiError:
+    """The error of a server that is about to end."""
+    return ApiError(503, "draining", "the server is shutting down", retry_after=5)
+
+
+def _late(job: Job, now: float) -> ApiError:
+    seconds = now - job.arrived
+    return ApiError(429, "timeout", f"not answered within {seconds:.1f} s: the server is busy", retry_after=5)
+
+
+def _broken(why: object) -> ApiError:
+    return ApiError(503, "engine_failed", f"the model could not judge the documents: {why}")
+
+
+def _tokens(group: PromptGroup) -> int:
+    return len(group.prefix) + sum(map(len, group.suffixes))

@@ -1,0 +1,190 @@
+"""The life of a server: it loads and warms up the model, is ready, drains, and ends."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..documents import read_group
+from ..errors import DarlRerankError, InputError
+from ..reranker import Reranker
+from .errors import ApiError
+from .jobs import Job, make_job
+from .metrics import Metrics
+from .queue import TokenQueue, draining
+from .shapes import RerankRequest
+
+State = Literal["loading", "ready", "draining", "failed"]
+
+_log = logging.getLogger("darl_rerank.serving")
+
+_FIRST_RETRY = 5
+# Judged before the server is ready: long and short documents, so that what runs once per process has run, and that the
+# queue knows how fast the model is.
+_WARM_UP_QUERY = "how long do cats live"
+_WARM_UP_DOCUMENTS = tuple("Indoor cats live for 12 to 18 years. " * words for words in (1, 2, 4, 8, 16, 32, 64) * 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one server takes.
+
+    Attributes:
+        max_documents: of one request.
+        max_body_bytes: of one request.
+        max_queue_tokens: tokens of all requests that wait or run; one that suits the engine if None.
+        timeout_s: seconds after which a request that is not answered gets an error.
+        drain_s: seconds that requests have to end when the server shuts down.
+    """
+
+    max_documents: int = 1000
+    max_body_bytes: int = 16 << 20
+    max_queue_tokens: int | None = None
+    timeout_s: float = 60.0
+    drain_s: float = 30.0
+
+
+class Service:
+    """A model behind a queue, from loading to the end.
+
+    Args:
+        load: makes the reranker; called in a thread of its own, so that the process answers probes meanwhile.
+        limits: what is taken.
+
+    Attributes:
+        state: "loading", "ready", "draining" or "failed".
+        failure: what kept the model from loading; None if nothing did.
+        on_failure: called if the model can't be loaded.
+    """
+
+    def __init__(self, load: Callable[[], Reranker], limits: Limits) -> None:
+        self.limits = limits
+        self.metrics = Metrics()
+        self.state: State = "loading"
+        self.failure: BaseException | None = None
+        self._load = load
+        self.on_failure: Callable[[], None] | None = None
+        self._reranker: Reranker | None = None
+        self._queue: TokenQueue | None = None
+        self._lock = threading.Lock()
+        self._loader = threading.Thread(target=self._start, name="darl-rerank loader", daemon=True)
+
+    @property
+    def reranker(self) -> Reranker:
+        """The model.
+
+        Raises:
+            ApiError: 503, it is not loaded yet.
+        """
+        if self._reranker is None:
+            raise _not_ready(self.state)
+        return self._reranker
+
+    def start(self) -> None:
+        """Begin to load the model."""
+        self._loader.start()
+
+    def _start(self) -> None:
+        try:
+            reranker = self._load()
+            queue = TokenQueue(reranker.judge, max_tokens=self.limits.max_queue_tokens, metrics=self.metrics)
+            self.metrics.max_queue_tokens.set(queue.max_tokens)
+            self._reranker, self._queue = reranker, queue
+            queue.warm_up(read_group(_WARM_UP_QUERY, _WARM_UP_DOCUMENTS))
+            queue.start()
+        except BaseException as error:
+            self.failure = error
+            self.state = "failed"
+            if self.on_failure is not None:
+                self.on_failure()
+            return
+        with self._lock:
+            if self.state == "loading":
+                self.state = "ready"
+                self.metrics.ready.set(1)
+        _log.info("ready")
+
+    def jobs(self, request: RerankRequest) -> list[Job]:
+        """Jobs for a request, one for each query, tokenised but not in the queue yet.
+
+        Raises:
+            ApiError: 422, an empty query; 503, the server is not ready.
+        """
+        if self.state != "ready":
+            raise _not_ready(self.state)
+        judge = self.reranker.judge
+        partial = request.budget_ms is not None
+        seconds = self.limits.timeout_s if request.budget_ms is None else request.budget_ms / 1000
+        try:
+            groups = [
+                read_group(query, documents)
+                for query, documents in zip(request.queries, request.documents, strict=True)
+            ]
+        except InputError as error:
+            raise ApiError(422, "invalid_request", str(error)) from error
+        return [
+            make_job(judge, group, seconds=min(seconds, self.limits.timeout_s), partial=partial) for group in groups
+        ]
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Put jobs into the queue, all or none.
+
+        Raises:
+            ApiError: 429, it is full; 503, the server is not ready.
+        """
+        if self.state != "ready" or self._queue is None:
+            raise _not_ready(self.state)
+        self._queue.submit(jobs)
+
+    def drain(self) -> None:
+        """Take no more requests; those in the queue are still answered."""
+        with self._lock:
+            self.state = "draining"
+            self.metrics.ready.set(0)
+        if self._queue is not None:
+            self._queue.close()
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs are not answered yet."""
+        return 0 if self._queue is None else self._queue.waiting
+
+    def abandon(self) -> None:
+        """Answer what is still in the queue with an error."""
+        if self._queue is not None:
+            self._queue.abandon()
+
+    def info(self) -> dict[str, Any]:
+        """What /info says of model and limits, beside the names that text-embeddings-inference has for them."""
+        reranker = self.reranker
+        checkpoint, engine = reranker.checkpoint, reranker.engine
+        return {
+            "model_sha": checkpoint.fingerprint,
+            "model_dtype": engine.precision,
+            "model_device_type": engine.device,
+            "model_type": {"reranker": {"id2label": {str(i): g.name for i, g in enumerate(reranker.scale.grades)}}},
+            "max_input_length": checkpoint.prompt.max_length,
+            "max_client_batch_size": self.limits.max_documents,
+            "max_batch_tokens": None if self._queue is None else self._queue.max_tokens,
+            "engine": engine.name,
+            "scale": reranker.scale.to_dict(),
+            "long_documents": reranker.long_documents,
+            "novelty": checkpoint.novelty is not None,
+            "trained": checkpoint.trained,
+        }
+
+    def raise_failure(self) -> None:
+        """Raise what kept the model from loading, if something did."""
+        if self.failure is not None:
+            if isinstance(self.failure, (DarlRerankError, OSError)):
+                raise self.failure
+            raise DarlRerankError(f"the model could not be loaded: {self.failure}") from self.failure
+
+
+def _not_ready(state: State) -> ApiError:
+    if state == "draining":
+        return draining()
+    return ApiError(503, "loading", "the model is loading", retry_after=_FIRST_RETRY)
