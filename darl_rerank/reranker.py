@@ -96,6 +96,11 @@ class Reranker:
         return cls(checkpoint, runner, batch_tokens=batch_tokens, long_documents=long_documents)
 
     @property
+    def judge(self) -> Judge:
+        """Judges query groups that were tokenised before, for a server that fills batches across requests."""
+        return self._judge
+
+    @property
     def scale(self) -> RelevanceScale:
         return self.checkpoint.scale
 

@@ -1,1 +1,1 @@
-"""Measuring `darl-rerank serve`: a server process, clients in processes of their own, all on this machine's loopback."""
+"""Measuring `darl-rerank serve`: server and clients in processes of their own, on the loopback address."""

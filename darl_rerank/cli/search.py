@@ -44,7 +44,7 @@ def search(
     """
     from ..errors import InputError
 
-    first_stage = _fused([_open(path) for path in indexes or (_catalogue(),)])
+    first_stage = open_first_stage(indexes or (_catalogue(),))
     reranker = load_reranker(**model)
     if query:
         _answer(" ".join(query), first_stage, reranker, k, depth, as_json=as_json)
@@ -99,6 +99,16 @@ def _catalogue() -> Path:
     from .catalogue import lucene_index
 
     return lucene_index()
+
+
+def open_first_stage(indexes: Sequence[Path]) -> FirstStage:
+    """What searches these indexes: query and depth in, documents out; several are fused by reciprocal rank.
+
+    Raises:
+        InputError: not an index.
+        MissingDependencyError: what reads it is not installed.
+    """
+    return _fused([_open(path) for path in indexes])
 
 
 def _open(path: Path) -> FirstStage:

@@ -26,20 +26,27 @@ from .options import engine_options
 @click.option(
     "--max-documents", type=click.IntRange(min=1), default=1000, show_default=True, help="Documents of one request."
 )
+@click.option("--max-body-mib", type=click.IntRange(min=1), default=16, show_default=True, help="Size of one request.")
 @click.option(
-    "--max-body-mib", type=click.IntRange(min=1), default=16, show_default=True, help="Size of one request."
-)
-@click.option(
-    "--timeout-ms", type=click.IntRange(min=1), default=60_000, show_default=True,
+    "--timeout-ms",
+    type=click.IntRange(min=1),
+    default=60_000,
+    show_default=True,
     help="A request that is not answered within this time gets an error.",
 )
 @click.option(
-    "--drain-s", type=click.FloatRange(min=0), default=30.0, show_default=True,
+    "--drain-s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
     help="Seconds that requests have to end after SIGTERM.",
 )
 @click.option("--model-name", help="What answers call the model.  [default: the name of its folder]")
 @click.option(
-    "--index", "indexes", type=click.Path(path_type=Path), multiple=True,
+    "--index",
+    "indexes",
+    type=click.Path(path_type=Path),
+    multiple=True,
     help="For the page at /: an index to search, as `darl-rerank search` takes it; several are fused.",
 )
 @click.option("--log-queries", is_flag=True, help="Write the text of queries into the access log.")

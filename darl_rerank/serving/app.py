@@ -78,7 +78,15 @@ def create_app(service: Service, settings: AppSettings) -> ASGIApp:
         Route("/metrics", handlers.metrics),
         Route("/", handlers.page),
     ]
-    app = Starlette(routes=routes, exception_handlers={ApiError: _api_error, HTTPException: _http_error, ClientDisconnect: _gone, Exception: _fault})
+    app = Starlette(
+        routes=routes,
+        exception_handlers={
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            ClientDisconnect: _gone,
+            Exception: _fault,
+        },
+    )
     app.router.redirect_slashes = False
     return _Edge(app, service, settings)
 
@@ -150,7 +158,11 @@ class _Handlers:
         query, depth = values.get("query"), values.get("depth", 20)
         if not isinstance(query, str) or not query.strip():
             raise ApiError(422, "invalid_request", "query must be a string that is not empty")
-        if isinstance(depth, bool) or not isinstance(depth, int) or not 1 <= depth <= self._service.limits.max_documents:
+        if (
+            isinstance(depth, bool)
+            or not isinstance(depth, int)
+            or not 1 <= depth <= self._service.limits.max_documents
+        ):
             most = self._service.limits.max_documents
             raise ApiError(422, "invalid_request", f"depth must be an integer from 1 to {most}")
         found = await self._in_thread(self._settings.first_stage, query, depth)
@@ -283,13 +295,13 @@ async def _unless_gone(request: Request, jobs: Sequence[Job]) -> list[Answer]:
         ApiError: what a job failed with.
         ClientDisconnect: the client has hung up.
     """
-    answers = asyncio.gather(*(asyncio.wrap_future(job.result) for job in jobs))
-    gone = asyncio.ensure_future(_hung_up(request))
+    answers: asyncio.Future[list[Answer]] = asyncio.gather(*(asyncio.wrap_future(job.result) for job in jobs))
+    gone: asyncio.Future[None] = asyncio.ensure_future(_hung_up(request))
     try:
-        await asyncio.wait({answers, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((answers, gone), return_when=asyncio.FIRST_COMPLETED)
         if not answers.done():
             raise ClientDisconnect
-        return list(await answers)
+        return await answers
     finally:
         for waiting in (answers, gone):
             waiting.cancel()

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +81,7 @@ class Job:
         return len(self.costs) - self.taken
 
     def take(self, tokens: float) -> PromptGroup | None:
-        """The next texts, in the order of the input, that fit into so many tokens together; None if the first doesn't."""
+        """The next texts, in the order of the input, that fit into so many tokens; None if the first doesn't."""
         start, used = self.taken, len(self.prompts.prefix)
         stop = start
         while stop < len(self.costs) and used + self.costs[stop] <= tokens:
@@ -148,5 +149,6 @@ def part(prompts: PromptGroup, start: int, stop: int) -> PromptGroup:
 
 def joined(parts: Sequence[PairScores]) -> PairScores:
     """Scores of one group's parts as one."""
-    columns = zip(*([getattr(p, name) for name in PairScores.__slots__] for p in parts), strict=True)
-    return PairScores(*(None if column[0] is None else np.concatenate(column) for column in columns))
+    columns = {name: [getattr(p, name) for p in parts] for name in PairScores.__slots__}
+    whole: dict[str, Any] = {n: None if c[0] is None else np.concatenate(c) for n, c in columns.items()}
+    return PairScores(**whole)

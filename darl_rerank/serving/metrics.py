@@ -24,7 +24,12 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter("darl_request_count", "Requests by path and status (499: the client hung up)", ["path", "status"], registry=registry)
+        self.requests = Counter(
+            "darl_request_count",
+            "Requests by path and status (499: the client hung up)",
+            ["path", "status"],
+            registry=registry,
+        )
         self.queue_size = Gauge("darl_queue_size", "Requests that wait or run", registry=registry)
         self.queue_tokens = Gauge("darl_queue_tokens", "Tokens of the requests that wait or run", registry=registry)
         self.max_queue_tokens = Gauge("darl_max_queue_tokens", "Tokens that the queue takes", registry=registry)

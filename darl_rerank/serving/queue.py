@@ -1,8 +1,8 @@
 """The queue between HTTP and the model: bounded in tokens, shortest deadline first, one worker.
 
-The worker runs the model in steps. A step takes documents from as many jobs as fit into its token budget, those with the
-nearest deadline first, so batches are filled across requests and a short request doesn't wait for the end of a long one.
-A pair's result depends on the pair alone, so it makes no difference to an answer what else was in its steps.
+The worker runs the model in steps. A step takes documents from as many jobs as fit into its token budget, those with
+the nearest deadline first, so batches are filled across requests and a short request doesn't wait for the end of a long
+one. A pair's result depends on the pair alone, so it makes no difference to an answer what else was in its steps.
 """
 
 from __future__ import annotations

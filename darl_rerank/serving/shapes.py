@@ -240,7 +240,8 @@ def answer_body(
 
 def _result(ranked: RankedDocument, scale: RelevanceScale, request: RerankRequest) -> dict[str, Any]:
     tei = request.shape == "tei"
-    result = {"index": ranked.index, "score" if tei else "relevance_score": _relevance(ranked, scale, request)}
+    result: dict[str, Any] = {"index": ranked.index}
+    result["score" if tei else "relevance_score"] = _relevance(ranked, scale, request)
     if request.return_documents:
         result |= {"text": ranked.text} if tei else {"document": {"text": ranked.text}}
     return {**result, **_details(ranked)}

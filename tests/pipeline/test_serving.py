@@ -75,7 +75,9 @@ def test_tei_and_scores(server: Served, tiny_reranker: Reranker) -> None:
         assert status == 200
         for value in (*values, *scores["data"]):
             assert value["score"] == pytest.approx(expected[value["index"]], abs=1e-4)
-    status, scores = server.post("/score", {"queries": [QUERY, "hose"], "documents": ["HP laptop 16 GB", "Garden hose"]})
+    status, scores = server.post(
+        "/score", {"queries": [QUERY, "hose"], "documents": ["HP laptop 16 GB", "Garden hose"]}
+    )
     alone = [tiny_reranker.rerank(q, [d])[0].score for q, d in ((QUERY, "HP laptop 16 GB"), ("hose", "Garden hose"))]
     assert [v["score"] for v in scores["data"]] == pytest.approx([(s or 0) / 3 for s in alone], abs=1e-4)
 
@@ -102,7 +104,9 @@ def test_state_and_description(server: Served, tiny_model: Path) -> None:
     assert (info["model_id"], info["engine"], info["model_dtype"], info["max_input_length"]) == (
         "tiny", "torch", "float32", 512
     )  # fmt: skip
-    assert info["model_sha"] == json.loads((tiny_model / "checkpoint.json").read_text()).get("fingerprint", info["model_sha"])
+    assert info["model_sha"] == json.loads((tiny_model / "checkpoint.json").read_text()).get(
+        "fingerprint", info["model_sha"]
+    )
 
 
 def test_what_happened_is_counted(server: Served) -> None:
@@ -145,7 +149,9 @@ def test_what_cannot_be_served_is_said(
 
 
 def test_half_an_emoji_costs_nothing(server: Served) -> None:
-    body = rb'{"query": "a \ud83d", "documents": ["b \udc00", {"title": "\ud83d", "text": "c"}], "return_documents": true}'
+    body = (
+        rb'{"query": "a \ud83d", "documents": ["b \udc00", {"title": "\ud83d", "text": "c"}], "return_documents": true}'
+    )
     status, values = server.post("/rerank", body)
     assert status == 200
     assert {r["document"]["text"] for r in values["results"]} == {"b \ufffd", "\ufffd\nc"}
@@ -186,7 +192,9 @@ def test_a_key_opens(locked: Served, authorization: str) -> None:
     assert locked.call("GET", "/metrics", None, {"Authorization": authorization})[0] == 200
 
 
-@pytest.mark.parametrize("path", ["/rerank", "/v1/models", "/info", "/metrics", "/search", "/nothing", "//rerank", "/rerank?/health"])
+@pytest.mark.parametrize(
+    "path", ["/rerank", "/v1/models", "/info", "/metrics", "/search", "/nothing", "//rerank", "/rerank?/health"]
+)
 @pytest.mark.parametrize("authorization", [None, "Bearer", f"Bearer {KEY}x", f"Basic {KEY}", "Bearer s3cret-key,other"])
 def test_without_a_key_nothing_is_served(locked: Served, path: str, authorization: str | None) -> None:
     headers = {} if authorization is None else {"Authorization": authorization}
@@ -279,9 +287,7 @@ def test_it_answers_probes_while_it_loads_and_all_that_it_accepted_when_it_ends(
         (["--index", "/nowhere/index"], 3, "/nowhere/index"),
     ],
 )
-def test_what_keeps_it_from_serving_is_one_line(
-    tiny_model: Path, options: list[str], status: int, says: str
-) -> None:
+def test_what_keeps_it_from_serving_is_one_line(tiny_model: Path, options: list[str], status: int, says: str) -> None:
     model = options if options[0].startswith("/") else [str(tiny_model), *options]
     command = [sys.executable, "-m", "darl_rerank.cli", "serve", *model, "--port", "0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -19,7 +19,7 @@ from darl_rerank.serving.jobs import BUDGET_USED, Job, make_job
 from darl_rerank.serving.metrics import Metrics
 from darl_rerank.serving.queue import TokenQueue
 
-WORDS = "red green blue small large cheap fast quiet heavy light".split()
+WORDS = ["red", "green", "blue", "small", "large", "cheap", "fast", "quiet", "heavy", "light"]
 DOCUMENTS = [f"{a} {b} notebook" for a in WORDS for b in WORDS]
 
 
@@ -69,9 +69,7 @@ def queue(engine: ScriptedEngine, reranker: Reranker) -> Iterator[TokenQueue]:
     assert (queue.tokens, queue.waiting) == (0, 0)
 
 
-def job(
-    reranker: Reranker, query: str, documents: list[Any], *, seconds: float = 60.0, partial: bool = False
-) -> Job:
+def job(reranker: Reranker, query: str, documents: list[Any], *, seconds: float = 60.0, partial: bool = False) -> Job:
     return make_job(reranker.judge, read_group(query, documents), seconds=seconds, partial=partial)
 
 
