@@ -84,8 +84,8 @@ def test_tei_and_scores(server: Served, tiny_reranker: Reranker) -> None:
 
 def test_answers_are_the_same_alone_and_together(server: Served) -> None:
     bodies: list[dict[str, Any]] = [
-        {"query": f"{QUERY} {i}", "documents": [f"{document} {i}" for document in DOCUMENTS] * (1 + i % 4)}
-        for i in range(24)
+        {"query": f"{QUERY} {i}", "documents": [f"{document[:200]} {i}" for document in DOCUMENTS] * (1 + i % 4)}
+        for i in range(12)
     ]
     alone = [server.post("/rerank", body)[1]["results"] for body in bodies]
     with ThreadPoolExecutor(12) as pool:
