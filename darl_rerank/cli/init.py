@@ -1,4 +1,4 @@
-"""`darl-rerank init`: an untrained checkpoint that grades zero-shot."""
+"""`darl-rerank init`: a checkpoint of a base model, untrained, or of a reranker as it is."""
 
 from __future__ import annotations
 
@@ -10,32 +10,55 @@ import click
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--base", default="smollm2", show_default=True, help="smollm2, a local folder, or a hub id.")
-@click.option("--scale", default="trec4", show_default=True, help="A named scale, or a JSON file with a scale.")
-@click.option("--prompt", "prompt_file", type=click.Path(path_type=Path), help="A JSON file with a prompt.")
-@click.option("--max-length", type=click.IntRange(min=32), help="Longest sequence in tokens.  [default: 512]")
+@click.option("--base", help="smollm2, a local folder, or a hub id.  [default: smollm2]")
+@click.option("--from", "reranker", help="Instead of a base: a reranker that answers yes or no, a folder or a hub id.")
+@click.option("--family", help="With --from: the reranker's family.  [default: what its name says]")
+@click.option("--task", help="With --from: what the reranker is asked to judge.  [default: its authors' own]")
+@click.option("--scale", help="A named scale, or a JSON file with a scale.  [default: trec4; with --from yes and no]")
+@click.option(
+    "--prompt", "prompt_file", type=click.Path(path_type=Path), help="With --base: a JSON file with a prompt."
+)
+@click.option("--max-length", type=click.IntRange(min=32),
+              help="Longest sequence in tokens.  [default: 512; with --from its authors' own]")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
 def init(
-    folder: Path, base: str, scale: str, prompt_file: Path | None, max_length: int | None, overwrite: bool
-) -> None:
-    """Make an untrained checkpoint in FOLDER.
+    folder: Path, base: str | None, reranker: str | None, family: str | None, task: str | None, scale: str | None,
+    prompt_file: Path | None, max_length: int | None, overwrite: bool,
+) -> None:  # fmt: skip
+    """Make a checkpoint in FOLDER.
 
-    Its head starts from the rows that the base model's LM head has for the words of each grade, so it can rerank
-    before it has been trained, and training starts from there.
+    Of a base model (--base): untrained; its head starts from the rows that the model's LM head has for the words of
+    each grade, so it can rerank before it has been trained, and training starts from there. Of a reranker (--from): it
+    scores as its authors' code does.
     """
     from ..model.checkpoint import Checkpoint
     from ..model.prompt import Prompt
     from ..model.scale import RelevanceScale
 
-    chosen = RelevanceScale.from_dict(_read_json(Path(scale))) if Path(scale).is_file() else RelevanceScale.named(scale)
-    prompt = None if prompt_file is None else Prompt.from_dict(_read_json(prompt_file))
-    checkpoint = Checkpoint.from_base(base, chosen, prompt)
-    if max_length is not None:
-        changed = Prompt.from_dict({**checkpoint.prompt.to_dict(), "max_length": max_length})
-        checkpoint = checkpoint.replace(prompt=changed)
-        checkpoint.encoder()  # refuses a length that leaves no room for a document
+    chosen = None
+    if scale is not None:
+        file = Path(scale)
+        chosen = RelevanceScale.from_dict(_read_json(file)) if file.is_file() else RelevanceScale.named(scale)
+    if reranker is not None:
+        if base is not None or prompt_file is not None:
+            raise click.UsageError(
+                "--from can't be given with --base or --prompt: the reranker has a prompt of its own"
+            )
+        checkpoint = Checkpoint.from_reranker(reranker, family=family, task=task, scale=chosen, max_length=max_length)
+        state, source = f"reranker ({checkpoint.provenance['reranker']['family']})", reranker
+    else:
+        if family is not None or task is not None:
+            raise click.UsageError("--family and --task go with --from")
+        prompt = None if prompt_file is None else Prompt.from_dict(_read_json(prompt_file))
+        state, source = "untrained checkpoint", base or "smollm2"
+        checkpoint = Checkpoint.from_base(source, chosen or RelevanceScale.named("trec4"), prompt)
+        if max_length is not None:
+            changed = Prompt.from_dict({**checkpoint.prompt.to_dict(), "max_length": max_length})
+            checkpoint = checkpoint.replace(prompt=changed)
+            checkpoint.encoder()  # refuses a length that leaves no room for a document
     checkpoint.save(folder, overwrite=overwrite)
-    click.echo(f"{folder}: untrained checkpoint on {base}, {len(chosen)} grades ({chosen.name})", err=True)
+    made = checkpoint.scale
+    click.echo(f"{folder}: {state} on {source}, {len(made)} grades ({made.name})", err=True)
 
 
 def _read_json(path: Path) -> dict[str, object]:

@@ -104,6 +104,34 @@ class Checkpoint:
         return cls(scale=scale, **read_base(base, scale, prompt))
 
     @classmethod
+    def from_reranker(
+        cls,
+        model: str | Path,
+        *,
+        family: str | None = None,
+        task: str | None = None,
+        scale: RelevanceScale | None = None,
+        max_length: int | None = None,
+    ) -> Checkpoint:
+        """A checkpoint of a reranker that answers with one token, with the prompt and the scores of its authors.
+
+        Args:
+            model: a local folder or a hub id.
+            family: one of `rerankers.FAMILIES`; what the model's name says if None.
+            task: what the model is asked to judge; its authors' own if None.
+            scale: other grades than the two of its answers. They order documents as these do, and are where a
+                fine-tuning to more grades begins.
+            max_length: longest prompt in tokens; the authors' own if None.
+
+        Raises:
+            InputError: the model can't be read, its family is unknown, or its tokens are not the family's.
+            MissingDependencyError: torch or transformers is not installed.
+        """
+        from .rerankers import read_reranker
+
+        return cls(**read_reranker(model, family=family, task=task, scale=scale, max_length=max_length))
+
+    @classmethod
     def load(cls, model: str | Path, *, revision: str | None = None) -> Checkpoint:
         """Read a checkpoint and check that every file is there and is what was saved.
 
@@ -307,6 +335,10 @@ class Checkpoint:
     def _short_card(self) -> str:
         grades = ", ".join(f"{i} {grade.name}" for i, grade in enumerate(self.scale.grades))
         state = "Trained with DaRL." if self.trained else "Untrained: it grades zero-shot, from the grade words alone."
+        if "reranker" in self.provenance:
+            state = (
+                f"A reranker of the family {self.provenance['reranker']['family']}, with its own prompt and answers."
+            )
         return f"# A darl-rerank checkpoint\n\n{state}\n\nBase model: {self.base.name}. Grades: {grades}.\n"
 
 

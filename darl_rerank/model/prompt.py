@@ -22,6 +22,8 @@ _MIN_DOCUMENT_TOKENS = 16
 _CHARACTERS_PER_TOKEN = 16
 # Windows of a long document overlap by this share, so that a passage cut by one border lies whole in the next.
 _WINDOW_OVERLAP = 0.25
+# Parts that prompts did not have at first: where they are empty a checkpoint is as it was, its fingerprint too.
+_LATER = {"before_query", "after_query", "before_document"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,13 @@ class PromptGroup:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The text around query and document: `instruction query separator document answer`.
+    """The text around query and document:
 
-    Special tokens written in the three template parts are parsed as such; in queries and documents they are plain
-    text, so no document can close its own part of the prompt.
+        instruction · before_query query after_query · separator · before_document document · answer
+
+    What stands between two dots is tokenised as one text, since a tokenizer may join a word with the space before it or
+    a question mark with the line's end after it. Special tokens written in instruction, separator and answer are parsed
+    as such; elsewhere they are plain text, so no document can close its own part of the prompt.
 
     Attributes:
         instruction: constant text before the query, with the tokenizer's beginning-of-sequence token if it has one.
@@ -61,6 +66,8 @@ class Prompt:
         answer: constant text after the document; the grade is read from the position of its last token.
         word_prefix: what stands before a grade word in the answer position, a space for most tokenizers.
         max_length: longest sequence in tokens; documents are cut to fit, nothing else is.
+        before_query, after_query: constant text that is tokenised together with the query.
+        before_document: constant text that is tokenised together with the document; each window of a long one has it.
     """
 
     instruction: str
@@ -68,6 +75,9 @@ class Prompt:
     answer: str
     word_prefix: str = " "
     max_length: int = 512
+    before_query: str = ""
+    after_query: str = ""
+    before_document: str = ""
 
     @classmethod
     def default(cls, scale: RelevanceScale, *, bos: str = "", max_length: int = 512) -> Prompt:
@@ -81,7 +91,8 @@ class Prompt:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The parts, without those that older checkpoints lack where they are empty."""
+        return {name: value for name, value in asdict(self).items() if value or name not in _LATER}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Prompt:
@@ -112,6 +123,8 @@ class PromptEncoder:
     _instruction: tuple[int, ...] = field(init=False, repr=False)
     _separator: tuple[int, ...] = field(init=False, repr=False)
     _answer: tuple[int, ...] = field(init=False, repr=False)
+    _around_query: tuple[int, ...] = field(init=False, repr=False)
+    _label: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._template, self._plain = (Tokenizer.from_str(self.tokenizer_json) for _ in range(2))
@@ -125,8 +138,18 @@ class PromptEncoder:
         )
         if not self._answer:
             raise InputError("the prompt's answer part is empty: it must hold at least one token")
-        if self._room(()) < _MIN_DOCUMENT_TOKENS:
+        before, after = self.prompt.before_query, self.prompt.after_query
+        self._around_query = self._plain_ids(before + after)
+        # A window in the middle of a document has no space of its own to go with the label's last one.
+        self._label = self._plain_ids(self.prompt.before_document.rstrip())
+        if self._plain_ids(self.prompt.before_document + "a")[: len(self._label)] != self._label:
+            raise InputError("the last word of before_document is no token of its own: the document would join it")
+        if self._room(self._around_query) < _MIN_DOCUMENT_TOKENS:
             raise InputError(f"max_length {self.prompt.max_length} leaves no room for query and document")
+
+    def _plain_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text in which no special token is parsed."""
+        return tuple(self._plain.encode(text, add_special_tokens=False).ids)
 
     @property
     def instruction_length(self) -> int:
@@ -134,14 +157,13 @@ class PromptEncoder:
         return len(self._instruction)
 
     def _room(self, query: Sequence[int]) -> int:
-        """Tokens left for the document."""
+        """Tokens left for the document beside the query's and the constant ones that are tokenised with it."""
         fixed = len(self._instruction) + len(query) + len(self._separator) + len(self._answer)
         return self.prompt.max_length - fixed
 
     def word_ids(self, words: Sequence[str]) -> list[int]:
         """The first token of each grade word as it stands in the answer position."""
-        prefixed = [self.prompt.word_prefix + word for word in words]
-        return [self._plain.encode(word, add_special_tokens=False).ids[0] for word in prefixed]
+        return [self._plain_ids(self.prompt.word_prefix + word)[0] for word in words]
 
     def encode(
         self,
@@ -168,28 +190,37 @@ class PromptEncoder:
         if not query:
             raise InputError("the query is empty")
         # A query of a hundred thousand words must fail in no time: past this many characters it can't fit anyway.
-        query_ids = self._plain.encode(query[: self.prompt.max_length * 64], add_special_tokens=False).ids
+        head = self.prompt.before_query + query[: self.prompt.max_length * 64]
+        query_ids = self._plain_ids(head + self.prompt.after_query)
         room = self._room(query_ids)
         query_truncated = room < _MIN_DOCUMENT_TOKENS
         if query_truncated:
-            most = self._room(()) - _MIN_DOCUMENT_TOKENS
+            own, free = len(query_ids) - len(self._around_query), self._room(self._around_query)
+            most = free - _MIN_DOCUMENT_TOKENS
             if not cut_query:
-                raise InputError(f"the query has {len(query_ids)} tokens, at most {most} fit: {query[:60]!r}")
-            query_ids = query_ids[: min(most, self._room(()) // 2)]
+                raise InputError(f"the query has {own} tokens, at most {most} fit: {query[:60]!r}")
+            after = self._plain_ids(self.prompt.after_query)
+            before = len(self._around_query) - len(after)
+            query_ids = (*self._plain_ids(head)[: before + min(most, free // 2)], *after)
             room = self._room(query_ids)
         suffixes: list[tuple[int, ...]] = []
         owners: list[int] = []
         truncated: list[bool] = []
         spans: list[tuple[int, int]] = []
+        before_document = self.prompt.before_document
+        texts = [before_document + text for text in documents] if before_document else list(documents)
         if long_documents == "window":
-            for owner, encoding in enumerate(self._plain.encode_batch(list(documents), add_special_tokens=False)):
+            label = len(self._label)
+            for owner, encoding in enumerate(self._plain.encode_batch(texts, add_special_tokens=False)):
+                ids, offsets = encoding.ids[label:], encoding.offsets[label:]
                 truncated.append(False)
-                for start, end in _windows(len(encoding.ids), room):
-                    suffixes.append((*encoding.ids[start:end], *self._answer))
+                for start, end in _windows(len(ids), room - label):
+                    suffixes.append((*self._label, *ids[start:end], *self._answer))
                     owners.append(owner)
-                    spans.append((encoding.offsets[start][0], encoding.offsets[end - 1][1]) if end else (0, 0))
+                    span = (offsets[start][0], offsets[end - 1][1]) if end else (0, 0)
+                    spans.append((max(0, span[0] - len(before_document)), max(0, span[1] - len(before_document))))
         else:
-            for owner, ids in enumerate(self._document_ids(documents, room)):
+            for owner, ids in enumerate(self._document_ids(texts, room)):
                 truncated.append(len(ids) > room)
                 suffixes.append((*ids[:room], *self._answer))
                 owners.append(owner)

