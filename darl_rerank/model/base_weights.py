@@ -12,8 +12,8 @@ import numpy as np
 from ..errors import InputError, MissingDependencyError
 from .base_model import BaseModel
 from .head import Head
-from .loading_bar import no_loading_bar
 from .prompt import Prompt, PromptEncoder
+from .quiet_loading import quiet_loading
 from .scale import RelevanceScale
 
 if TYPE_CHECKING:
@@ -72,18 +72,23 @@ def load_causal_lm(base: BaseModel, dtype: torch.dtype) -> Any:
 
 def _from_pretrained(auto: Any, source: Any, revision: str | None, dtype: torch.dtype) -> Any:
     try:
-        with no_loading_bar():
-            return auto.from_pretrained(
+        with quiet_loading():
+            model, found = auto.from_pretrained(
                 str(source),
                 revision=revision,
                 dtype=dtype,
                 attn_implementation="sdpa",
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
             )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"base model {source} could not be loaded: {reason}") from error
+    # transformers makes up what is not there, an LM head for instance.
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(f"base model {source} lacks {len(missing)} weights, the first of them {missing[0]}")
+    return model
 
 
 def read_base(base: str | Path, scale: RelevanceScale, prompt: Prompt | None) -> dict[str, Any]:

@@ -20,10 +20,10 @@ def dequantise(gguf: Path, folder: Path) -> None:
     except ImportError as error:
         raise MissingDependencyError(error.name or "torch", "torch", f"it reads {gguf.name}") from error
 
-    from .loading_bar import no_loading_bar
+    from .quiet_loading import quiet_loading
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    with no_loading_bar(), atomic_folder(folder, overwrite=True) as temporary:
+    with quiet_loading(), atomic_folder(folder, overwrite=True) as temporary:
         quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         # transformers marks the model as quantised and then refuses to save it: a fresh model takes the weights.
         config = quantised.config

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -181,4 +182,13 @@ def test_what_is_no_reranker_is_refused(folders: dict[str, Path], tmp_path: Path
     folder.mkdir()
     (folder / "config.json").write_text('{"architectures": ["Qwen3ForSequenceClassification"]}', "utf-8")
     with pytest.raises(InputError, match="expected a decoder with its LM head"):
+        Checkpoint.from_reranker(folder)
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+    folder = save_model("mxbai-rerank-v2", tmp_path / "mxbai-rerank-base-v2")
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks 1 weights, the first of them lm_head\.weight"):
         Checkpoint.from_reranker(folder)
