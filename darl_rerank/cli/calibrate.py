@@ -58,6 +58,7 @@ def calibrate(
     if len(seen) < 2:
         raise InputError(f"all {len(graded)} pairs have grade {names[seen[0]]}: they say nothing of calibration",
                          path=pairs)  # fmt: skip
+    fit.checked()
     facts = {"pairs": fit.pairs, "nll": [fit.nll_before, fit.nll_after], "ece": [fit.ece_before, fit.ece_after]}
     _save(
         checkpoint.replace(
@@ -70,8 +71,6 @@ def calibrate(
         f"{fit.calibration}; on {fit.pairs} pairs NLL {fit.nll_before:.4f} -> {fit.nll_after:.4f}, "
         f"ECE {fit.ece_before:.4f} -> {fit.ece_after:.4f}"
     )
-    if fit.at_bound:
-        click.echo("Warning: a fitted value ended at its bound: these pairs do not determine it", err=True)
 
 
 def _save(checkpoint: Checkpoint, output: Path, overwrite: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,21 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--config", type=click.Path(path_type=Path), help="The recipe (TOML).")
 @click.option("--pairs", type=click.Path(path_type=Path), help="Instead of a recipe: JSONL of graded pairs.")
-@click.option("--base", default="smollm2", show_default=True, help="With --pairs: smollm2, a folder, or a hub id.")
-@click.option("--scale", default="trec4", show_default=True, help="With --pairs: a named scale.")
+@click.option(
+    "--base",
+    default="smollm2-darl",
+    show_default=True,
+    help="With --pairs: a checkpoint to go on from (folder or name), or a base model: smollm2, folder, hub id.",
+)
+@click.option("--scale", help="With --pairs and a base model: a named scale.  [default: trec4]")
 @click.option("--loss", default="occ", show_default=True, help="With --pairs.")
 @click.option("--weights", type=click.Choice(["lora", "all"]), default="lora", show_default=True, help="With --pairs.")
 @click.option("--epochs", type=float, default=1.0, show_default=True, help="With --pairs.")
-@click.option("--max-length", type=int, default=192, show_default=True, help="With --pairs: tokens of a prompt.")
+@click.option(
+    "--max-length",
+    type=int,
+    help="With --pairs: tokens of a prompt.  [default: the checkpoint's; 192 for a base model]",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="With --pairs.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="The checkpoint folder to make.")
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for the stages.  [default: OUTPUT.work]")
@@ -33,11 +43,13 @@ def train(
 ) -> None:  # fmt: skip
     """Train: probe, select, fine-tune, interpolate, calibrate, evaluate.
 
-    Give a recipe (--config) or, for the common case, a file of graded pairs (--pairs): a tenth of its queries is held
-    out, and the stages but selection and evaluation are run. A killed training goes on in the stage it was in when the
-    same command is given again. `accelerate launch` or torchrun starts it in several processes.
+    Give a recipe (--config) or, for the common case, a file of graded pairs (--pairs): a fifth of its queries or more
+    is held out, and the stages but selection and evaluation are run. The model it began with is kept if the trained one
+    is worse on what was held out. A killed training goes on in the stage it was in when the same command is given
+    again. `accelerate launch` or torchrun starts it in several processes.
     """
     from ..files import check_output_folder
+    from ..training.card import against_earlier
     from ..training.recipe import parse_recipe, read_recipe
     from ..training.run import train_by
     from ..training.stages import is_first_process
@@ -49,7 +61,7 @@ def train(
         recipe = read_recipe(config)
     else:
         assert pairs is not None
-        recipe = parse_recipe(_values(pairs, flags), pairs)
+        recipe = parse_recipe(recipe_values(pairs, flags), pairs)
     if not dry_run:
         check_output_folder(output, overwrite=overwrite)
     work = work or output.with_name(output.name + ".work")
@@ -60,7 +72,7 @@ def train(
     if dry_run:
         from ..training.estimate import estimate, plan_table
 
-        click.echo(plan_table(estimate(recipe, data)))
+        click.echo(plan_table(estimate(recipe, data, device=None if device == "auto" else device)))
         return
     trained = train_by(recipe, data, output, work, device=None if device == "auto" else device, overwrite=overwrite)
     if trained is None:
@@ -69,23 +81,61 @@ def train(
         if name.startswith("finetune-"):
             rate = result["examples"] / max(result["seconds"], 1e-9)
             click.echo(f"{name}: {result['examples']} examples, {rate:.1f} examples/s", err=True)
+    against = trained.stages["merge"]["against_earlier"]
+    if against is not None:
+        click.echo(against_earlier(against), err=True)
     click.echo(f"{output}: trained; {output / 'README.md'} says on what and how well", err=True)
 
 
-def _values(pairs: Path, flags: dict[str, Any]) -> dict[str, Any]:
-    """The recipe that the flags stand for."""
-    from ..trec.graded_pairs import iterate_graded_pairs
+# What calibration and the choice between models need at least to say anything, if the file has it.
+_HELD_OUT_PAIRS = 200
 
-    # Which queries there are, not yet what their grades mean.
-    queries = len({pair.qid for pair in iterate_graded_pairs(pairs, labels="ignored")})
+
+def recipe_values(pairs: Path, flags: dict[str, Any]) -> dict[str, Any]:
+    """The recipe that the flags stand for."""
+    from ..errors import InputError
+    from ..model.checkpoint import Checkpoint
+    from ..model.scale import RelevanceScale
+    from ..model.shipped import checkpoint_folder, is_checkpoint
+    from ..trec.graded_pairs import read_graded_pairs
+
+    base, weights = flags["base"], flags["weights"]
+    if is_checkpoint(base):
+        if flags["scale"] is not None:
+            raise InputError(f"--scale can't be given with a checkpoint, which has its own; {base} is one")
+        folder = checkpoint_folder(base)
+        begun = Checkpoint.load(folder)
+        scale = begun.scale
+        model = {"checkpoint": str(folder.resolve()), "max_length": flags["max_length"], "keep_if_better": True}
+        # Under LoRA the checkpoint's own adapter is trained on, which has no zero to interpolate from.
+        interpolate = weights != "lora" or begun.adapter_folder is None
+    else:
+        name = flags["scale"] or "trec4"
+        scale = RelevanceScale.named(name)
+        model = {"base": base, "scale": name, "max_length": flags["max_length"] or 192}
+        interpolate = True
+    names = tuple(grade.name for grade in scale.grades)
+    sizes: dict[str, int] = {}
+    for pair in read_graded_pairs(pairs, grades=len(scale), names=names):
+        sizes[pair.qid] = sizes.get(pair.qid, 0) + 1
     return {
         "seed": flags["seed"],
-        "model": {"base": flags["base"], "scale": flags["scale"], "max_length": flags["max_length"]},
-        "source": [{"name": pairs.stem, "pairs": pairs.name, "dev_queries": max(1, queries // 10)}],
+        "model": {key: value for key, value in model.items() if value is not None},
+        "source": [{"name": pairs.stem, "pairs": pairs.name, "dev_queries": held_out_queries(list(sizes.values()))}],
         "probe": {},
-        "finetune": {"loss": flags["loss"], "weights": flags["weights"], "epochs": flags["epochs"]},
-        "interpolate": {},
+        "finetune": {"loss": flags["loss"], "weights": weights, "epochs": flags["epochs"]},
+        **({"interpolate": {}} if interpolate else {}),
     }
+
+
+def held_out_queries(sizes: list[int]) -> int:
+    """Queries to hold out, of queries with so many pairs each: a fifth, or more for enough pairs, up to half."""
+    from ..errors import InputError
+
+    if len(sizes) < 2:
+        raise InputError("--pairs needs at least two queries: one to train on, one to hold out")
+    for_pairs = math.ceil(_HELD_OUT_PAIRS * len(sizes) / sum(sizes))
+    return max(1, min(max(len(sizes) // 5, for_pairs), len(sizes) // 2))
 
 
 def with_bm25_runs(recipe: Recipe, work: Path) -> Recipe:

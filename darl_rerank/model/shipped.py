@@ -17,6 +17,11 @@ def shipped_names() -> list[str]:
     return sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
 
 
+def is_checkpoint(model: str | Path) -> bool:
+    """Whether `checkpoint_folder` finds a checkpoint under this path or name, and not, say, a base model."""
+    return str(model) in shipped_names() or (Path(model) / "checkpoint.json").is_file()
+
+
 def checkpoint_folder(model: str | Path, revision: str | None = None) -> Path:
     """The folder that `model` means: what is under this path, else the shipped one of this name, else the hub's.
 

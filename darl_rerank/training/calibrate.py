@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from darl_rerank.errors import InputError, MissingDependencyError
+from darl_rerank.errors import CheckFailedError, InputError, MissingDependencyError
 from darl_rerank.evaluation.calibration import expected_calibration_error, negative_log_likelihood
 from darl_rerank.model.calibration import Calibration
 
@@ -17,6 +17,10 @@ TEMPERATURE_BOUNDS = (0.05, 20.0)
 SLOPE_BOUNDS = (-3.0, 3.0)
 # A grade that the labels don't have would be given no chance at all.
 BIAS_BOUNDS = (-3.0, 3.0)
+
+
+class UndeterminedError(CheckFailedError):
+    """A calibration ended at a bound: the pairs can't say how sure to be, and it must not be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class CalibrationFit:
         pairs: number of graded pairs.
         nll_before, nll_after: mean negative log-likelihood in nats, at temperature 1 and as fitted.
         ece_before, ece_after: expected calibration error of the most probable grade, 0..1.
-        at_bound: the temperature, the slope or a bias ended at its bound: the pairs don't determine it.
+        at_bound: what ended at its bound, in words, "" if nothing did: the pairs don't determine it.
     """
 
     calibration: Calibration
@@ -37,7 +41,20 @@ class CalibrationFit:
     nll_after: float
     ece_before: float
     ece_after: float
-    at_bound: bool
+    at_bound: str = ""
+
+    def checked(self) -> CalibrationFit:
+        """This fit.
+
+        Raises:
+            UndeterminedError: a value ended at its bound.
+        """
+        if self.at_bound:
+            raise UndeterminedError(
+                f"{self.pairs} pairs do not determine a calibration: {self.at_bound} ended at the end of its range. "
+                "Take more pairs, of every grade, which the model has not been trained on"
+            )
+        return self
 
 
 def fit_calibration(
@@ -101,7 +118,12 @@ def fit_calibration(
     before = Calibration.identity().probabilities(logits)
     after = calibration.probabilities(logits, novelty)
     grades = labels if labels.ndim == 1 else labels.argmax(axis=1)
-    inside = [low + 1e-3 < value < high - 1e-3 or low == high for value, (low, high) in zip(best, bounds, strict=True)]
+    names = ["the temperature", "the slope in novelty", *(f"the bias of grade {k}" for k in range(1, logits.shape[1]))]
+    ended = [
+        name
+        for name, value, (low, high) in zip(names, best, bounds, strict=False)
+        if low != high and not low + 1e-3 < value < high - 1e-3
+    ]
     return CalibrationFit(
         calibration=calibration,
         pairs=len(logits),
@@ -109,5 +131,46 @@ def fit_calibration(
         nll_after=float(negative_log_likelihood(labels, after, weights)),
         ece_before=float(expected_calibration_error(grades, before, weights=weights)),
         ece_after=float(expected_calibration_error(grades, after, weights=weights)),
-        at_bound=not all(inside),
+        at_bound=" and ".join(ended),
+    )
+
+
+def determined_calibration(
+    logits: NDArray[np.floating[Any]],
+    labels: NDArray[Any],
+    novelty: NDArray[np.floating[Any]],
+    *,
+    weights: NDArray[np.floating[Any]],
+    with_novelty: bool,
+    with_bias: bool,
+    earlier: Calibration,
+) -> CalibrationFit:
+    """The richest calibration that the pairs determine: without biases, then without slope, if these end at a bound.
+
+    Where not even the temperature is determined (all predictions right, say), the fit is `earlier`: a temperature at
+    its bound would make the model as sure of everything as of a few easy pairs.
+
+    Args:
+        logits, labels, novelty, weights, with_novelty, with_bias: as for `fit_calibration`.
+        earlier: the calibration that the model has had so far.
+
+    Returns:
+        the fit, whose `at_bound` names what was left out for it.
+    """
+    left_out: list[str] = []
+    for slope, bias in dict.fromkeys([(with_novelty, with_bias), (with_novelty, False), (False, False)]):
+        fit = fit_calibration(
+            logits, labels, novelty=novelty, with_novelty=slope, with_bias=bias, weights=weights
+        )  # fmt: skip
+        if not fit.at_bound:
+            return replace(fit, at_bound=" and ".join(left_out))
+        left_out += [part for part in fit.at_bound.split(" and ") if part not in left_out]
+    probabilities = earlier.probabilities(logits, novelty)
+    grades = labels if labels.ndim == 1 else labels.argmax(axis=1)
+    return replace(
+        fit,
+        calibration=earlier,
+        nll_after=float(negative_log_likelihood(labels, probabilities, weights)),
+        ece_after=float(expected_calibration_error(grades, probabilities, weights=weights)),
+        at_bound=" and ".join(left_out),
     )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from darl_rerank.model.checkpoint import Checkpoint
 from darl_rerank.model.novelty import fit_novelty, middle_layer
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair
 
-from .calibrate import fit_calibration
+from .calibrate import determined_calibration
 from .features import extract_features
 from .labels import label_matrix, sampled_queries
 from .recipe import CalibrateStage
@@ -70,9 +72,12 @@ def calibrated(
             labels = label_matrix(members, grades)
             columns.append((np.asarray(seen[name].logits)[told], labels[told], novelty[name][told], weights))
     logits, labels, novelties, weights = map(np.concatenate, zip(*columns, strict=True))
-    fit = fit_calibration(
-        logits, labels, novelty=novelties, with_novelty=stage.novelty, with_bias=stage.bias, weights=weights
-    )
+    fit = determined_calibration(
+        logits, labels, novelties, weights=weights, with_novelty=stage.novelty, with_bias=stage.bias,
+        earlier=reranker.checkpoint.calibration,
+    )  # fmt: skip
+    if fit.at_bound and progress:
+        tqdm.write(f"Warning: calibrate: {fit.pairs} held-out pairs do not determine {fit.at_bound}", file=sys.stderr)
     medians = {name: float(np.median(found)) for name, found in novelty.items()}
     facts = {**asdict(fit), "calibration": fit.calibration.to_dict(), "median_novelty": medians}
     return reranker.checkpoint.replace(novelty=model, calibration=fit.calibration), facts

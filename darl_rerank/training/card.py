@@ -120,13 +120,26 @@ def _training(recipe: Recipe, results: Mapping[str, Any], adapter_rank: int | No
             f"- Delivered as an adapter of rank {weights.delivered_rank}, which holds {results['merge']['kept']:.0%} "
             "of the squared difference of the weights."
         )
+    if (against := results["merge"].get("against_earlier")) is not None:
+        lines.append("- " + against_earlier(against))
     if (fit := results.get("calibrate")) is not None:
         lines.append(
             f"- Calibration on {fit['pairs']} pairs: {Calibration.from_dict(fit['calibration'])}; "
             f"NLL {fit['nll_before']:.4f} → {fit['nll_after']:.4f}, ECE "
             f"{fit['ece_before']:.4f} → {fit['ece_after']:.4f}."
         )
+        if fit["at_bound"]:
+            lines.append(f"- The held-out pairs do not determine {fit['at_bound']}, which calibration does without.")
     return "\n".join(lines)
+
+
+def against_earlier(found: Mapping[str, Any]) -> str:
+    """Which of the two models was taken, the one that the training began with or the trained one, and why."""
+    kept = "the earlier model is kept as it was" if found["keep"] else "the trained model is taken"
+    return (
+        f"On {found['pairs']} held-out pairs the ranked probability score is {found['earlier']:.4f} for the earlier "
+        f"model and {found['trained']:.4f} for the trained one, both temperature-scaled (lower is better): {kept}."
+    )
 
 
 def _earlier(trainings: Sequence[Mapping[str, Any]]) -> str:

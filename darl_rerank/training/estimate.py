@@ -15,7 +15,7 @@ from .calibration_stage import NOVELTY_PAIRS
 from .grade_model import load_grade_model
 from .labels import sampled_queries
 from .packing import pack
-from .predict import predict_logits, reduced_precision
+from .predict import predict_logits, reduced_precision, to_device, training_device
 from .recipe import Recipe
 from .start import start_checkpoint
 from .steps import query_examples
@@ -62,13 +62,13 @@ class StageEstimate:
     most: float
 
 
-def estimate(recipe: Recipe, data: TrainingSet) -> list[StageEstimate]:
+def estimate(recipe: Recipe, data: TrainingSet, *, device: str | None = None) -> list[StageEstimate]:
     """The plan of a training, each stage with the time it will take.
 
     Both speeds, of judging and of training, are measured on batches of the recipe's own pairs with its own model.
     """
     sample = sampled_queries(data.train, (_BATCHES + 1) * _SAMPLE, recipe.seed)
-    judging, training = _speeds(recipe, sample)
+    judging, training = _speeds(recipe, sample, training_device(device))
     train, dev = len(data.train), len(data.dev)
     ood_dev, tests = len(data.of("ood_dev")), len(data.of("test", "ood_test"))
     found = []
@@ -125,10 +125,10 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def _speeds(recipe: Recipe, pairs: list[GradedPair]) -> tuple[Speed, Speed]:
+def _speeds(recipe: Recipe, pairs: list[GradedPair], device: torch.device) -> tuple[Speed, Speed]:
     """Pairs judged and examples trained on in a second."""
     checkpoint = start_checkpoint(recipe.model)
-    model = load_grade_model(checkpoint, recipe.trainable, seed=recipe.seed)
+    model = load_grade_model(checkpoint, recipe.trainable, seed=recipe.seed).to(device)
     encoder = checkpoint.encoder()
 
     def judge(some: list[GradedPair]) -> None:
@@ -137,8 +137,11 @@ def _speeds(recipe: Recipe, pairs: list[GradedPair]) -> tuple[Speed, Speed]:
     def train(some: list[GradedPair]) -> None:
         examples = query_examples(some, recipe.grades)
         packed = pack([encoder.encode(example.query, example.documents) for example in examples])
-        with reduced_precision(torch.device("cpu")):
-            model(packed.last, **packed.inputs()).square().mean().backward()
+        with reduced_precision(device):
+            # The value is fetched, so that a GPU's work is done when the clock is read.
+            loss = model(packed.last.to(device), **to_device(packed.inputs(), device)).square().mean()
+            loss.backward()
+        loss.item()
 
     return _speed(judge, pairs), _speed(train, pairs)
 

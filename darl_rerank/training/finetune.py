@@ -24,6 +24,7 @@ from darl_rerank.model.checkpoint import Checkpoint
 from .arms import LOSSES, loss_named
 from .grade_model import GradeModel
 from .losses import OccWeights, occ_terms
+from .predict import training_device
 from .progress import ProgressLog
 from .resume import load_optimizer, newest_state, save_optimizer
 from .steps import MicroBatches, QueryExamples, plan_steps
@@ -133,7 +134,7 @@ def finetune(
         seed=settings.seed,
     )
     batches = MicroBatches(examples, plan, checkpoint.encoder())
-    cpu = device == "cpu" or not torch.cuda.is_available()
+    cpu = training_device(device).type == "cpu"
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,
@@ -156,13 +157,17 @@ def finetune(
         dataloader_num_workers=0 if cpu else _LOADERS,
         seed=settings.seed,
     )
+    # A process that sees several GPUs would give each a part of a micro-batch, which can't be cut: it takes one. All of
+    # them are used by one process each.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     world = arguments.world_size
     if settings.micro_batches % world:
         raise InputError(f"micro_batches = {settings.micro_batches} can't be dealt out to {world} processes")
     arguments.gradient_accumulation_steps = settings.micro_batches // world
     gains = torch.tensor(checkpoint.scale.gains, dtype=torch.float32)
     sizes = [sum(len(examples[i]) for part in step for i in part) for step in plan]
-    log = ProgressLog(folder, sizes, settings, show=progress and arguments.should_save)
+    first = arguments.should_save
+    log = ProgressLog(folder, sizes, settings, write=first, show=progress and first)
     trainer = _GradeTrainer(
         model=model,
         args=arguments,

@@ -19,6 +19,11 @@ from .grade_model import GradeModel
 from .packing import pack
 
 
+def training_device(device: str | None) -> torch.device:
+    """What a training runs on: one GPU if torch sees any and `device` is not "cpu", else the CPU."""
+    return torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
+
+
 def reduced_precision(device: torch.device) -> AbstractContextManager[Any]:
     """bfloat16 products where the device has them in hardware, as in training and serving; else float32."""
     fast = cpu_has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
@@ -63,7 +68,7 @@ def predict_logits(
             if size + following <= batch:
                 continue
             packed = pack([encoder.encode(query, [pairs[row].document for row in rows]) for query, rows in waiting])
-            inputs = _to(packed.inputs(), device)
+            inputs = to_device(packed.inputs(), device)
             with reduced_precision(device):
                 found = model(packed.last.to(device), **inputs)
             logits[[row for _, rows in waiting for row in rows]] = found.float().cpu().numpy()
@@ -72,7 +77,7 @@ def predict_logits(
     return logits
 
 
-def _to(values: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def to_device(values: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The tensors of `PackedPrompts.inputs`, in tuples or not, on `device`."""
 
     def moved(value: Any) -> Any:

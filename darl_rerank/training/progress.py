@@ -35,11 +35,15 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
         folder: where the log is.
         sizes: number of examples of each step.
         settings: for time limit and how often to save.
-        show: write the log and show the bar; False in all processes but the first.
+        write: write the log; False in all processes but the first.
+        show: show the bar on stderr.
     """
 
-    def __init__(self, folder: Path, sizes: Sequence[int], settings: FinetuneSettings, *, show: bool) -> None:
-        self._path, self._sizes, self._settings, self._show = folder / LOG, sizes, settings, show
+    def __init__(
+        self, folder: Path, sizes: Sequence[int], settings: FinetuneSettings, *, write: bool, show: bool
+    ) -> None:
+        self._path, self._sizes, self._settings = folder / LOG, sizes, settings
+        self._write, self._show = write, show
         self.step = self.examples = 0
         self._before = 0.0
         self._started: float | None = None
@@ -75,16 +79,17 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
         self.step, self.examples = int(state["step"]), int(state["examples"])
         self._before = float(state["seconds"])
         self._losses.extend(state["losses"])
-        if self._show and self._path.is_file():
+        if self._write and self._path.is_file():
             lines = [line for line in self._path.read_text("utf-8").splitlines() if _step_of(line) <= self.step]
             self._path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._started = self._last = self._saved = time.monotonic()
-        if self._show:
+        if self._write:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if not self.step:
                 self._path.write_text("", "utf-8")
+        if self._show:
             self._bar = tqdm(
                 total=sum(self._sizes), initial=self.examples, unit="example", desc="fine-tuning", smoothing=0.05
             )
@@ -96,7 +101,7 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
         self.examples += size
         loss = sum(terms.values())
         self._losses.append(loss)
-        if self._show:
+        if self._write:
             line: dict[str, Any] = {
                 "step": self.step,
                 "examples": self.examples,

@@ -44,14 +44,17 @@ class ModelChoice:
     Attributes:
         base: "smollm2", a local folder or a hub id.
         checkpoint: the folder of a checkpoint to go on from instead; in a recipe also the name of one that ships.
-        scale: the grades of a new checkpoint.
+        scale: the grades; those of `checkpoint`, if it is given.
         max_length: longest prompt in tokens; None keeps the checkpoint's, or 512.
+        keep_if_better: the outcome is `checkpoint` as it was, if the trained model is worse than it on the held-out
+            pairs.
     """
 
     base: str = "smollm2"
     checkpoint: Path | None = None
     scale: RelevanceScale = SCALES["trec4"]
     max_length: int | None = None
+    keep_if_better: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +145,7 @@ class Recipe:
     @property
     def grades(self) -> int:
         """Number of grades K of the model."""
-        if self.model.checkpoint is None:
-            return len(self.model.scale)
-        from darl_rerank.model.checkpoint import Checkpoint
-
-        return len(Checkpoint.load(self.model.checkpoint).scale)
+        return len(self.model.scale)
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -8,6 +8,7 @@ from typing import Any
 
 from darl_rerank.errors import InputError
 from darl_rerank.model.scale import SCALES
+from darl_rerank.model.shipped import is_checkpoint, shipped_names
 
 from .finetune import FinetuneSettings
 from .grade_model import Trainable
@@ -55,6 +56,8 @@ class RecipeReader:
         if (select or probe or interpolate) and not held_out and len(uses) == len(sources):
             self.faults.append("probe, select and interpolate need held-out queries: give a source dev_queries")
         judged = any(source is not None and source.dev_queries and source.judged for source in sources)
+        if model is not None and model.keep_if_better and not held_out:
+            self.faults.append("model.keep_if_better needs held-out queries: give a source dev_queries")
         if calibrate and not judged and (held_out or "calibrate" in values) and len(uses) == len(sources):
             self.faults.append(
                 "calibrate needs held-out queries that people judged: give a judged source dev_queries, or set "
@@ -84,8 +87,9 @@ class RecipeReader:
         )
 
     def _model(self, values: dict[str, Any]) -> ModelChoice | None:
-        table = Table(self, "model", values, {"base", "checkpoint", "scale", "max_length"})
+        table = Table(self, "model", values, {"base", "checkpoint", "scale", "max_length", "keep_if_better"})
         length = table.integer("max_length", None, low=32)
+        keep = table.boolean("keep_if_better", False)
         if "checkpoint" in values:
             for name in ("base", "scale"):
                 if name in values:
@@ -101,12 +105,16 @@ class RecipeReader:
                 self.faults.append(f"model.checkpoint: {error}")
                 return None
             self._has_adapter = begun.adapter_folder is not None
-            return ModelChoice(checkpoint=checkpoint, scale=begun.scale, max_length=length)
+            return ModelChoice(checkpoint=checkpoint, scale=begun.scale, max_length=length, keep_if_better=keep)
+        if keep:
+            self.faults.append("model.keep_if_better needs model.checkpoint: there is no earlier model to keep")
         name = table.string("scale", "trec4") or "trec4"
         if name not in SCALES:
             self.faults.append(f"model.scale: unknown relevance scale {name!r}; known: {', '.join(sorted(SCALES))}")
             return None
         base = table.string("base", "smollm2")
+        if base is not None and is_checkpoint(base if base in shipped_names() else self.path.parent / base):
+            self.faults.append(f"model.base: {base} is a checkpoint, not a base model: give it as model.checkpoint")
         # A base that is a path is meant relative to the recipe, like every other path.
         if base is not None and (self.path.parent / base / "config.json").is_file():
             base = str(self.path.parent / base)

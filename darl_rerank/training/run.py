@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tqdm import tqdm
 
+from darl_rerank import __version__
 from darl_rerank.errors import InputError
+from darl_rerank.model.base_model import file_sha256
 from darl_rerank.model.checkpoint import Checkpoint
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair, read_graded_pairs
@@ -27,7 +29,7 @@ from .grade_model import GradeModel, Trainable, load_grade_model, save_trained, 
 from .interpolate import GradedSet, alpha_curve, average, interpolated
 from .labels import hard_grades, label_matrix, numbered
 from .lowrank import as_adapter, read_adapter
-from .predict import predict_logits
+from .predict import predict_logits, training_device
 from .probe import final_states, fit_probe
 from .recipe import Recipe, SelectStage
 from .selection.annotation import Annotation, label_with_teachers, read_annotations, write_annotations
@@ -95,7 +97,7 @@ class _Training:
     def __init__(self, recipe: Recipe, data: TrainingSet, work: Path, device: str | None, progress: bool) -> None:
         self.recipe, self.data = recipe, data
         self.device, self.progress = device, progress
-        self.stages = Stages(work, {"recipe": portable(asdict(recipe)), "data": data.digest()})
+        self.stages = Stages(work, _plan(recipe, data))
         self.results: dict[str, Any] = {}
 
     def run(self, output: Path, overwrite: bool) -> Trained | None:
@@ -104,13 +106,19 @@ class _Training:
             self._stage("probe", self._probe)
         if self.recipe.select is not None:
             self._stage("select", self._select)
-            self._stage("labels", self._labels)
+            # Annotators write it between two runs.
+            written = self.recipe.select.annotations
+            sealed = None if written is None or not written.is_file() else file_sha256(written)
+            inputs = {"annotations": sealed} if self.recipe.select.labels == "annotations" else None
+            self.results["labels"] = self.stages.run("labels", self._labels, inputs=inputs)
         for seed in self.recipe.seeds:
             self._stage(f"finetune-{seed}", lambda folder, seed=seed: self._finetune(folder, seed), shared=True)
         if not is_first_process():
             return None
         self._stage("merge", self._merge)
-        if self.recipe.calibrate is not None and self.data.judged[1]:
+        against = self.results["merge"]["against_earlier"]
+        kept_earlier = against is not None and against["keep"]
+        if self.recipe.calibrate is not None and self.data.judged[1] and not kept_earlier:
             self._stage("calibrate", self._calibrate)
         final = Checkpoint.load(
             self.stages.path("calibrate" if "calibrate" in self.results else "merge") / "checkpoint"
@@ -272,6 +280,7 @@ class _Training:
         checkpoint = Checkpoint.load(self._begun)
         states = [load_file(self.stages.path(f"finetune-{seed}") / _STATE) for seed in self.recipe.seeds]
         model = load_grade_model(checkpoint, _soup(self.recipe.trainable, len(states)), seed=self.recipe.seeds[0])
+        model.to(training_device(self.device))
         first, last = model.trainable_state(), states[0] if len(states) == 1 else average(states)
         curve: dict[str, Any] | None = None
         if self.recipe.interpolate is not None:
@@ -283,15 +292,42 @@ class _Training:
         kept = 1.0
         if rank is not None:
             kept = as_adapter(saved, folder / "checkpoint", rank=rank, overwrite=True)[1].kept
-        return {"seeds": list(self.recipe.seeds), "curve": curve, "kept": kept}
+        against = self._against_earlier(folder) if self.recipe.model.keep_if_better else None
+        if against is not None and against["keep"]:
+            Checkpoint.load(self._checkpoint("start")).save(folder / "checkpoint", overwrite=True)
+        return {"seeds": list(self.recipe.seeds), "curve": curve, "kept": kept, "against_earlier": against}
+
+    def _against_earlier(self, folder: Path) -> dict[str, Any]:
+        """RPS on the held-out pairs of the model that the training began with and of the trained one, both
+        temperature-scaled, and whether the first is to be kept."""
+        sets = self._held_out()
+        paths = {0.0: self._checkpoint("start"), 1.0: folder / "checkpoint"}
+
+        def logits_at(place: float) -> Mapping[str, NDArray[np.float32]]:
+            reranker = self._reranker(paths[place])
+            return {
+                name: extract_features(
+                    reranker, pairs, folder / f"{('earlier', 'trained')[int(place)]}-{name.replace(' ', '-')}",
+                    with_features=False, progress=self.progress, description=name,
+                ).logits
+                for name, pairs in sets.items()
+            }  # fmt: skip
+
+        gains = Checkpoint.load(paths[0.0]).scale.gains
+        curve = alpha_curve(logits_at, _graded(sets), gains, alphas=tuple(paths), choose_by="rps")
+        earlier, trained = (float(np.mean([values["rps"][i] for values in curve.values.values()])) for i in (0, 1))
+        return {"pairs": sum(map(len, sets.values())), "earlier": earlier, "trained": trained, "keep": not curve.chosen}
+
+    def _held_out(self) -> dict[str, list[GradedPair]]:
+        sets = {ID_DEV: self.data.dev, OOD_DEV: self.data.of("ood_dev")}
+        return {name: pairs for name, pairs in sets.items() if pairs}
 
     def _alpha_curve(
         self, folder: Path, model: GradeModel, checkpoint: Checkpoint, first: Any, last: Any
     ) -> dict[str, Any]:
         assert self.recipe.interpolate is not None
         encoder = checkpoint.encoder()
-        sets = {ID_DEV: self.data.dev, OOD_DEV: self.data.of("ood_dev")}
-        sets = {name: pairs for name, pairs in sets.items() if pairs}
+        sets = self._held_out()
 
         def logits_at(alpha: float) -> Mapping[str, NDArray[np.float32]]:
             # Each α is kept: a kill costs one of them, not all.
@@ -313,8 +349,9 @@ class _Training:
             return found
 
         stage = self.recipe.interpolate
-        graded = {name: GradedSet(hard_grades(p), numbered(x.qid for x in p)) for name, p in sets.items()}
-        curve = alpha_curve(logits_at, graded, checkpoint.scale.gains, alphas=stage.alphas, choose_by=stage.choose_by)
+        curve = alpha_curve(
+            logits_at, _graded(sets), checkpoint.scale.gains, alphas=stage.alphas, choose_by=stage.choose_by
+        )
         return curve.to_dict()
 
     def _calibrate(self, folder: Path) -> dict[str, Any]:
@@ -342,6 +379,23 @@ class _Training:
             seed=self.recipe.seed,
             progress=self.progress,
         )
+
+
+def _plan(recipe: Recipe, data: TrainingSet) -> dict[str, Any]:
+    """What decides a training's results, by name. Files count by content: their names may stay when they change."""
+    plan = {
+        "darl-rerank": __version__,
+        "recipe": portable(asdict(recipe)),
+        "data": data.digest(),
+        "model": start_checkpoint(recipe.model).fingerprint,
+    }
+    if recipe.select is not None and recipe.select.teacher is not None:
+        plan["teacher"] = Checkpoint.load(recipe.select.teacher).fingerprint
+    return plan
+
+
+def _graded(sets: Mapping[str, list[GradedPair]]) -> dict[str, GradedSet]:
+    return {name: GradedSet(hard_grades(p), numbered(x.qid for x in p)) for name, p in sets.items()}
 
 
 def _soup(trainable: Trainable, count: int) -> Trainable:

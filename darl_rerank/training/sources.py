@@ -122,12 +122,20 @@ class SourcePairs:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-def load_source(source: Source, grades: int, *, seed: int = 0, excluded: Exclusions | None = None) -> SourcePairs:
+def load_source(
+    source: Source,
+    grades: int,
+    *,
+    names: tuple[str, ...] = (),
+    seed: int = 0,
+    excluded: Exclusions | None = None,
+) -> SourcePairs:
     """Read a source, map its labels, draw its negatives and split its queries.
 
     Args:
         source: the collection.
         grades: number of grades K of the model.
+        names: of the model's grades, lowest first, which a file of pairs may give instead of numbers.
         seed: of all draws; a source's draws don't depend on other sources.
         excluded: queries and documents that must not be trained on.
 
@@ -135,7 +143,7 @@ def load_source(source: Source, grades: int, *, seed: int = 0, excluded: Exclusi
         InputError: a file can't be read, a label is not in the map, or nothing is left.
     """
     rng = random.Random(f"{seed}/{source.name}")
-    pairs = _mapped_pairs(source, grades)
+    pairs = _mapped_pairs(source, grades, names)
     counts = {"judged": len(pairs)}
     queries = _in_part(_by_query(_grouped(source, pairs)), source.part)
     if excluded is not None and source.use in (*LEARNED, "pool"):
@@ -189,14 +197,14 @@ def labelled(pair: GradedPair, target: Target, grades: int) -> GradedPair:
     return replace(pair, grade=hard, probabilities=None if hard is not None else soft)
 
 
-def _mapped_pairs(source: Source, grades: int) -> list[GradedPair]:
+def _mapped_pairs(source: Source, grades: int, scale: tuple[str, ...]) -> list[GradedPair]:
     """The source's pairs on the model's scale. The readers map texts to integers: here to places in `targets`."""
     names = None if source.grades is None else list(source.grades)
     places = None if names is None else {name: i for i, name in enumerate(names)}
     own = grades if names is None else None
     if source.pairs is not None:
         labels = "optional" if source.use == "pool" else "required"
-        pairs = read_graded_pairs(source.pairs, grades=own, grade_map=places, labels=labels)
+        pairs = read_graded_pairs(source.pairs, grades=own, grade_map=places, names=scale, labels=labels)
     elif source.topics is not None and source.corpus is not None and source.run is not None:
         return _pairs_of_run(source.topics, source.corpus, source.run)
     elif source.topics is not None and source.corpus is not None and source.qrels is not None:

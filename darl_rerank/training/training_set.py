@@ -99,8 +99,10 @@ def load_training_set(recipe: Recipe) -> TrainingSet:
     """
     excluded = Exclusions(recipe.exclude_topics, recipe.exclude_corpora)
     encoder = start_checkpoint(recipe.model).encoder()
+    names = tuple(grade.name for grade in recipe.model.scale.grades)
     sources = tuple(
-        _that_fit(load_source(s, recipe.grades, seed=recipe.seed, excluded=excluded), encoder) for s in recipe.sources
+        _that_fit(load_source(s, recipe.grades, names=names, seed=recipe.seed, excluded=excluded), encoder)
+        for s in recipe.sources
     )
     overlaps = []
     # What is known but not trained on is tested on as well: calibration is fitted on it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.cli import cli
+from darl_rerank.model.calibration import softmax
 
 
 def call(*words: object) -> Result:
@@ -19,11 +19,14 @@ def call(*words: object) -> Result:
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> Path:
-    rng = random.Random(1)
+def pairs(tiny_reranker: Reranker, tmp_path: Path) -> Path:
+    """Pairs with grades drawn from what the model makes of them at temperature 3."""
+    rng = np.random.default_rng(1)
+    texts = [(f"query {i % 9}", f"document {rng.random()}") for i in range(240)]
+    likely = softmax(tiny_reranker.score_pairs(texts).logits.astype(np.float64) / 3)
     lines = [
-        {"query": f"query {i % 9}", "document": f"document {rng.random()}", "grade": rng.randrange(4)}
-        for i in range(60)
+        {"query": query, "document": document, "grade": int(rng.choice(4, p=p))}
+        for (query, document), p in zip(texts, likely, strict=True)
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -43,14 +46,15 @@ def test_a_refitted_temperature_fits_better_and_leaves_the_rest(tiny_model: Path
     read = [(v["query"], v["document"], v["grade"]) for v in map(json.loads, pairs.read_text().splitlines())]
     grades = [grade for *_, grade in read]
     nll = [
-        -np.log(r.score_pairs([(q, d) for q, d, _ in read]).probabilities[range(60), grades]).mean() for r in (old, new)
+        -np.log(r.score_pairs([(q, d) for q, d, _ in read]).probabilities[range(240), grades]).mean()
+        for r in (old, new)
     ]
     assert nll[1] < nll[0]
 
 
 def test_biases_bring_the_grades_as_often_as_the_pairs_have_them(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
     read = [json.loads(line) for line in pairs.read_text().splitlines()]
-    rare = [{**value, "grade": 0 if i % 4 else value["grade"]} for i, value in enumerate(read)]
+    rare = [{**value, "grade": 0 if i % 2 else value["grade"]} for i, value in enumerate(read)]
     pairs.write_text("".join(json.dumps(value) + "\n" for value in rare))
     result = call(tiny_model, pairs, "--output", tmp_path / "new", "--bias", "--device", "cpu")
     assert result.exit_code == 0, result.output
@@ -76,3 +80,13 @@ def test_bad_input(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
     assert not new.exists()
     new.mkdir()
     assert call(tiny_model, pairs, "--output", new).exit_code == 3
+
+
+def test_a_calibration_that_the_pairs_do_not_determine_is_refused(
+    tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("darl_rerank.training.calibrate.TEMPERATURE_BOUNDS", (0.001, 0.01))
+    result = call(tiny_model, pairs, "--output", tmp_path / "new", "--device", "cpu")
+    assert result.exit_code == 5
+    assert "240 pairs do not determine a calibration: the temperature ended at the end of its range" in result.output
+    assert not (tmp_path / "new").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from darl_rerank import Checkpoint
 from darl_rerank.training import progress
-from darl_rerank.training.finetune import FinetuneSettings, finetune
+from darl_rerank.training.finetune import FinetuneSettings, _GradeTrainer, finetune
 from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model
 from darl_rerank.training.steps import QueryExamples
 
@@ -38,7 +40,7 @@ def tuned(tiny_model: Path, folder: Path, trainable: Trainable, **settings: Any)
     checkpoint = Checkpoint.load(tiny_model)
     model = load_grade_model(checkpoint, trainable)
     finetune(model, checkpoint, examples(), FinetuneSettings(**{**SMALL, **settings}), folder, device="cpu",
-             progress=True)  # fmt: skip
+             progress=False)  # fmt: skip
     losses = [json.loads(line)["loss"] for line in (folder / progress.LOG).read_text().splitlines()]
     return model, losses
 
@@ -89,3 +91,29 @@ def test_a_training_killed_between_steps_ends_as_if_it_had_not_been(
 def test_time_is_kept(tiny_model: Path, tmp_path: Path) -> None:
     _, losses = tuned(tiny_model, tmp_path, Trainable("all"), epochs=1000, max_minutes=0.01)
     assert 0 < len(losses) < 9000
+
+
+def test_a_process_that_sees_two_gpus_takes_one(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, alone = tuned(tiny_model, tmp_path / "one", Trainable("head"), max_examples=48)
+    made = transformers.TrainingArguments.__post_init__
+
+    def sees_two(arguments: transformers.TrainingArguments) -> None:
+        made(arguments)
+        _ = arguments.n_gpu
+        arguments._n_gpu = 2
+
+    monkeypatch.setattr(transformers.TrainingArguments, "__post_init__", sees_two)
+    _, losses = tuned(tiny_model, tmp_path / "two", Trainable("head"), max_examples=48)
+    assert losses == pytest.approx(alone)
+
+
+def test_what_is_overridden_of_trainer_is_still_there() -> None:
+    """Trainer would never call a method that it has renamed, and go on to write pickles."""
+    own = {name for name in vars(_GradeTrainer) if not name.startswith("__") and callable(getattr(_GradeTrainer, name))}
+    of_ours = {"_end_step"}
+    for name in own - of_ours:
+        theirs = inspect.signature(getattr(transformers.Trainer, name)).parameters
+        ours = inspect.signature(getattr(_GradeTrainer, name)).parameters
+        assert list(ours)[: len(theirs)] == list(theirs), name

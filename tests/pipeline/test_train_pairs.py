@@ -11,6 +11,10 @@ from click.testing import CliRunner, Result
 
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.cli import cli
+from darl_rerank.cli.train import held_out_queries, recipe_values, train
+from darl_rerank.model.shipped import DEFAULT, SHIPPED
+from darl_rerank.training.recipe import parse_recipe
+from darl_rerank.training.training_set import load_training_set
 
 WORDS = ["laptop", "notebook", "garden", "hose", "printer", "toner", "battery", "quick", "fox", "house", "rain"]
 
@@ -95,6 +99,61 @@ def test_faulty_pairs_are_named(base: Path, tmp_path: Path, text: str, message: 
     assert result.exit_code == 3, result.output
     assert message in result.stderr
     assert not (tmp_path / "model").exists()
+
+
+def test_all_faults_of_a_file_are_reported(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        '{"query": "a", "document": "b", "grade": 9}\n{"query": "a", "grade": 1}\n'
+        '{"query": "a", "document": "b", "grade": "perfect"}\n{"query": "a", "document": "b", "grade": "good"}\n'
+    )
+    result = call("--pairs", path, "--base", base, "--output", tmp_path / "model")
+    assert result.exit_code == 3
+    assert all(f"pairs.jsonl:{line}: " in result.stderr for line in (1, 2, 4))
+    assert "pairs.jsonl:3" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("sizes", "queries"),
+    [([4] * 40, 20), ([10] * 100, 20), ([50] * 100, 20), ([10] * 40, 20), ([2] * 3, 1), ([100] * 2, 1)],
+)
+def test_enough_is_held_out(sizes: list[int], queries: int) -> None:
+    assert held_out_queries(sizes) == queries
+
+
+def test_the_shipped_checkpoint_is_what_it_begins_with(pairs: Path) -> None:
+    flags = {"base": DEFAULT, "scale": None, "loss": "occ", "weights": "lora", "epochs": 1.0, "max_length": None}
+    recipe = parse_recipe(recipe_values(pairs, {**flags, "seed": 0}), pairs)
+    assert recipe.model.checkpoint == SHIPPED / DEFAULT
+    assert recipe.model.keep_if_better
+    assert recipe.interpolate is None
+    assert recipe.sources[0].dev_queries == 20
+    assert next(p for p in train.params if p.name == "base").default == DEFAULT
+
+
+def test_a_model_that_has_become_worse_is_not_delivered(tiny_model: Path, tmp_path: Path, pairs: Path) -> None:
+    # Grades against what the model thinks, in training only: it gets worse on what is held out.
+    reranker = Reranker.from_pretrained(tiny_model, engine="torch", device="cpu", precision="float32")
+    recipe = parse_recipe(
+        recipe_values(pairs, {"base": str(tiny_model), "scale": None, "loss": "ce", "weights": "all", "epochs": 6.0,
+                              "max_length": None, "seed": 0}), pairs)  # fmt: skip
+    texts = [json.loads(line) for line in pairs.read_text("utf-8").splitlines()]
+    data = load_training_set(recipe)
+    held_out = {pair.query for pair in data.dev}
+    judged = reranker.score_pairs([(text["query"], text["document"]) for text in texts]).logits
+    order = judged.argsort(axis=1)
+    lines = [
+        {**text, "grade": int(order[i, -1] if text["query"] in held_out else order[i, 0])}
+        for i, text in enumerate(texts)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ("--pairs", path, "--base", tiny_model, "--weights", "all", "--epochs", 6, "--device", "cpu")
+    result = call(*words, "--output", tmp_path / "model")
+    assert result.exit_code == 0, result.output
+    assert "the earlier model is kept as it was" in result.stderr
+    assert "the earlier model is kept as it was" in (tmp_path / "model" / "README.md").read_text("utf-8")
+    assert Checkpoint.load(tmp_path / "model").fingerprint == Checkpoint.load(tiny_model).fingerprint
 
 
 def test_a_recipes_faults_are_reported_together(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
-from darl_rerank import Checkpoint, Reranker
+from darl_rerank import Checkpoint, Reranker, __version__
 from darl_rerank.cli import cli
+from darl_rerank.model.head import Head
 from darl_rerank.training.grade_model import Trainable, load_grade_model
 
 WORDS = ["laptop", "notebook", "garden", "hose", "printer", "toner", "battery", "quick", "fox", "house", "rain"]
@@ -356,7 +357,48 @@ def test_a_folder_of_another_training_is_refused(data: Path, tiny_model: Path) -
     recipe.write_text(recipe.read_text().replace("rank = 4", "rank = 2"))
     result = train(recipe, data / "model")
     assert result.exit_code == 3
-    assert "another recipe or on other data" in result.output
+    assert "holds a training that differs in recipe.trainable.rank (4, now 2)" in result.output
+
+
+def test_changed_inputs_are_not_gone_on_from(data: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = data / "recipe.toml"
+    model, teacher = data / "begun", data / "teacher"
+    for folder in (model, teacher):
+        shutil.copytree(tiny_model, folder)
+    text = (
+        '[model]\ncheckpoint = "begun"\n[[source]]\nname = "home"\npairs = "train.jsonl"\ndev_queries = 6\n[[source]]\n'
+        'name = "pool"\nuse = "pool"\npairs = "pool.jsonl"\n[select]\nbudget = 6\nstrategy = "random"\n'
+        'LABELS\n[finetune]\nweights = "head"\nmax_examples = 16\nbatch = 16\n[calibrate]\nenabled = false\n'
+    )
+    recipe.write_text(text.replace("LABELS", 'teacher = "teacher"'))
+    assert train(recipe, data / "model").exit_code == 0
+
+    def again() -> str:
+        result = train(recipe, data / "model", "--overwrite")
+        assert result.exit_code == 3, result.output
+        return result.output
+
+    other = Checkpoint.load(tiny_model)
+    other = other.replace(head=Head(other.head.weight * 2, other.head.bias))
+    for folder, named in ((model, "differs in model ("), (teacher, "differs in teacher (")):
+        other.save(folder, overwrite=True)
+        assert named in again()
+        Checkpoint.load(tiny_model).save(folder, overwrite=True)
+    assert train(recipe, data / "model", "--overwrite").exit_code == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("darl_rerank.training.run.__version__", "9.9")
+        assert f"differs in darl-rerank ({__version__}, now 9.9)" in again()
+    # What annotators write can't be in the plan: it is made later.
+    recipe.write_text(text.replace("LABELS", 'annotations = "graded.jsonl"'))
+    shutil.rmtree(data / "model.work")
+    assert "6 pairs wait" in again()
+    blank = [json.loads(x) for x in (data / "model.work" / "select" / "annotations.jsonl").read_text().splitlines()]
+    for grade in (1, 2):
+        lines = [json.dumps({**line, "grade": (i + grade) % 4}) + "\n" for i, line in enumerate(blank)]
+        (data / "graded.jsonl").write_text("".join(lines))
+        if grade == 1:
+            assert train(recipe, data / "model", "--overwrite").exit_code == 0
+    assert "stage labels is finished, and since then there is a change in annotations (" in again()
 
 
 def test_bad_input(data: Path, tiny_model: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from darl_rerank.errors import InputError
+from darl_rerank.errors import CheckFailedError, InputError
 from darl_rerank.model.calibration import Calibration, softmax
-from darl_rerank.training.calibrate import fit_calibration
+from darl_rerank.training.calibrate import determined_calibration, fit_calibration
 
 
 def drawn(truth: Calibration, n: int = 30_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,6 +59,36 @@ def test_a_grade_that_no_label_has_is_no_zero_and_is_reported() -> None:
     fit = fit_calibration(logits, np.minimum(labels, 2), with_bias=True)
     assert fit.at_bound
     assert fit.calibration.probabilities(logits)[:, 3].min() > 0
+
+
+def test_a_value_at_its_bound_is_refused_and_named() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(15, 4))
+    right = logits.argmax(axis=1)
+    fit = fit_calibration(logits, right)
+    assert fit.at_bound == "the temperature"
+    with pytest.raises(CheckFailedError, match="15 pairs do not determine a calibration: the temperature ended"):
+        fit.checked()
+    kept = determined_calibration(
+        logits, right, np.full(15, 50.0), weights=np.ones(15), with_novelty=True, with_bias=True,
+        earlier=Calibration(1.7),
+    )  # fmt: skip
+    assert kept.calibration == Calibration(1.7)
+    assert "the temperature" in kept.at_bound
+    assert kept.nll_after == pytest.approx(
+        -np.log(Calibration(1.7).probabilities(logits)[range(15), right]).mean(), abs=1e-9
+    )
+
+
+def test_what_the_pairs_determine_is_kept() -> None:
+    logits, novelty, labels = drawn(Calibration(1.4), n=2000)
+    fit = determined_calibration(
+        logits, np.minimum(labels, 2), novelty, weights=np.ones(2000), with_novelty=True, with_bias=True,
+        earlier=Calibration(),
+    )  # fmt: skip
+    assert fit.at_bound == "the bias of grade 3"
+    assert fit.calibration.bias == ()
+    assert fit.calibration.needs_novelty
 
 
 def test_probabilities_add_the_bias_to_the_scaled_logits() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from darl_rerank import Checkpoint
 from darl_rerank.errors import InputError
 from darl_rerank.training.recipe import CalibrateStage, Recipe, read_recipe
 
@@ -105,6 +106,8 @@ def test_all_faults_are_reported_together(write: Path) -> None:
         (SOURCE + "[calibrate]\nnovelty = true\n", "held-out queries that people judged"),
         (SOURCE + "[calibrate]\nnovelty = 1\n", "calibrate.novelty: expected true or false, found 1"),
         (SOURCE + "[calibrate]\nsoft = 0\n", "calibrate.soft: expected true or false, found 0"),
+        ('[model]\nbase = "smollm2-darl"\n' + SOURCE, "smollm2-darl is a checkpoint, not a base model"),
+        ("[model]\nkeep_if_better = true\n" + SOURCE, "no earlier model to keep"),
         (SOURCE + "x = [\n", "expected TOML"),
     ],
 )
@@ -113,3 +116,12 @@ def test_one_fault(write: Path, text: str, message: str) -> None:
         read(write, text)
     assert message in str(caught.value)
     assert str(write) in str(caught.value)
+
+
+def test_a_checkpoint_is_read_once(write: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_folders: list[object] = []
+    load = Checkpoint.load
+    monkeypatch.setattr(Checkpoint, "load", lambda folder: (read_folders.append(folder), load(folder))[1])
+    recipe = read(write, f'[model]\ncheckpoint = "{tiny_model}"\n' + SOURCE)
+    assert [recipe.grades for _ in range(3)] == [4, 4, 4]
+    assert len(read_folders) == 1
