@@ -28,6 +28,7 @@ from darl_rerank import Checkpoint
 from darl_rerank.engines import fused_decoder, torch_engine
 from darl_rerank.engines.base import GradeOutput, grade_groups
 from darl_rerank.engines.batching import MicroBatch, plan
+from darl_rerank.engines.block_attention import BlockAttention
 from darl_rerank.engines.fused_decoder import FusedDecoder
 from darl_rerank.engines.products import Product, product_kind
 from darl_rerank.engines.torch_engine import TorchEngine
@@ -89,7 +90,7 @@ class Variants:
 
     def by_torchs_attention(self) -> TorchEngine:
         engine, decoder = self.decoder()
-        decoder._attention_kernel = True
+        decoder._attention = BlockAttention(decoder._heads, fused=True)
         return engine
 
     def whole_last_layer(self) -> TorchEngine:

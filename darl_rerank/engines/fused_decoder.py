@@ -1,7 +1,8 @@
 """Decoders of the Llama kind, run over packed tokens with as little as possible besides the products.
 
 The tokens of a micro-batch's sequences stand one after the other, without padding. Only attention gathers them into
-blocks of equal length, each sequence behind the prefix that all share. Against transformers' forward pass:
+blocks of equal length, each sequence behind the prefix that all share, and not even that on a GPU that has a kernel for
+sequences of different lengths. Against transformers' forward pass:
 
 - queries, keys and values are one product; activation, gating and residual sums are done inside the products;
 - attention is two batched products and a softmax with one mask for all sequences; keys are not repeated for the query
@@ -22,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .attention import masked_attention
+from .block_attention import BlockAttention, Heads, Packed
 from .decoder import DecoderStates
 from .products import Product, product_kind
+from .varlen_attention import VarlenAttention, varlen_works
 
 # Decoders whose layers are: RMS norm, attention with rotary positions, RMS norm, gated MLP, two residual sums.
 _MODEL_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
@@ -55,35 +57,6 @@ class _Layer:
     down: Product
 
 
-@dataclass(frozen=True, slots=True)
-class _Packing:
-    """Where n sequences of T tokens stand, up to L each, behind a prefix of P tokens; A is P + L.
-
-    Attributes:
-        ids: token ids, shape (T,), with padding at the end.
-        tokens: how many of the T are real.
-        cos, sin: rotary factors of the tokens' positions, shape (T, 1, head size); the first half of `sin` is negated.
-        last: where each sequence's last token stands among the T, shape (n,).
-        queries: which of the T · (heads + 2 · key heads) rows stands where in a block (n, heads, L).
-        keys_values: the same for keys and values, a block of (2, n, key heads, L).
-        outputs: which of the block's n · heads · L rows stands where among the T · heads outputs.
-        mask: 0 where query l may see key a, -inf elsewhere, shape (L, A); the same for all sequences, since the padding
-            of shorter ones comes last, where causal attention does not see it.
-        last_mask: the same for each sequence's last token, shape (n, 1, 1, A).
-    """
-
-    ids: Tensor
-    tokens: int
-    cos: Tensor
-    sin: Tensor
-    last: Tensor
-    queries: Tensor
-    keys_values: Tensor
-    outputs: Tensor
-    mask: Tensor
-    last_mask: Tensor
-
-
 class FusedDecoder:
     """See the module.
 
@@ -95,17 +68,19 @@ class FusedDecoder:
 
     def __init__(self, model: Any, feature_layer: int) -> None:
         config = model.config
-        self._heads = int(config.num_attention_heads)
-        self._key_heads = int(config.num_key_value_heads)
-        self._size = int(getattr(config, "head_dim", None) or config.hidden_size // self._heads)
+        query_heads = int(config.num_attention_heads)
+        size = int(getattr(config, "head_dim", None) or config.hidden_size // query_heads)
+        self._heads = Heads(query_heads, int(config.num_key_value_heads), size)
         self._epsilon = float(config.rms_norm_eps)
         self._feature_layer = feature_layer
         self._embedding = model.embed_tokens.weight.detach()
         self._device, self._dtype = self._embedding.device, self._embedding.dtype
         self._rotary = model.rotary_emb
         self._norm = model.norm.weight.detach()
-        # torch's fused kernel takes nearly twice as long on a CPU, on sequences this short.
-        self._attention_kernel = self._device.type != "cpu"
+        on_cpu = self._device.type == "cpu"
+        packed = not on_cpu and varlen_works(self._device, self._dtype)
+        self._attention: Any = VarlenAttention(self._heads) if packed else BlockAttention(self._heads, fused=not on_cpu)
+        self._token_multiple = _TOKEN_MULTIPLE if on_cpu else 1
         kind = product_kind(self._device, self._dtype)
         self._layers = [self._take(layer, kind) for layer in model.layers]
         # The layer behind whose keys and values only the sequences' last tokens are run: the last one, or none where
@@ -144,70 +119,38 @@ class FusedDecoder:
     def run(
         self, sequences: Sequence[Sequence[int]], before: list[Tensor] | None = None, *, keep: bool = False
     ) -> DecoderStates:
-        """See `Decoder.run`; keys and values are, for each layer, of shape (2, 1, key heads, length, head size)."""
-        prefix_length = 0 if before is None else before[0].shape[3]
-        packing = self._pack(sequences, prefix_length)
+        """See `Decoder.run`; keys and values are a tensor for each layer, as the way of attention has them."""
+        prefix_length = 0 if before is None else self._attention.length(before[0])
+        packed = Packed.of(sequences, prefix_length, self._token_multiple, self._device)
+        plan, (cos, sin) = self._attention.plan(packed, self._dtype), self._factors(packed)
+        flat = [token for sequence in sequences for token in sequence] + [0] * packed.padding
+        states = self._embedding[torch.tensor(flat, device=self._device)]
         kept: list[Tensor] = []
-        states = self._embedding[packing.ids]
         middle = states
         for index, layer in enumerate(self._layers):
-            heads = layer.qkv(self._normed(states, layer.attention_norm)).view(len(states), -1, self._size)
-            self._rotate(heads, layer, packing)
-            rows = heads.view(-1, self._size)
-            keys_values = _taken(rows, packing.keys_values)
+            heads = layer.qkv(self._normed(states, layer.attention_norm)).view(len(states), -1, self._heads.size)
+            self._rotate(heads, layer, cos, sin)
             if keep:
-                kept.append(keys_values)
-            if before is not None:
-                count = keys_values.shape[1]
-                keys_values = torch.cat([before[index].expand(-1, count, -1, -1, -1), keys_values], dim=3)
-            if index == self._shortened:
-                queries = heads[packing.last, : self._heads].unsqueeze(2)
-                attended = self._attend(queries, keys_values, packing.last_mask).flatten(1)
-                states = states[packing.last]
-            else:
-                attended = self._attend(_taken(rows, packing.queries), keys_values, packing.mask)
-                attended = _taken(attended.view(-1, self._size), packing.outputs).view(len(states), -1)
+                kept.append(self._attention.kept(heads, plan))
+            last = index == self._shortened
+            attended = self._attention.attend(heads, plan, None if before is None else before[index], last=last)
+            if last:
+                states = states[packed.last]
             states = layer.output.plus(attended, states)
             normed = self._normed(states, layer.mlp_norm)
             states = layer.down.plus(layer.up.times(normed, layer.gate.swish(normed)), states)
             if index == self._feature_layer - 1:
-                middle = states[: packing.tokens]
+                middle = states[: packed.tokens]
         if self._shortened == len(self._layers):
-            states = states[packing.last]
+            states = states[packed.last]
         return DecoderStates(self._normed(states, self._norm), middle, kept)
 
-    def _pack(self, sequences: Sequence[Sequence[int]], before: int) -> _Packing:
-        device = self._device
-        flat = [token for sequence in sequences for token in sequence]
-        tokens, count, longest = len(flat), len(sequences), max(map(len, sequences))
-        padding = -tokens % _TOKEN_MULTIPLE
-        # Only lengths and ids go to the device; the tables, which are far larger, are made there.
-        lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
-        ids = torch.tensor(flat + [0] * padding, device=device)
-        ends = lengths.cumsum(0)
-        starts = ends - lengths
-        # Padding reads its sequence's last token: finite, and never seen.
-        places = starts[:, None] + torch.minimum(torch.arange(longest, device=device), lengths[:, None] - 1)
-        width = self._heads + 2 * self._key_heads
-        head = torch.arange(width, device=device)
-        queries = places[:, None] * width + head[: self._heads, None]
-        keys_values = places[None, :, None] * width + head[self._heads :].view(2, 1, self._key_heads, 1)
-        sequence = torch.repeat_interleave(torch.arange(count, device=device), lengths, output_size=tokens)
-        inside = torch.arange(tokens, device=device) - starts[sequence]
-        rows = sequence * (self._heads * longest) + inside
-        outputs = rows[:, None] + head[: self._heads] * longest
-        query, key = torch.arange(longest, device=device), torch.arange(before + longest, device=device)
-        mask = torch.zeros(longest, before + longest, device=device)
-        mask.masked_fill_(key > query[:, None] + before, -torch.inf)
-        # Padding at the end reads some real token's output: finite, and nothing reads the padding's own.
-        positions, outputs = F.pad(inside + before, (0, padding)), F.pad(outputs, (0, 0, 0, padding))
-        mask = mask.to(self._dtype if self._attention_kernel else torch.float32)
+    def _factors(self, packed: Packed) -> tuple[Tensor, Tensor]:
+        """cos and sin of the tokens' positions, shape (T, 1, head size); the first half of sin is negated."""
+        positions = F.pad(packed.inside + packed.before, (0, packed.padding))
         cos, sin = self._rotary(self._embedding[:1], positions[None])
-        sin = torch.cat([-sin[..., : self._size // 2], sin[..., self._size // 2 :]], dim=-1)
-        last_mask = mask[lengths - 1][:, None, None]
-        return _Packing(
-            ids, tokens, cos[0, :, None], sin[0, :, None], ends - 1, queries, keys_values, outputs, mask, last_mask
-        )
+        half = self._heads.size // 2
+        return cos[0, :, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[0, :, None]
 
     def _normed(self, states: Tensor, weight: Tensor) -> Tensor:
         """RMS norm over the last axis, taken in float32 (Zhang and Sennrich 2019), as transformers does it."""
@@ -215,44 +158,13 @@ class FusedDecoder:
         scale = exact.square().mean(-1, keepdim=True).add_(self._epsilon).rsqrt_()
         return (exact * scale).to(states.dtype) * weight
 
-    def _rotate(self, heads: Tensor, layer: _Layer, packing: _Packing) -> None:
+    def _rotate(self, heads: Tensor, layer: _Layer, cos: Tensor, sin: Tensor) -> None:
         """Turn queries and keys of `heads`, shape (T, heads + 2 · key heads, size), by their positions, in place."""
+        turned = heads[:, : self._heads.queries + self._heads.keys]
         if layer.query_norm is not None and layer.key_norm is not None:
-            queries, keys = heads[:, : self._heads], heads[:, self._heads : self._heads + self._key_heads]
+            queries, keys = turned[:, : self._heads.queries], turned[:, self._heads.queries :]
             queries.copy_(self._normed(queries, layer.query_norm))
             keys.copy_(self._normed(keys, layer.key_norm))
-        turned = heads[:, : self._heads + self._key_heads]
-        half = self._size // 2
+        half = self._heads.size // 2
         swapped = torch.cat([turned[..., half:], turned[..., :half]], dim=-1)
-        turned.mul_(packing.cos).addcmul_(swapped, packing.sin)
-
-    def _attend(self, queries: Tensor, keys_values: Tensor, mask: Tensor) -> Tensor:
-        """Attention of all blocks.
-
-        Args:
-            queries: shape (n, heads, Q, size).
-            keys_values: shape (2, n, key heads, A, size).
-            mask: what is added to the products, shape (Q, A), or (n, 1, Q, A).
-
-        Returns:
-            shape (n, heads, Q, size).
-        """
-        count, _, length, size = queries.shape
-        shared = self._heads // self._key_heads
-        dtype = queries.dtype
-        if self._attention_kernel:
-            return masked_attention(queries, *keys_values, mask)
-        # The query heads of one key head stand one below the other, so keys and values need not be repeated.
-        # In float32, whose batched products keep no memory for each new shape as oneDNN's in bfloat16 do.
-        queries = queries.reshape(count * self._key_heads, shared * length, size).float()
-        keys, values = keys_values.flatten(1, 2).float()
-        whole = mask.dim() == 2
-        added = mask.repeat(shared, 1) if whole else mask.expand(-1, self._key_heads, shared, -1).flatten(0, 1)
-        products = torch.baddbmm(added, queries, keys.transpose(1, 2), alpha=size**-0.5)
-        attended = torch.bmm(products.softmax(dim=-1), values).to(dtype)
-        return attended.view(count, self._heads, length, size)
-
-
-def _taken(rows: Tensor, places: Tensor) -> Tensor:
-    """`rows[places]`, of the shape of `places` and one axis more; index_select copies whole rows, indexing does not."""
-    return rows.index_select(0, places.flatten()).view(*places.shape, -1)
+        turned.mul_(cos).addcmul_(swapped, sin)

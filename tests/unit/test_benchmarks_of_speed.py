@@ -104,6 +104,34 @@ def test_without_a_gpu_nothing_is_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert "not measured" in done.output
 
 
+def test_the_gpu_script_saves_each_row_and_stops_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU and a tiny model: one contender runs, one fails, one comes when the time is over."""
+    written: list[tuple[int, int]] = []
+    saved: dict[str, Any] = {}
+
+    def write(name: str, values: dict[str, Any]) -> Path:
+        written.append((len(values["rows"]), len(values["skipped"])))
+        saved.update(values)
+        return tmp_path / f"{name}.json"
+
+    def three(checkpoint: Checkpoint, device: str, cache: Path) -> Any:
+        def broken(pairs: Any) -> Any:
+            raise RuntimeError("no kernel")
+
+        yield contenders.of_torch(checkpoint, "float32", device)
+        yield contenders.Contender("broken", "float32", False, lambda: broken)
+        monkeypatch.setattr(gpu.Clock, "left", lambda clock: 0.0)
+        yield contenders.Contender("late", "float32", False, lambda: broken)
+
+    monkeypatch.setattr(gpu, "write_result", write)
+    monkeypatch.setattr(gpu, "contenders", three)
+    done = CliRunner().invoke(gpu.main, ["--device", "cpu", "--sizes", "tiny", "--tokens", "64", "--repeats", "1"])
+    assert done.exit_code == 0, done.output
+    assert written == [(1, 0), (1, 1), (1, 2), (1, 2)]
+    assert saved["rows"][0]["pairs_per_second"] > 0
+    assert [skipped["reason"] for skipped in saved["skipped"]] == ["RuntimeError: no kernel", "no time left"]
+
+
 @pytest.mark.parametrize("tokens", [60, 200])
 def test_pairs_of_a_length_have_it(tiny_model: Path, tokens: int) -> None:
     encoder = Checkpoint.load(tiny_model).encoder()

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.attention.varlen
 from transformers import AutoConfig, AutoModel
 
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.engines import products
+from darl_rerank.engines.block_attention import BlockAttention
 from darl_rerank.engines.decoder import DecoderStates, PlainDecoder
 from darl_rerank.engines.fused_decoder import FusedDecoder, is_fusable
 from darl_rerank.engines.products import OneDnnProduct, Product, product_kind
 from darl_rerank.engines.torch_engine import TorchEngine
+from darl_rerank.engines.varlen_attention import VarlenAttention, varlen_works
 
 CPU = torch.device("cpu")
 PREFIX = [5, 9, 2, 30, 7]
@@ -98,10 +101,61 @@ def test_the_gpu_way_of_attention_gives_the_same(prefix: list[int] | None) -> No
     with torch.inference_mode():
         before = None if prefix is None else decoder.run([prefix], keep=True).keys_values
         expected = decoder.run(SEQUENCES, before)
-        decoder._attention_kernel = True
+        decoder._attention = BlockAttention(decoder._heads, fused=True)
         found = decoder.run(SEQUENCES, before)
     torch.testing.assert_close(found.final, expected.final, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.middle, expected.middle, atol=1e-5, rtol=1e-5)
+
+
+def of_each_length(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, query_ends: torch.Tensor, key_ends: torch.Tensor,
+    most_queries: int, most_keys: int, *, window_size: tuple[int, int], enable_gqa: bool, num_splits: int,
+) -> torch.Tensor:  # fmt: skip
+    """What torch's kernel for sequences of different lengths computes, sequence by sequence; it runs on GPUs alone."""
+    assert window_size == (-1, 0)
+    assert num_splits == 1
+    assert enable_gqa == (queries.shape[1] != keys.shape[1])
+    found = []
+    for i in range(len(query_ends) - 1):
+        q = queries[query_ends[i] : query_ends[i + 1]].transpose(0, 1)
+        k, v = (part[key_ends[i] : key_ends[i + 1]].transpose(0, 1) for part in (keys, values))
+        assert q.shape[1] <= most_queries
+        assert k.shape[1] <= most_keys
+        seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(k.shape[1] - q.shape[1])
+        attend = torch.nn.functional.scaled_dot_product_attention
+        found.append(attend(q[None], k[None], v[None], attn_mask=seen, enable_gqa=True)[0].transpose(0, 1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama, no shared keys"])
+@pytest.mark.parametrize("prefix", [None, PREFIX])
+def test_attention_by_lengths_gives_the_same(
+    kind: str, prefix: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", of_each_length)
+    states = []
+    for packed in (False, True):
+        decoder = FusedDecoder(random_model(kind), 2)
+        if packed:
+            decoder._attention, decoder._token_multiple = VarlenAttention(decoder._heads), 1
+        with torch.inference_mode():
+            before = None if prefix is None else decoder.run([prefix], keep=True).keys_values
+            states.append(decoder.run(SEQUENCES, before))
+    torch.testing.assert_close(states[1].final, states[0].final, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(states[1].middle, states[0].middle, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_attention_by_lengths_is_tried_before_it_is_used(monkeypatch: pytest.MonkeyPatch, wrong: bool) -> None:
+    def kernel(*given: Any, **options: Any) -> torch.Tensor:
+        return of_each_length(*given, **options) + wrong
+
+    assert not varlen_works(CPU, torch.bfloat16)  # torch's own has no kernel there
+    varlen_works.cache_clear()
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
+    assert varlen_works(CPU, torch.bfloat16) is not wrong
+    assert not varlen_works(CPU, torch.float32)
+    varlen_works.cache_clear()
 
 
 def test_the_fused_decoder_keeps_no_second_copy_of_the_weights() -> None:
