@@ -34,14 +34,22 @@ class InputError(DarlRerankError):
 
 
 class MissingDependencyError(DarlRerankError):
-    """A package of an extra is not installed; the message carries the line that installs it."""
+    """A package is not installed; the message ends with the one command that installs it.
+
+    Args:
+        module: the package.
+        extra: the extra of this package that brings it.
+        why: what it is needed for.
+        command: what installs it, where no extra does.
+    """
 
     exit_code = 4
 
-    def __init__(self, module: str, extra: str, why: str = "") -> None:
+    def __init__(self, module: str, extra: str, why: str = "", *, command: str | None = None) -> None:
         self.module, self.extra = module, extra
         reason = f" ({why})" if why else ""
-        super().__init__(f"{module} is needed{reason} but not installed: pip install 'darl-rerank[{extra}]'")
+        command = command or f"pip install 'darl-rerank[{extra}]'"
+        super().__init__(f"{module} is needed{reason} but not installed: {command}")
 
 
 class CheckFailedError(DarlRerankError):

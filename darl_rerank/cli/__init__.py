@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage, 3 bad input, 4 missing dependency, 5 
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -17,6 +18,9 @@ import click
 
 from .. import __version__
 from ..errors import DarlRerankError
+from .terminal import add_quiet, logging_on_stderr
+
+log = logging.getLogger(__name__)
 
 # After so many seconds a process that was asked to stop and still runs is asked again: enough to leave a state to go on
 # from, less than what batch systems wait before they kill.
@@ -48,6 +52,7 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         command: click.Command = getattr(import_module(f".{cmd_name}", __name__), cmd_name)
+        add_quiet(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -55,16 +60,17 @@ class _Commands(click.Group):
             formatter.write_dl(list(_COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except DarlRerankError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            click.echo(f"Error: {error.filename or ''}: {error.strerror or error}".replace(": :", ":"), err=True)
-            ctx.exit(DarlRerankError.exit_code)
+        with logging_on_stderr():
+            try:
+                return super().invoke(ctx)
+            except DarlRerankError as error:
+                log.error("%s", error)
+                ctx.exit(error.exit_code)
+            except OSError as error:
+                if isinstance(error, BrokenPipeError):
+                    raise
+                log.error("%s", f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+                ctx.exit(DarlRerankError.exit_code)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .terminal import json_option, print_json, print_table
+
 if TYPE_CHECKING:
     from ..model.checkpoint import Checkpoint
+
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -22,9 +28,10 @@ if TYPE_CHECKING:
 @click.option("--engine", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True)
 @click.option("--device", help="cpu, cuda …  [default: a GPU if there is one]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
+@json_option
 def calibrate(
     model: Path, pairs: Path, output: Path, novelty: bool | None, bias: bool, engine: str, device: str | None,
-    overwrite: bool,
+    overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Fit temperature, and its slope in novelty, of MODEL to PAIRS, a JSONL of query, document and grade.
 
@@ -67,10 +74,15 @@ def calibrate(
         output,
         overwrite,
     )
-    click.echo(
-        f"{fit.calibration}; on {fit.pairs} pairs NLL {fit.nll_before:.4f} -> {fit.nll_after:.4f}, "
-        f"ECE {fit.ece_before:.4f} -> {fit.ece_after:.4f}"
-    )
+    if as_json:
+        print_json({"checkpoint": str(output), "calibration": fit.calibration.to_dict(), **facts})
+    else:
+        rows = [
+            ["NLL", f"{fit.nll_before:.4f}", f"{fit.nll_after:.4f}"],
+            ["ECE", f"{fit.ece_before:.4f}", f"{fit.ece_after:.4f}"],
+        ]
+        print_table([f"on {fit.pairs} pairs", "before", "after"], rows)
+        click.echo(str(fit.calibration))
 
 
 def _save(checkpoint: Checkpoint, output: Path, overwrite: bool) -> None:

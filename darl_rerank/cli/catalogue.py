@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-import click
-
 from .. import icecat
+
+log = logging.getLogger(__name__)
 
 
 def lucene_index() -> Path:
@@ -15,7 +16,7 @@ def lucene_index() -> Path:
     if not path.is_dir():
         from darl_rerank.adapters.lucene import build_lucene_index
 
-        click.echo(f"Indexing {icecat.PRODUCTS:,} products with Lucene, once", err=True)
+        log.info(f"Indexing {icecat.PRODUCTS:,} products with Lucene, once")
         build_lucene_index(icecat.read_products(), path, total=icecat.PRODUCTS)
     return path
 
@@ -26,7 +27,7 @@ def faiss_index() -> Path:
     if not path.is_dir():
         from darl_rerank.adapters.faiss import build
 
-        click.echo(f"Encoding {icecat.PRODUCTS:,} products with MiniLM, once", err=True)
+        log.info(f"Encoding {icecat.PRODUCTS:,} products with MiniLM, once")
         build(icecat.read_products(), path, kind="hnsw")
     return path
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import load_reranker, model_options
+from .terminal import json_option, print_json
 
 if TYPE_CHECKING:
+    from ..evaluation.significance import PairedTest
     from ..model.scale import RelevanceScale
     from ..results import RankedDocument
     from ..trec.corpora import Document
@@ -39,8 +42,11 @@ _TITLE_WIDTH = 72
 )
 @click.option("--query", "shown", multiple=True, help="A query whose list to show; may be given several times.")
 @click.option("--restart", is_flag=True, help="Begin anew instead of going on with an interrupted demo.")
+@json_option
 @model_options
-def demo(depth: int, output: Path, shown: tuple[str, ...], restart: bool, **model: str | int | None) -> None:
+def demo(
+    depth: int, output: Path, shown: tuple[str, ...], restart: bool, as_json: bool, **model: str | int | None
+) -> None:
     """Rerank Lucene's BM25 on a product catalogue that comes with the package.
 
     Indexes 19,406 products with Pyserini's Lucene, retrieves for 135 queries, reranks, prints the top of a few lists
@@ -71,9 +77,19 @@ def demo(depth: int, output: Path, shown: tuple[str, ...], restart: bool, **mode
     rerank_run(reranker, job, after, details=details, settings=settings, restart=restart)
 
     rankings = _read_details(details)
+    compared = _compare(before, after)
+    if as_json:
+        print_json({
+            "output": str(output),
+            "depth": depth,
+            "trained": reranker.checkpoint.trained,
+            **compared.to_dict(),
+            "lists": {topics[qid]: [ranked.to_dict() for ranked in rankings[qid]] for qid in asked},
+        })  # fmt: skip
+        return
     for qid in asked:
         click.echo(_before_and_after(topics[qid], retrieved[qid], rankings[qid], products, reranker.scale))
-    click.echo(_comparison(before, after, depth))
+    click.echo(compared.told(depth))
     if not reranker.checkpoint.trained:
         click.echo("The model is untrained: it grades zero-shot, from the grade words alone.")
     click.echo(f"Runs, grades and probabilities are in {output}")
@@ -122,11 +138,35 @@ def _before_and_after(
     return "\n".join([*lines, *(f"  {line}" for line in table.splitlines()), ""])
 
 
-def _comparison(before: Path, after: Path, depth: int) -> str:
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """Mean nDCG@10 of the first stage, of the new order and of both fused; the latter two against the first."""
+
+    queries: int
+    first_stage: float
+    reranked: float
+    fused: float
+    reranked_gain: PairedTest
+    fused_gain: PairedTest
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"measure": "nDCG@10", **asdict(self)}
+
+    def told(self, depth: int) -> str:
+        return (
+            f"nDCG@10 over {self.queries} queries: BM25 {self.first_stage:.4f}, its first {depth} reranked "
+            f"{self.reranked:.4f}\n{_difference(self.reranked_gain)}\n"
+            f"both orders fused, as `darl-rerank rerank --fuse` does it, {self.fused:.4f}\n"
+            f"{_difference(self.fused_gain)}"
+        )
+
+
+def _compare(before: Path, after: Path) -> _Comparison:
     from darl_rerank.trec.fusion import fuse_runs
 
     from .. import icecat
     from ..evaluation.ranking import evaluate_run
+    from ..evaluation.significance import paired_test
     from ..trec.runs import in_given_order, read_run
 
     def ndcg(run: Run) -> Any:
@@ -135,17 +175,11 @@ def _comparison(before: Path, after: Path, depth: int) -> str:
     runs = read_run(before), read_run(after)
     fused = {qid: [hit.docid for hit in hits] for qid, hits in fuse_runs(runs).items()}
     old, new, both = ndcg(runs[0]), ndcg(runs[1]), ndcg(in_given_order(fused))
-    lines = [f"nDCG@10 over {len(old)} queries: BM25 {old.mean():.4f}, its first {depth} reranked {new.mean():.4f}"]
-    lines.append(_difference(new, old))
-    lines.append(f"both orders fused, as `darl-rerank rerank --fuse` does it, {both.mean():.4f}")
-    lines.append(_difference(both, old))
-    return "\n".join(lines)
+    means = (float(values.mean()) for values in (old, new, both))
+    return _Comparison(len(old), *means, paired_test(new, old), paired_test(both, old))
 
 
-def _difference(new: Any, old: Any) -> str:
-    from ..evaluation.significance import paired_test
-
-    test = paired_test(new, old)
+def _difference(test: PairedTest) -> str:
     return (
         f"difference {test.difference:+.4f}, 95 % interval [{test.low:+.4f}, {test.high:+.4f}], p = {test.p:.4f}; "
         f"better on {test.wins}, worse on {test.losses}"

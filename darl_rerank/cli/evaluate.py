@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import model_options
+from .terminal import json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from ..evaluation.ranking import RankingScores
+
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -20,7 +24,8 @@ if TYPE_CHECKING:
 @click.option("-m", "--measure", "measures", multiple=True, help="As ir-measures names it; may be given several times.")
 @click.option("--per-query", is_flag=True, help="Also the value of every query.")
 @click.option("--seed", default=0, show_default=True, help="Of paired tests and bootstrap.")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@json_option
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", hidden=True)
 @click.option("--pairs", type=click.Path(path_type=Path), help="JSONL of graded pairs to judge with --model.")
 @click.option("--reference", help="With --pairs: the group others are compared with.  [default: the first]")
 @click.option("--report", type=click.Path(path_type=Path), help="With --pairs: an HTML report to write.")
@@ -31,6 +36,7 @@ def evaluate(
     measures: tuple[str, ...],
     per_query: bool,
     seed: int,
+    as_json: bool,
     form: str,
     pairs: Path | None,
     reference: str | None,
@@ -45,12 +51,14 @@ def evaluate(
     --pairs takes JSONL of query, document, grade and (if you like) group, and measures ranking, grades, calibration
     and novelty in each group with 95 % intervals, and the gaps between groups.
     """
+    # What --json was called before all commands had it.
+    as_json = as_json or form == "json"
     if pairs is not None:
         from .pairs_evaluation import evaluate_model_on_pairs
 
         if qrels is not None or measures or per_query:
             raise click.UsageError("--pairs stands alone: give no QRELS, RUNS, --measure or --per-query beside it")
-        evaluate_model_on_pairs(pairs, reference=reference, report=report, form=form, seed=seed, model=model)
+        evaluate_model_on_pairs(pairs, reference=reference, report=report, as_json=as_json, seed=seed, model=model)
         return
     if report is not None or reference is not None:
         raise click.UsageError("--report and --reference need --pairs")
@@ -67,14 +75,14 @@ def evaluate(
     scores = [evaluate_run(judged, read_run(run), names) for run in runs]
     for run, result in zip(runs, scores, strict=True):
         if result.absent:
-            click.echo(f"Warning: {run} lacks {result.absent} judged queries; each counts as 0", err=True)
+            log.warning(f"{run} lacks {result.absent} judged queries; each counts as 0")
         if result.unjudged:
-            click.echo(f"Warning: {run} has {result.unjudged} queries without judgements; left out", err=True)
+            log.warning(f"{run} has {result.unjudged} queries without judgements; left out")
     comparisons = _compare(scores, names, seed)
-    if form == "json":
-        click.echo(json.dumps(_as_json(runs, scores, comparisons, names, per_query), indent=2))
+    if as_json:
+        print_json(_as_json(runs, scores, comparisons, names, per_query))
     else:
-        click.echo(_as_table(runs, scores, comparisons, names, per_query))
+        _print_tables(runs, scores, comparisons, names, per_query)
 
 
 def _compare(scores: list[RankingScores], names: list[str], seed: int) -> list[dict[str, dict[str, float]]]:
@@ -122,39 +130,26 @@ def _as_json(
     return rows
 
 
-def _as_table(
+def _print_tables(
     runs: tuple[Path, ...],
     scores: list[RankingScores],
     comparisons: list[dict[str, dict[str, float]]],
     names: list[str],
     per_query: bool,
-) -> str:
-    header = ["run", *names]
+) -> None:
     rows = [[run.name, *(f"{score.mean(name):.4f}" for name in names)] for run, score in zip(runs, scores, strict=True)]
-    blocks = [_aligned([header, *rows])]
+    print_table(["run", *names], rows)
     for run, comparison in zip(runs[1:], comparisons, strict=True):
-        lines = [[f"{run.name} - {runs[0].name}", "difference", "95 % interval", "p (Holm)", "better/worse"]]
-        for name, c in comparison.items():
-            interval = f"[{c['low']:+.4f}, {c['high']:+.4f}]"
-            lines.append(
-                [name, f"{c['difference']:+.4f}", interval, f"{c['p_holm']:.4f}", f"{c['wins']}/{c['losses']}"]
-            )
-        blocks.append(_aligned(lines))
-    if per_query:
-        for name in names:
-            lines = [[name, *(run.name for run in runs)]]
-            for q, qid in enumerate(scores[0].qids):
-                lines.append([qid, *(f"{score.per_query[name][q]:.4f}" for score in scores)])
-            blocks.append(_aligned(lines))
-    return "\n\n".join(blocks)
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    """Columns as wide as their widest cell, the first to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+        rows = [
+            [name, f"{c['difference']:+.4f}", f"[{c['low']:+.4f}, {c['high']:+.4f}]", f"{c['p_holm']:.4f}",
+             f"{c['wins']}/{c['losses']}"]
+            for name, c in comparison.items()
+        ]  # fmt: skip
+        click.echo()
+        header = ["difference", "95 % interval", "p (Holm)", "better/worse"]
+        print_table([f"{run.name} - {runs[0].name}", *header], rows)
+    for name in names if per_query else ():
+        click.echo()
+        values = [score.per_query[name] for score in scores]
+        rows = [[qid, *(f"{value[q]:.4f}" for value in values)] for q, qid in enumerate(scores[0].qids)]
+        print_table([name, *(run.name for run in runs)], rows)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
 import click
+
+from .terminal import json_option, print_json, print_table
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -26,8 +31,9 @@ import click
 @click.option("--device", default="cpu", show_default=True, help="What to run the comparison on: cpu, cuda, cuda:1 …")
 @click.option("--opset", type=click.IntRange(min=18), default=23, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing folder.")
+@json_option
 def export(
-    model: Path, out: Path, precision: str, verify: Path | None, device: str, opset: int, overwrite: bool
+    model: Path, out: Path, precision: str, verify: Path | None, device: str, opset: int, overwrite: bool, as_json: bool
 ) -> None:
     """Export the checkpoint MODEL to the folder OUT.
 
@@ -52,13 +58,18 @@ def export(
     if verify is not None:
         sample = list(read_graded_pairs(verify, grades=len(checkpoint.scale), labels="optional"))
     if not checkpoint.trained:
-        click.echo("Note: this checkpoint is untrained; the export grades zero-shot, as it does.", err=True)
+        log.info("Note: this checkpoint is untrained; the export grades zero-shot, as it does.")
     from ..export.folder import export as export_folder
 
     parity = export_folder(
         checkpoint, out, precision=precision, sample=sample, opset=opset, device=device, overwrite=overwrite,
-        progress=lambda step: click.echo(f"{step} …", err=True),
+        progress=lambda step: log.info(f"{step} …"),
     )  # fmt: skip
-    for name, value in asdict(parity).items():
-        shown = "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
-        click.echo(f"{name.replace('_', ' '):<20} {shown}")
+    if as_json:
+        print_json(asdict(parity))
+        return
+    shown = [
+        [name.replace("_", " "), "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)]
+        for name, value in asdict(parity).items()
+    ]
+    print_table(["against torch", precision], shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,9 @@ import click
 
 if TYPE_CHECKING:
     from darl_rerank.adapters.faiss_index import Kind
+
+
+log = logging.getLogger(__name__)
 
 
 @click.group()
@@ -34,7 +38,7 @@ def lucene(corpus: Path, folder: Path, overwrite: bool) -> None:
     # Counted first, for the time left: reading is quick beside indexing.
     total = sum(1 for _ in read_lines(corpus))
     count = build_lucene_index(read_corpus(corpus), folder, total=total, overwrite=overwrite)
-    click.echo(f"{folder}: {count} documents indexed", err=True)
+    log.info(f"{folder}: {count} documents indexed")
 
 
 @index.command()
@@ -67,4 +71,4 @@ def faiss(corpus: Path, folder: Path, encoder: str, kind: Kind, batch_size: int,
     count = build(
         read_corpus(corpus), folder, encoder=encoder, kind=kind, batch_size=batch_size, overwrite=overwrite
     )  # fmt: skip
-    click.echo(f"{folder}: {count} documents indexed", err=True)
+    log.info(f"{folder}: {count} documents indexed")

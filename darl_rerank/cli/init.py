@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import click
+
+from .terminal import json_option, print_json
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -21,9 +26,10 @@ import click
 @click.option("--max-length", type=click.IntRange(min=32),
               help="Longest sequence in tokens.  [default: 512; with --from its authors' own]")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
+@json_option
 def init(
     folder: Path, base: str | None, reranker: str | None, family: str | None, task: str | None, scale: str | None,
-    prompt_file: Path | None, max_length: int | None, overwrite: bool,
+    prompt_file: Path | None, max_length: int | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a checkpoint in FOLDER.
 
@@ -58,7 +64,10 @@ def init(
             checkpoint.encoder()  # refuses a length that leaves no room for a document
     checkpoint.save(folder, overwrite=overwrite)
     made = checkpoint.scale
-    click.echo(f"{folder}: {state} on {source}, {len(made)} grades ({made.name})", err=True)
+    if as_json:
+        facts = {"checkpoint": str(folder), "base": source, "scale": made.name, "grades": len(made)}
+        print_json({**facts, "trained": checkpoint.trained})
+    log.info(f"{folder}: {state} on {source}, {len(made)} grades ({made.name})")
 
 
 def _read_json(path: Path) -> dict[str, object]:

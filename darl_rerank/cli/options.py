@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,6 +11,9 @@ import click
 
 if TYPE_CHECKING:
     from ..reranker import Reranker
+
+log = logging.getLogger(__name__)
+
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -50,5 +54,5 @@ def load_reranker(**model: Any) -> Reranker:
 
     reranker = Reranker.from_pretrained(model.pop("model"), **model)
     if not reranker.checkpoint.trained:
-        click.echo("Note: this checkpoint is untrained and grades zero-shot, from the grade words alone.", err=True)
+        log.info("Note: this checkpoint is untrained and grades zero-shot, from the grade words alone.")
     return reranker

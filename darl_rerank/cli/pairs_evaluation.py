@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
-import click
+from .terminal import print_json, print_table
+
+log = logging.getLogger(__name__)
+
 
 _BLOCK = 512
 
 
 def evaluate_model_on_pairs(
-    path: Path, *, reference: str | None, report: Path | None, form: str, seed: int, model: dict[str, Any]
+    path: Path, *, reference: str | None, report: Path | None, as_json: bool, seed: int, model: dict[str, Any]
 ) -> None:
     """Judge the pairs of a file and print (and with `report` draw) all measures.
 
@@ -35,7 +38,7 @@ def evaluate_model_on_pairs(
     pairs = read_graded_pairs(path, grades=len(names), names=names)
     soft = sum(pair.probabilities is not None for pair in pairs)
     if soft:
-        click.echo(f"Note: {soft} soft labels count as their most probable grade", err=True)
+        log.info(f"Note: {soft} soft labels count as their most probable grade")
     probabilities, novelty = [], []
     with progress_bar("judging", len(pairs), unit="pair") as bar:
         for start in range(0, len(pairs), _BLOCK):
@@ -66,16 +69,17 @@ def evaluate_model_on_pairs(
             "novelty": "measured" if strange is not None else "not measured: the checkpoint has no statistics for it",
         }
         write_report(report, result, names, facts=facts, novelty=strange, groups=groups)
-        click.echo(f"{report}: report written", err=True)
-    click.echo(json.dumps(result, indent=1) if form == "json" else _as_table(result))
+        log.info(f"{report}: report written")
+    if as_json:
+        print_json(result)
+    else:
+        _print(result)
 
 
-def _as_table(result: dict[str, Any]) -> str:
-    from .evaluate import _aligned
-
+def _print(result: dict[str, Any]) -> None:
     groups, reference = result["groups"], result["reference"]
     header = ["measure", *groups, *(f"{group} - {reference}" for group in result["gaps"])]
-    rows = [header, ["pairs", *(str(v["pairs"]) for v in groups.values()), *("" for _ in result["gaps"])]]
+    rows = [["pairs", *(str(v["pairs"]) for v in groups.values()), *("" for _ in result["gaps"])]]
     for name in groups[reference]["measures"]:
         cells = [_interval(v["measures"][name], "") for v in groups.values()]
         rows.append([name, *cells, *(_interval(v[name], "+") for v in result["gaps"].values())])
@@ -83,7 +87,7 @@ def _as_table(result: dict[str, Any]) -> str:
         for name, value in values.items():
             cells = [_interval(value, "") if other == group else "" for other in groups]
             rows.append([f"novelty {name}", *cells, *("" for _ in result["gaps"])])
-    return _aligned(rows)
+    print_table(header, rows)
 
 
 def _interval(value: dict[str, float | None], sign: str) -> str:

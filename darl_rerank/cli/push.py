@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from .terminal import json_option, print_json
+
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
@@ -14,8 +16,15 @@ import click
 @click.option("--revision", help="The branch, made if it is not there.  [default: main]")
 @click.option("--private/--public", default=None, help="For a repository that is made.  [default: as the account has]")
 @click.option("--message", help="Of the commit.")
+@json_option
 def push(
-    model: Path, repository: str, license: str | None, revision: str | None, private: bool | None, message: str | None
+    model: Path,
+    repository: str,
+    license: str | None,
+    revision: str | None,
+    private: bool | None,
+    message: str | None,
+    as_json: bool,
 ) -> None:
     """Upload the checkpoint MODEL, exported or not, to REPOSITORY (org/name) in one commit.
 
@@ -24,4 +33,8 @@ def push(
     from ..model.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.load(model)
-    click.echo(checkpoint.push_to_hub(repository, license=license, revision=revision, private=private, message=message))
+    url = checkpoint.push_to_hub(repository, license=license, revision=revision, private=private, message=message)
+    if as_json:
+        print_json({"repository": repository, "commit": url})
+    else:
+        click.echo(url)

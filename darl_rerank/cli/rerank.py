@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ from .options import model_options
 
 if TYPE_CHECKING:
     from ..offline import HasText
+
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -80,17 +84,17 @@ def rerank(
     documents = _documents(corpus, index, wanted_documents(retrieved, depth))
     job = prepare(retrieved, queries, documents, depth=depth, missing="skip" if missing == "skip" else "error")
     if job.unused_topics:
-        click.echo(f"Warning: {job.unused_topics} topics have no documents in the run and are left out", err=True)
+        log.warning(f"{job.unused_topics} topics have no documents in the run and are left out")
     if job.skipped:
-        click.echo(f"Warning: {len(job.skipped)} documents without text were left out", err=True)
+        log.warning(f"{len(job.skipped)} documents without text were left out")
     reranker = load_reranker(**model)
     settings = {"depth": depth, "missing": missing, **input_digests(run=run, topics=topics)}
     unjudged = rerank_run(
         reranker, job, output, details=details, top_k=top_k, fuse=fuse, tag=tag, settings=settings, restart=restart
     )
     if unjudged:
-        click.echo(f"Warning: {unjudged} documents could not be judged and stand last; --details says why", err=True)
-    click.echo(f"{output}: {len(job.queries)} queries reranked", err=True)
+        log.warning(f"{unjudged} documents could not be judged and stand last; --details says why")
+    log.info(f"{output}: {len(job.queries)} queries reranked")
 
 
 def _documents(corpus: Path | None, index: Path | None, wanted: set[str]) -> Mapping[str, HasText]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from ..trec.corpora import Document
 
     FirstStage = Callable[[str, int], list[Document]]
+
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -57,7 +61,7 @@ def search(
             # Somebody who types goes on typing; a file of queries is wrong as a whole.
             if not interactive:
                 raise
-            click.echo(f"Error: {error}", err=True)
+            log.error(f"{error}")
 
 
 def _asked(interactive: bool) -> Iterator[str]:

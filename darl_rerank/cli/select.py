@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import model_options
+from .terminal import json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from ..reranker import Reranker
     from ..trec.graded_pairs import GradedPair
+
+log = logging.getLogger(__name__)
+
 
 _PATH = click.Path(path_type=Path)
 
@@ -47,6 +51,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--workspace", type=_PATH, help="Folder for features, kept to resume from.  [default: OUTPUT.work]")
 @click.option("--seed", default=0, show_default=True)
+@json_option
 @model_options
 def select(
     output: Path,
@@ -67,6 +72,7 @@ def select(
     pool_features: Path | None,
     workspace: Path | None,
     seed: int,
+    as_json: bool,
     **model: Any,
 ) -> None:
     """Choose BUDGET pairs of a pool and write them to OUTPUT, a JSONL file for annotators to fill in `grade`.
@@ -110,7 +116,13 @@ def select(
     write_annotations(output, (Annotation(found[row], new, p.tolist()) for row, new, p in picked))
     with atomic_write(output.with_name(output.name + ".summary.json")) as stream:
         json.dump(summary, stream, indent=1, ensure_ascii=False)
-    _report(output, summary, names)
+    for warning in summary["warnings"]:
+        log.warning(warning)
+    log.info(f"{output}: {len(chosen.rows)} pairs to grade ({', '.join(names)})")
+    if as_json:
+        print_json(summary)
+    else:
+        _print(summary)
 
 
 def _feature_model(reranker: Reranker, features: str, model: dict[str, Any]) -> Reranker:
@@ -130,17 +142,19 @@ def _shown(pair: GradedPair) -> dict[str, str]:
     return {"query": pair.query[:80], "document": pair.document[:120]}
 
 
-def _report(output: Path, summary: dict[str, Any], names: Iterable[str]) -> None:
+def _print(summary: dict[str, Any]) -> None:
     pool, cut, chosen = summary["pool"], summary["cut"], summary["chosen"]
     novel = pool["share_above_percentile"]
-    lines = [
-        f"pool: {pool['pairs']} pairs of {pool['queries']} queries ({pool['duplicates']} duplicates, "
-        f"{pool['already_labelled']} already labelled and {pool['in_test_set']} of the test set's queries left out)",
-        f"novel: {novel['80']:.1%} above the 80th percentile of the labelled set (20 % if alike), {novel['99']:.1%} "
-        "above the 99th",
-        f"cut: {cut['below_band']} below the band, {cut['above_band']} above it, {cut['beyond_cap']} beyond the cap "
-        "per query",
-        f"{output}: {chosen['pairs']} pairs of {chosen['queries']} queries to grade ({', '.join(names)})",
+    rows = [
+        ["in the pool", f"{pool['pairs']:,}", f"of {pool['queries']:,} queries"],
+        ["left out before", f"{pool['duplicates']:,}", "duplicates"],
+        ["", f"{pool['already_labelled']:,}", "already labelled"],
+        ["", f"{pool['in_test_set']:,}", "of the test set's queries"],
+        ["novel", f"{novel['80']:.1%}", "above the labelled set's 80th percentile (20 % if alike)"],
+        ["", f"{novel['99']:.1%}", "above its 99th (1 % if alike)"],
+        ["not eligible", f"{cut['below_band']:,}", "below the band"],
+        ["", f"{cut['above_band']:,}", "above the band"],
+        ["", f"{cut['beyond_cap']:,}", "beyond the cap for a query"],
+        ["chosen", f"{chosen['pairs']:,}", f"of {chosen['queries']:,} queries"],
     ]
-    lines += [f"Warning: {warning}" for warning in summary["warnings"]]
-    click.echo("\n".join(lines), err=True)
+    print_table(["", "pairs", ""], rows, left=(0, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,9 @@ import click
 
 if TYPE_CHECKING:
     from ..training.recipe import Recipe
+
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -68,7 +72,7 @@ def train(
     recipe = with_bm25_runs(recipe, work)
     data = load_training_set(recipe)
     if is_first_process():
-        click.echo(data.table(), err=True)
+        log.info(data.table())
     if dry_run:
         from ..training.estimate import estimate, plan_table
 
@@ -80,11 +84,11 @@ def train(
     for name, result in trained.stages.items():
         if name.startswith("finetune-"):
             rate = result["examples"] / max(result["seconds"], 1e-9)
-            click.echo(f"{name}: {result['examples']} examples, {rate:.1f} examples/s", err=True)
+            log.info(f"{name}: {result['examples']} examples, {rate:.1f} examples/s")
     against = trained.stages["merge"]["against_earlier"]
     if against is not None:
-        click.echo(against_earlier(against), err=True)
-    click.echo(f"{output}: trained; {output / 'README.md'} says on what and how well", err=True)
+        log.info(against_earlier(against))
+    log.info(f"{output}: trained; {output / 'README.md'} says on what and how well")
 
 
 # What calibration and the choice between models need at least to say anything, if the file has it.

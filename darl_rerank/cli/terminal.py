@@ -1,0 +1,140 @@
+"""What commands show: notes and warnings on stderr; results on stdout, as tables that fit the terminal or as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .. import progress
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+# The root of all our loggers: what the package has to say goes through `logging`.
+_LOGGER = logging.getLogger(__package__.split(".", maxsplit=1)[0])
+
+json_option: Callable[[_Command], _Command] = click.option(
+    "--json", "as_json", is_flag=True, help="Print the results as JSON on the standard output."
+)
+
+
+class _OnStderr(logging.Handler):
+    """Notes as they are, warnings and errors with a word before them, yellow or red on a terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from rich.text import Text
+
+        word, style = ("", "")
+        if record.levelno >= logging.ERROR:
+            word, style = "Error: ", "bold red"
+        elif record.levelno >= logging.WARNING:
+            word, style = "Warning: ", "yellow"
+        console(stderr=True).print(Text.assemble((word, style), record.getMessage()), soft_wrap=True)
+
+
+@contextmanager
+def logging_on_stderr() -> Iterator[None]:
+    """While it lasts, what the package logs goes to stderr, and so does what Python warns of, in one line each."""
+    handler = _OnStderr()
+    level = _LOGGER.level
+    _LOGGER.addHandler(handler)
+    _LOGGER.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: _LOGGER.warning("%s", message)
+            yield
+    finally:
+        _LOGGER.removeHandler(handler)
+        _LOGGER.setLevel(level)
+        progress.silence(False)
+
+
+def add_quiet(command: click.Command) -> None:
+    """Give a command, or all commands of a group, the option --quiet."""
+    if isinstance(command, click.Group):
+        for part in command.commands.values():
+            add_quiet(part)
+    elif not any(parameter.name == "quiet" for parameter in command.params):
+        command.params.append(
+            click.Option(
+                ["--quiet", "-q"],
+                is_flag=True,
+                expose_value=False,
+                callback=_be_quiet,
+                help="No progress and no notes: only results, warnings and errors.",
+            )
+        )
+
+
+def _be_quiet(context: click.Context, parameter: click.Parameter, quiet: bool) -> None:
+    if quiet:
+        _LOGGER.setLevel(logging.WARNING)
+        progress.silence(True)
+
+
+def print_json(values: Any, *, indent: int | None = 1) -> None:
+    """One JSON value on stdout, as UTF-8 text where stdout is that, else escaped to ASCII."""
+    utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    click.echo(json.dumps(values, indent=indent, ensure_ascii=not utf8))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str | Text]], *, left: Sequence[int] = (0,)) -> None:
+    """A table on stdout, as wide as its cells; the columns that a terminal has no room for follow in tables below.
+
+    Args:
+        header: names of the columns.
+        rows: cells, as many as columns.
+        left: columns that are aligned to the left; numbers stand to the right.
+    """
+    from rich.cells import cell_len
+    from rich.table import Table
+
+    width = console().width
+    widths = [max(cell_len(str(cell)) for cell in column) + 2 for column in zip(header, *rows, strict=True)]
+    blocks: list[list[int]] = [[]]
+    room = width - widths[0]
+    for column in range(1, len(header)):
+        if blocks[-1] and widths[column] > room:
+            blocks.append([])
+            room = width - widths[0]
+        blocks[-1].append(column)
+        room -= widths[column]
+    for number, block in enumerate(blocks):
+        if number:
+            click.echo()
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        columns = [0, *block]
+        for column in columns:
+            table.add_column(header[column], justify="left" if column in left else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(row[column] for column in columns))
+        show(table)
+
+
+def show(what: RenderableType) -> None:
+    """Print what rich can draw on stdout, without the spaces that fill lines up: they are of no use in a file."""
+    out = console()
+    with out.capture() as captured:
+        out.print(what)
+    out.file.write("\n".join(line.rstrip() for line in captured.get().split("\n")))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """stdout or stderr as rich writes it: colour on a terminal alone and never with NO_COLOR."""
+    from rich.console import Console
+
+    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not made.is_terminal:
+        # A file has no width: nothing is cut and nothing is wrapped.
+        made.width = 100_000
+    return made

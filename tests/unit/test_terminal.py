@@ -1,0 +1,135 @@
+"""What commands show: notes, warnings, tables and JSON, on a terminal and in a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from darl_rerank.cli import cli
+from darl_rerank.cli.terminal import add_quiet, logging_on_stderr, print_json, print_table
+from darl_rerank.progress import progress_bar
+
+
+def leaves(group: click.Group) -> dict[str, click.Command]:
+    found = {}
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        found.update(leaves(command) if isinstance(command, click.Group) else {name: command})
+    return found
+
+
+def test_every_command_has_json_and_quiet() -> None:
+    commands = leaves(cli)
+    assert len(commands) >= 12
+    for name, command in commands.items():
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert "--quiet" in options, name
+        # A server's results are its answers.
+        assert "--json" in options or name in ("serve", "train", "rerank", "lucene", "faiss"), name
+
+
+def test_warnings_of_python_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with logging_on_stderr():
+        warnings.warn("3 pairs are judged twice", stacklevel=1)
+        logging.getLogger("darl_rerank.trec").info("a note")
+        logging.getLogger("somebody.else").info("not ours")
+    assert capsys.readouterr().err == "Warning: 3 pairs are judged twice\na note\n"
+    before = len(logging.getLogger("darl_rerank").handlers)
+    with logging_on_stderr():
+        pass
+    assert len(logging.getLogger("darl_rerank").handlers) == before
+
+
+def test_evaluate_warns_without_a_source_line(tmp_path: Path) -> None:
+    (tmp_path / "qrels").write_text("q 0 d 1\nq 0 d 2\n")
+    (tmp_path / "run").write_text("q Q0 d 1 1.0 x\n")
+    result = CliRunner().invoke(cli, ["evaluate", str(tmp_path / "qrels"), str(tmp_path / "run"), "-m", "nDCG@10"])
+    assert result.exit_code == 0
+    assert result.stderr == (
+        f"Warning: {tmp_path}/qrels: 1 pairs are judged twice with different grades; the higher counts\n"
+    )
+
+
+def test_quiet_leaves_results_and_warnings() -> None:
+    @click.command()
+    def work() -> None:
+        log = logging.getLogger("darl_rerank.work")
+        log.info("a note")
+        log.warning("a warning")
+        with progress_bar("working", 1, unit="doc") as bar:
+            bar.update()
+        click.echo("a result")
+
+    add_quiet(work)
+    with logging_on_stderr():
+        loud, quiet = CliRunner().invoke(work), CliRunner().invoke(work, ["--quiet"])
+    assert "a note" in loud.stderr
+    assert "working: 1 doc" in loud.stderr
+    assert quiet.stderr == "Warning: a warning\n"
+    assert quiet.stdout == loud.stdout == "a result\n"
+
+
+HEADER = ["run", "nDCG@10", "RR@10", "AP", "R@100"]
+ROWS = [["first.trec", "0.5123", "0.7001", "0.3456", "0.4567"], ["2nd", "0.6", "0.7", "0.3", "0.4"]]
+
+
+def test_a_table_in_a_file_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(HEADER, ROWS)
+    assert capsys.readouterr().out == (
+        "run         nDCG@10   RR@10      AP   R@100\n"
+        "first.trec   0.5123  0.7001  0.3456  0.4567\n"
+        "2nd             0.6     0.7     0.3     0.4\n"
+    )
+
+
+_TABLE = f"from darl_rerank.cli.terminal import print_table; print_table({HEADER}, {ROWS})"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_terminal_that_is_too_narrow_gets_the_columns_in_two_tables() -> None:
+    import pty
+
+    main, other = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "30", "NO_COLOR": "1"}
+    subprocess.run([sys.executable, "-c", _TABLE], stdout=other, env=environment, check=True)
+    os.close(other)
+    lines = os.read(main, 65536).decode().replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
+    os.close(main)
+    assert [line.split() for line in lines] == [
+        ["run", "nDCG@10", "RR@10"], ["first.trec", "0.5123", "0.7001"], ["2nd", "0.6", "0.7"], [],
+        ["run", "AP", "R@100"], ["first.trec", "0.3456", "0.4567"], ["2nd", "0.3", "0.4"],
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 30
+
+
+def test_json_is_read_back_whatever_the_terminal_can_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "from darl_rerank.cli.terminal import print_json; print_json({'text': 'Zürich … \\U0001f600'})"
+    for encoding in ("utf-8", "ascii"):
+        result = subprocess.run(
+            [sys.executable, "-c", script], env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True,
+            check=True,
+        )  # fmt: skip
+        assert json.loads(result.stdout) == {"text": "Zürich … \U0001f600"}
+    assert callable(print_json)
+
+
+@pytest.mark.parametrize(("shell", "words", "expected"), [
+    ("bash", {"COMP_WORDS": "darl-rerank re", "COMP_CWORD": "1"}, "plain,rerank"),
+    ("zsh", {"COMP_WORDS": "darl-rerank index l", "COMP_CWORD": "2"}, "lucene"),
+    ("fish", {"COMP_WORDS": "darl-rerank rerank --fu", "COMP_CWORD": "--fu"}, "--fuse"),
+])  # fmt: skip
+def test_shells_complete_commands_and_options(shell: str, words: dict[str, str], expected: str) -> None:
+    environment = {**os.environ, **words, "_DARL_RERANK_COMPLETE": f"{shell}_complete"}
+    script = "import sys; sys.argv[0] = 'darl-rerank'; from darl_rerank.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert expected in result.stdout
