@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from darl_rerank.documents import docid_and_text
+from darl_rerank.documents import read_document
 from darl_rerank.errors import InputError
 from darl_rerank.results import RankedDocument
 
@@ -40,7 +40,7 @@ class Candidate:
         faiss_id: its id in the index.
         distance: what FAISS returned for it: the larger the nearer for inner product, the smaller for L2.
         docid: the document's own id, else the index's id as text.
-        text: what the reranker reads.
+        text: what the reranker reads; empty where the document has none, which then is not judged.
         document: what the document store gave.
     """
 
@@ -63,7 +63,7 @@ def candidates(distances: ArrayLike, ids: ArrayLike, documents: Any) -> list[lis
         documents: see `as_document_store`.
 
     Raises:
-        InputError: shapes that differ, an id that is not in the store, or a document without text.
+        InputError: shapes that differ, or an id that is not in the store.
     """
     d, i = np.atleast_2d(np.asarray(distances)), np.atleast_2d(np.asarray(ids))
     if d.shape != i.shape or d.ndim != 2:
@@ -83,8 +83,8 @@ def _of_query(distances: NDArray[Any], ids: NDArray[Any], find: Callable[[int], 
         document = find(number)
         if document is None:
             raise InputError(f"id {number} of the index is not in the document store")
-        docid, text = docid_and_text(document, f"document {number}")
-        yield Candidate(number, distance, str(number) if docid is None else docid, text, document)
+        read = read_document(document)
+        yield Candidate(number, distance, str(number) if read.docid is None else read.docid, read.text, document)
 
 
 def rerank_faiss(
@@ -227,7 +227,7 @@ class FaissReranker:
 
         Raises:
             InputError: `k` or `depth` below 1, vectors of another dimension than the index's, an id that is not in
-                the document store, an empty query or document.
+                the document store, or an empty query.
         """
         if k < 1 or depth < 1:
             raise InputError(f"k and depth must be at least 1, got {k} and {depth}")

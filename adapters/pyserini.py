@@ -38,7 +38,7 @@ class CanRerank(Protocol):
 
     def rerank_many(
         self, queries: Sequence[str], documents_per_query: Sequence[Sequence[Any]], *, top_k: int | None = None
-    ) -> list[list[RankedDocument]]: ...
+    ) -> Sequence[Sequence[RankedDocument]]: ...
 
 
 class RerankedHit:
@@ -123,8 +123,10 @@ def rerank_hits(
         lookup: where texts come from if hits carry none (`FaissSearcher`, hybrid): a mapping or callable from docid
             to string, mapping or document, or a searcher with `doc`, such as `LuceneSearcher`.
 
+    A hit without text is not judged: it follows the judged ones, `ranked.judged` is False and `ranked.reason` says why.
+
     Raises:
-        InputError: a hit without text, an empty query, `depth` or `top_k` below 1.
+        InputError: no hit has a text, an empty query, `depth` or `top_k` below 1.
     """
     options = {"depth": depth, "top_k": top_k, "text_fields": text_fields, "lookup": lookup}
     return rerank_batch(reranker, {"": query}, {"": hits}, **options)[""]
@@ -156,10 +158,7 @@ def rerank_batch(
     # An empty result asks nothing of the reranker, not even whether its query is sound.
     asked = [qid for qid, hits in results.items() if hits]
     with jvm_lock:
-        documents = [
-            [{"text": _hit_text(hit, text_fields, find), "id": hit.docid} for hit in results[qid][:depth]]
-            for qid in asked
-        ]
+        documents = _documents([results[qid][:depth] for qid in asked], text_fields, find)
     rankings = reranker.rerank_many([queries[qid] for qid in asked], documents) if asked else []
     by_qid = dict(zip(asked, rankings, strict=True))
     return {qid: _reordered(hits, by_qid.get(qid, []))[:top_k] for qid, hits in results.items()}
@@ -179,9 +178,32 @@ def _reordered(hits: Sequence[Any], ranking: Sequence[RankedDocument]) -> list[R
     return head + [RerankedHit(hit, score, None, rank) for rank, (hit, score) in enumerate(rest, len(ranking) + 1)]
 
 
+def _documents(
+    lists: Sequence[Sequence[Any]], text_fields: Sequence[str], find: Callable[[str], Any] | None
+) -> list[list[dict[str, str]]]:
+    """Ids and texts of the hits of several queries; the text of a hit that has none is empty.
+
+    Raises:
+        InputError: what is there are no hits, or none of them has a text: then it is the set-up that is wrong.
+    """
+    faults: list[InputError] = []
+
+    def text(hit: Any) -> str:
+        if not isinstance(getattr(hit, "docid", None), str):
+            raise InputError(f"expected hits with docid and score, got {type(hit).__name__}")
+        try:
+            return _hit_text(hit, text_fields, find)
+        except InputError as error:
+            faults.append(error)
+            return ""
+
+    documents = [[{"text": text(hit), "id": hit.docid} for hit in hits] for hits in lists]
+    if faults and not any(document["text"] for found in documents for document in found):
+        raise faults[0]
+    return documents
+
+
 def _hit_text(hit: Any, text_fields: Sequence[str], find: Callable[[str], Any] | None) -> str:
-    if not isinstance(getattr(hit, "docid", None), str):
-        raise InputError(f"expected hits with docid and score, got {type(hit).__name__}")
     if find is not None:
         return stored_text(hit.docid, find(hit.docid), text_fields)
     stored = getattr(hit, "lucene_document", None)

@@ -11,6 +11,7 @@ from darl_rerank.adapters.faiss import FaissReranker, FaissRetriever, candidates
 from darl_rerank.adapters.faiss_index import encode
 from numpy.typing import NDArray
 
+from darl_rerank import Reranker
 from darl_rerank.errors import InputError
 from darl_rerank.results import RankedDocument
 
@@ -137,3 +138,9 @@ def test_bad_arguments() -> None:
 def test_bad_vectors(vectors: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         encode(lambda texts: vectors, ["a", "b"], "query")
+
+
+def test_a_document_without_text_costs_only_itself(tiny_reranker: Reranker) -> None:
+    store = ["a notebook", " ", {"id": "x", "text": None}]
+    (ranking,) = rerank_faiss(tiny_reranker, ["laptop"], [[0.9, 0.8, 0.7]], [[1, 2, 0]], store)
+    assert [(r.docid, r.judged) for r in ranking] == [("0", True), ("1", False), ("x", False)]
