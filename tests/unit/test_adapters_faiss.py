@@ -97,7 +97,6 @@ def test_search_judges_depth_and_returns_k() -> None:
         ([[1, 2]], [[0.9, 0.8]], TEXTS, "ids must be integers, got float64; FAISS returns distances first"),
         ([[1.0]], [[5]], TEXTS, "id 5 of the index is not in the document store"),
         ([[1.0]], [[5]], {4: "x"}, "id 5 of the index is not in the document store"),
-        ([[1.0]], [[0]], [""], "document 0"),
         ([[1.0]], [[0]], 3, "documents must be a list"),
     ],
 )
