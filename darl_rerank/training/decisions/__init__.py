@@ -1,0 +1,1 @@
+"""Fitting of what a checkpoint decides from its scores: grades, cuts with a guarantee, fusion."""
