@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +27,18 @@ class Calibration:
         novelty_slope: by how much log T grows from the most familiar pair (novelty 0) to the strangest (100); 0
             ignores novelty.
         bias: what is added to each grade's scaled logit, K values; none if empty.
+        prevalence: the share of each grade among the pairs that the probabilities belong to, K values that sum to 1;
+            empty if it is not known.
 
     Raises:
-        InputError: a temperature that is not a positive number, or a slope or bias that is not finite.
+        InputError: a temperature that is not a positive number, a slope or bias that is not finite, or a prevalence
+            that is none.
     """
 
     temperature: float = 1.0
     novelty_slope: float = 0.0
     bias: tuple[float, ...] = ()
+    prevalence: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.temperature) and self.temperature > 0):
@@ -43,6 +47,8 @@ class Calibration:
             raise InputError(f"a calibration's novelty slope must be finite, got {self.novelty_slope}")
         if not np.isfinite(self.bias).all():
             raise InputError(f"a calibration's biases must be finite, got {self.bias}")
+        if self.prevalence:
+            check_prevalence(self.prevalence, len(self.bias) or len(self.prevalence))
 
     @classmethod
     def identity(cls) -> Calibration:
@@ -56,7 +62,30 @@ class Calibration:
 
     def at(self, novelty: float) -> Calibration:
         """One temperature for all pairs: that of a pair of this novelty, a percentile 0..100."""
-        return Calibration(float(self.temperatures(1, np.array([novelty]))[0]), bias=self.bias)
+        temperature = float(self.temperatures(1, np.array([novelty]))[0])
+        return Calibration(temperature, bias=self.bias, prevalence=self.prevalence)
+
+    def for_prevalence(self, prevalence: Sequence[float]) -> Calibration:
+        """The calibration for traffic in which the grades have other shares.
+
+        p'(k) ∝ p(k) · π'(k) / π(k), which holds if documents of one grade look alike in both (label shift: Saerens,
+        Latinne and Decaestecker, 2002; Alexandari et al. 2020). A factor on a probability is a bias on its logit.
+
+        Args:
+            prevalence: π', K shares that sum to 1, each above 0.
+
+        Raises:
+            InputError: not such shares, or the calibration does not know which its probabilities belong to.
+        """
+        if not self.prevalence:
+            raise InputError(
+                "the checkpoint does not say which shares of the grades its probabilities belong to; "
+                "`darl-rerank calibrate` finds out"
+            )
+        check_prevalence(prevalence, len(self.prevalence))
+        bias = self.bias or (0.0,) * len(self.prevalence)
+        shifted = [b + float(np.log(new / own)) for b, new, own in zip(bias, prevalence, self.prevalence, strict=True)]
+        return Calibration(self.temperature, self.novelty_slope, tuple(shifted), tuple(map(float, prevalence)))
 
     def temperatures(self, count: int, novelty: NDArray[np.floating[Any]] | None = None) -> NDArray[np.float64]:
         """The temperature of each of `count` pairs, shape (count,).
@@ -98,7 +127,11 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         values: dict[str, Any] = {"temperature": self.temperature, "novelty_slope": self.novelty_slope}
-        return {**values, "bias": list(self.bias)} if self.bias else values
+        if self.bias:
+            values["bias"] = list(self.bias)
+        if self.prevalence:
+            values["prevalence"] = list(self.prevalence)
+        return values
 
     def __str__(self) -> str:
         told = f"temperature {self.temperature:.3f}, novelty slope {self.novelty_slope:.3f}"
@@ -108,11 +141,59 @@ class Calibration:
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
         try:
             bias = tuple(float(value) for value in values.get("bias", ()))
-            return cls(float(values["temperature"]), float(values.get("novelty_slope", 0.0)), bias)
+            prevalence = tuple(float(value) for value in values.get("prevalence", ()))
+            return cls(float(values["temperature"]), float(values.get("novelty_slope", 0.0)), bias, prevalence)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"a calibration needs temperature, and may have novelty_slope and bias: {error}"
+                f"a calibration needs temperature, and may have novelty_slope, bias and prevalence: {error}"
             ) from error
+
+
+def check_prevalence(prevalence: Sequence[float], grades: int) -> None:
+    """Raise InputError unless these are shares of `grades` grades, each above 0, that sum to 1."""
+    shares = np.asarray(prevalence, dtype=np.float64)
+    if shares.shape != (grades,) or not (np.isfinite(shares) & (shares > 0)).all() or abs(shares.sum() - 1) > 1e-3:
+        raise InputError(
+            f"a prevalence is the share of each of the {grades} grades, the lowest first, all above 0 and 1 in sum; "
+            f"got {list(prevalence)}"
+        )
+
+
+def estimate_prevalence(
+    probabilities: NDArray[np.floating[Any]], prevalence: Sequence[float], *, held: float = 0.5, rounds: int = 1000
+) -> tuple[float, ...]:
+    """The shares of the grades in unlabelled traffic, from what the model says of it.
+
+    Expectation maximisation of Saerens et al. (2002): π'(k) is the mean of p'(k), and p' follows from π'. The plain
+    maximum of the likelihood runs off to a single grade where the probabilities are as flat as a small model's, so the
+    shares are drawn towards the known ones, as a Dirichlet prior does.
+
+    Args:
+        probabilities: calibrated, shape (n, K).
+        prevalence: the shares they belong to, K values above 0.
+        held: what the known shares weigh beside the pairs, 0..1; 0 is the maximum of the likelihood.
+        rounds: at most so many.
+
+    Returns:
+        K shares that sum to 1.
+
+    Raises:
+        InputError: no pairs, or not such shares.
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    if probabilities.ndim != 2 or not len(probabilities):
+        raise InputError(f"a prevalence is estimated from probabilities (n, K), n > 0, got {probabilities.shape}")
+    check_prevalence(prevalence, probabilities.shape[1])
+    known = np.asarray(prevalence, dtype=np.float64)
+    shares = known
+    for _ in range(rounds):
+        shifted = probabilities * (shares / known)
+        found = (1 - held) * (shifted / shifted.sum(axis=1, keepdims=True)).mean(axis=0) + held * known
+        settled = np.abs(found - shares).max() < 1e-9
+        shares = found
+        if settled:
+            break
+    return tuple(float(share) for share in shares / shares.sum())
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

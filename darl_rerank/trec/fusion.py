@@ -1,10 +1,13 @@
-"""Reciprocal-rank fusion: several first stages into one, before reranking."""
+"""Fusion of rankings: by places (several first stages into one), or by standardised scores (first stage and model)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from darl_rerank.errors import InputError
 
@@ -87,6 +90,41 @@ def fuse_runs(
     check_weights(len(runs), k, weights)
     qids = dict.fromkeys(qid for run in runs for qid in run)
     return {qid: fuse([run.get(qid, ()) for run in runs], k=k, weights=weights, top_k=top_k) for qid in qids}
+
+
+def fuse_scores(
+    first: Sequence[float] | NDArray[np.floating[Any]] | None, second: NDArray[np.floating[Any]], weight: float
+) -> NDArray[np.float64]:
+    """One score a document from two of one query: weight · z(second) + (1 - weight) · z(first).
+
+    z takes the query's mean from a score and divides it by the query's standard deviation, so that scores of any two
+    systems can be added; of scores that are all equal it makes zeros.
+
+    Args:
+        first: a score a document, shape (n,); None if only places are known, the best first: then -log(place).
+        second: shape (n,).
+        weight: of the second, 0..1.
+
+    Raises:
+        InputError: different lengths, or a score that is not a finite number.
+    """
+    second = np.asarray(second, dtype=np.float64)
+    places = -np.log(np.arange(1, len(second) + 1, dtype=np.float64))
+    one = places if first is None else np.asarray(first, dtype=np.float64)
+    if one.shape != second.shape or not (np.isfinite(one).all() and np.isfinite(second).all()):
+        raise InputError(
+            f"a fusion needs a finite score from both for every document, got {one.shape} and {second.shape}"
+        )
+    return np.asarray(weight * _standardised(second) + (1 - weight) * _standardised(one))
+
+
+def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not len(values):
+        return values
+    centred = values - values.mean()
+    spread = centred.std()
+    # Below this the differences are rounding.
+    return centred / spread if spread > 1e-12 * max(1.0, np.abs(values).max()) else np.zeros_like(values)
 
 
 def check_weights(count: int, k: float, weights: Sequence[float] | None) -> Sequence[float]:

@@ -113,7 +113,7 @@ def test_bad_values() -> None:
         Calibration(1.0, bias=(0.0, float("nan")))
     with pytest.raises(InputError, match="biases for 2 grades, not for 3"):
         Calibration(1.0, bias=(0.0, 1.0)).probabilities(np.zeros((1, 3)))
-    with pytest.raises(InputError, match="may have novelty_slope and bias"):
+    with pytest.raises(InputError, match="may have novelty_slope, bias and prevalence"):
         Calibration.from_dict({"temperature": 1.0, "bias": 3})
     with pytest.raises(InputError, match="without novelty"):
         fit_calibration(np.zeros((2, 3)), np.array([0, 1]), with_novelty=True)
