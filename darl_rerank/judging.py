@@ -73,7 +73,7 @@ class Judge:
             logits=output.logits[best],
             probabilities=probabilities[best],
             score=score[best],
-            grade=probabilities[best].argmax(axis=1),
+            grade=checkpoint.grade_cuts.grades(score[best]),
             novelty=None if novelty is None else novelty[best],
             features=output.features[best] if features and output.features is not None else None,
             truncated=np.array([cut for group in groups for cut in group.truncated], dtype=bool),

@@ -1,38 +1,46 @@
-"""From scores to a ranking: order, what each document is told with, and how many are kept."""
+"""From scores to a ranking: order, what each document is told with, and which are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from .documents import QueryGroup
 from .model.scale import RelevanceScale
 from .results import PairScores, RankedDocument, Ranking
+from .rules import Rules
 
 
 def rank(
     group: QueryGroup,
     scores: PairScores,
-    scale: RelevanceScale,
+    rules: Rules,
     *,
     reasons: Mapping[int, str],
     top_k: int | None = None,
 ) -> Ranking:
-    """The documents of a query group in order of score; those that were not judged come last, in the input's order.
+    """The documents of a query group, best first; those that were not judged come last, in the input's order.
 
     Args:
         group: the query and its documents.
         scores: one row a document.
-        scale: names the grades.
+        rules: what decides the order and which documents stay out.
         reasons: why a document was not judged, by its place.
         top_k: how many to keep; all if None.
     """
-    # NaN, the score of a document that was not judged, sorts behind every number.
-    order = np.argsort(-scores.score, kind="stable")[:top_k]
-    return Ranking(
-        _ranked(place, int(i), group, scores, scale, reasons.get(int(i))) for place, i in enumerate(order, 1)
+    scores = rules.shifted(scores)
+    order, fused = rules.order(group, scores)
+    kept = rules.kept(scores)
+    scale = rules.checkpoint.scale
+    ranked = (
+        _ranked(place, int(i), group, scores, scale, reasons.get(int(i)))
+        for place, i in enumerate(order[kept[order]][:top_k], 1)
     )
+    if fused is not None:
+        ranked = (replace(one, fused=float(fused[one.index]) if one.judged else None) for one in ranked)
+    return Ranking(ranked, cut=int((~kept).sum()), warnings=rules.warnings(scores))
 
 
 def _ranked(

@@ -18,6 +18,7 @@ from .model.scale import RelevanceScale
 from .model.shipped import DEFAULT
 from .ranking import rank
 from .results import PairScores, Ranking
+from .rules import Fuse, Prevalence, Rules
 
 
 class Reranker:
@@ -121,7 +122,17 @@ class Reranker:
         return f"Reranker({name!r}, engine={engine.name!r}, device={engine.device!r}, precision={engine.precision!r})"
 
     def rerank(
-        self, query: str, documents: Iterable[Any], *, top_k: int | None = None, strict: bool = False
+        self,
+        query: str,
+        documents: Iterable[Any],
+        *,
+        top_k: int | None = None,
+        strict: bool = False,
+        cut: str | None = None,
+        min_grade: str | int | None = None,
+        min_probability: float | None = None,
+        fuse: Fuse | None = None,
+        prevalence: Prevalence | None = None,
     ) -> Ranking:
         """Order documents by expected gain, the best first; ties keep the order they came in.
 
@@ -136,12 +147,32 @@ class Reranker:
                 (`text`, `contents`, `content`, `page_content` …).
             top_k: how many to return; all if None.
             strict: a query that is too long or a document that can't be judged is an error.
+            cut: a promise that the checkpoint has a threshold for, such as "recall 0.9 of relevant": documents below it
+                stay out. `Ranking.cut` says how many did, `Ranking.warnings` if the promise is not for this query.
+            min_grade: documents of a lower grade, by name or number, stay out.
+            min_probability: with `min_grade`: documents of which it is less probable that they have that grade or a
+                better one stay out, whatever their own grade is.
+            fuse: "auto" orders by the model's score and the first stage's together, both standardised within the query,
+                at the checkpoint's weight. The first stage's are the documents' own `score`, where each has one (the
+                higher the better); their order, the best first, if not.
+            prevalence: the share of each grade among the documents of your traffic, the lowest first, for which
+                probabilities, scores and grades are then given; "estimate" for shares estimated from this list.
 
         Raises:
-            InputError: a query that is empty or no string, documents that are a lone string, `top_k` below 1; and what
-                `strict` says.
+            InputError: a query that is empty or no string, documents that are a lone string, `top_k` below 1, a cut
+                that the checkpoint lacks, an unknown grade, another argument out of its range; and what `strict` says.
         """
-        return self.rerank_many([query], [documents], top_k=top_k, strict=strict)[0]
+        return self.rerank_many(
+            [query],
+            [documents],
+            top_k=top_k,
+            strict=strict,
+            cut=cut,
+            min_grade=min_grade,
+            min_probability=min_probability,
+            fuse=fuse,
+            prevalence=prevalence,
+        )[0]
 
     def rerank_many(
         self,
@@ -150,6 +181,11 @@ class Reranker:
         *,
         top_k: int | None = None,
         strict: bool = False,
+        cut: str | None = None,
+        min_grade: str | int | None = None,
+        min_probability: float | None = None,
+        fuse: Fuse | None = None,
+        prevalence: Prevalence | None = None,
     ) -> list[Ranking]:
         """`rerank` for several queries at once; batches are filled across queries.
 
@@ -158,16 +194,29 @@ class Reranker:
         """
         if top_k is not None and top_k < 1:
             raise InputError(f"top_k must be at least 1, got {top_k}")
+        rules = Rules.read(
+            self.checkpoint,
+            cut=cut,
+            min_grade=min_grade,
+            min_probability=min_probability,
+            fuse=fuse,
+            prevalence=prevalence,
+        )
         groups = _read_groups(queries, documents_per_query, strict=strict)
         reasons = [{i: d.fault for i, d in enumerate(group.documents) if d.fault is not None} for group in groups]
         scores = self._judge_all(groups, strict=strict)
         return [
-            rank(group, found, self.scale, reasons=why, top_k=top_k)
+            rank(group, found, rules, reasons=why, top_k=top_k)
             for group, found, why in zip(groups, scores, reasons, strict=True)
         ]
 
     def score_pairs(
-        self, pairs: Iterable[tuple[str, Any]], *, features: bool = False, strict: bool = True
+        self,
+        pairs: Iterable[tuple[str, Any]],
+        *,
+        features: bool = False,
+        strict: bool = True,
+        prevalence: Prevalence | None = None,
     ) -> PairScores:
         """Judge (query, document) pairs; pair i of the result is pair i of the input.
 
@@ -177,10 +226,12 @@ class Reranker:
             strict: as in `rerank`, but on by default: arrays go into computations, through which the NaN of a pair that
                 was not judged would spread unnoticed. If False, such a pair has NaN for score, probabilities and logits
                 and -1 for its grade (`PairScores.judged`).
+            prevalence: as in `rerank`; "estimate" estimates it from all pairs.
 
         Raises:
             InputError: as `rerank`, or an element that is not a pair.
         """
+        rules = Rules.read(self.checkpoint, prevalence=prevalence)
         read = []
         for i, pair in enumerate(pairs):
             if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
@@ -198,7 +249,7 @@ class Reranker:
             for query, places in members.items()
         ]
         places = np.array([i for indices in members.values() for i in indices], dtype=np.intp)
-        return self._judge.judge(encoded, features=features).spread(len(read), places)
+        return rules.shifted(self._judge.judge(encoded, features=features).spread(len(read), places))
 
     def _judge_all(self, groups: Sequence[QueryGroup], *, strict: bool) -> list[PairScores]:
         """Scores of every document of each group; those with a fault are not judged."""

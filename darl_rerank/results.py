@@ -36,6 +36,7 @@ class RankedDocument:
         query_truncated: whether the query was.
         judged: whether the model has judged it.
         reason: why it was not judged; None if it was.
+        fused: with a fusion, its score, by which documents are then ordered; None without one.
         span: with long_documents="window", where in `text` the best window is: `text[start:end]`; None otherwise.
         text: title and text as they were read from `document`; not serialised.
     """
@@ -53,6 +54,7 @@ class RankedDocument:
     query_truncated: bool = False
     judged: bool = True
     reason: str | None = None
+    fused: float | None = None
     span: tuple[int, int] | None = None
     text: str = field(default="", compare=False)
 
@@ -72,6 +74,7 @@ class RankedDocument:
             "judged": self.judged,
             "reason": self.reason,
             "span": None if self.span is None else list(self.span),
+            **({} if self.fused is None else {"fused": self.fused}),
         }
 
     @classmethod
@@ -92,6 +95,7 @@ class RankedDocument:
             query_truncated=bool(values.get("query_truncated", False)),
             judged=bool(values.get("judged", True)),
             reason=values.get("reason"),
+            fused=values.get("fused"),
             span=None if span is None else (int(span[0]), int(span[1])),
             text=text,
         )
@@ -109,11 +113,13 @@ class Ranking(list[RankedDocument]):
     """The documents of one query, best first: a list that also says what happened to the whole of it.
 
     Attributes:
+        cut: how many documents stayed out because of a cut, `min_grade` or `min_probability`.
         warnings: what a caller should know before acting on this ranking, each a sentence.
     """
 
-    def __init__(self, documents: Iterable[RankedDocument] = (), *, warnings: Iterable[str] = ()) -> None:
+    def __init__(self, documents: Iterable[RankedDocument] = (), *, cut: int = 0, warnings: Iterable[str] = ()) -> None:
         super().__init__(documents)
+        self.cut = cut
         self.warnings = tuple(warnings)
 
     @property

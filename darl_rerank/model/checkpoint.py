@@ -31,6 +31,7 @@ from ..files import atomic_folder
 from .base_model import BaseModel, file_sha256
 from .calibration import Calibration
 from .card import Kind, card_metadata, has_metadata, with_license
+from .decisions import Decisions, GradeCuts
 from .export_record import ExportRecord
 from .head import Head, Link
 from .hub import CARD, push
@@ -61,6 +62,7 @@ class Checkpoint:
         base: the decoder LLM it stands on.
         feature_layer: index into the hidden states whose vectors are the middle part of the novelty features.
         calibration: grade logits to probabilities.
+        decisions: cut points between grades, cuts with a guarantee, the weight in a fusion; they belong to `calibration`.
         link: how the head's outputs make a distribution over the grades, see `head.grade_logits`.
         novelty: statistics for the novelty score, None before training.
         trained: False for a checkpoint that only `from_base` has made, which grades zero-shot.
@@ -78,6 +80,7 @@ class Checkpoint:
     base: BaseModel
     feature_layer: int
     calibration: Calibration = field(default_factory=Calibration.identity)
+    decisions: Decisions = field(default_factory=Decisions)
     link: Link = "softmax"
     novelty: NoveltyModel | None = None
     trained: bool = False
@@ -165,6 +168,11 @@ class Checkpoint:
                 faults += _novelty_faults(parts["novelty"], tensors.get(_HEAD, {}))
             except InputError as error:
                 faults.append(f"novelty: {error}")
+        if "scale" in parts and "decisions" in parts:
+            try:
+                parts["decisions"] = Decisions.from_dict(parts["decisions"], parts["scale"])
+            except InputError as error:
+                faults.append(f"decisions: {error}")
         if faults:
             raise InputError("; ".join(faults), path=folder)
         head = tensors[_HEAD]
@@ -235,6 +243,7 @@ class Checkpoint:
             "link": self.link,
             "calibration": self.calibration.to_dict(),
             "novelty": novelty_settings,
+            **({"decisions": decisions} if (decisions := self.decisions.to_dict(self.scale)) else {}),
             "trained": self.trained,
             "provenance": dict(self.provenance),
             **({} if self.export is None else {"export": self.export.to_dict()}),
@@ -292,6 +301,11 @@ class Checkpoint:
         return f"{card_metadata(self, kind)}\n{text}"
 
     @property
+    def grade_cuts(self) -> GradeCuts:
+        """Where on the score one grade ends and the next begins; between the gains if it was not fitted."""
+        return self.decisions.grades or GradeCuts.nearest(self.scale)
+
+    @property
     def adapter_folder(self) -> Path | None:
         return self._part("adapter")
 
@@ -330,6 +344,8 @@ class Checkpoint:
         # Left out where it is what older checkpoints have, whose fingerprints stay.
         if self.link != "softmax":
             values.append(self.link)
+        if decisions := self.decisions.to_dict(self.scale):
+            values.append(decisions)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def _short_card(self) -> str:

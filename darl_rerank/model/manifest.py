@@ -134,9 +134,11 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
     "link": _link,
     "calibration": lambda value: Calibration.from_dict(_mapping(value)),
     "novelty": _novelty_settings,
+    # Made sense of beside the scale, see `Checkpoint.load`.
+    "decisions": _mapping,
     "export": lambda value: ExportRecord.from_dict(_mapping(value)),
     "trained": _flag,
     "provenance": _mapping,
     "files": _files,
 }
-_OPTIONAL: dict[str, Any] = {"novelty": None, "export": None, "provenance": {}}
+_OPTIONAL: dict[str, Any] = {"novelty": None, "decisions": {}, "export": None, "provenance": {}}

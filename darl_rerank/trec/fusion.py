@@ -108,14 +108,14 @@ def fuse_scores(
     Raises:
         InputError: different lengths, or a score that is not a finite number.
     """
-    second = np.asarray(second, dtype=np.float64)
-    places = -np.log(np.arange(1, len(second) + 1, dtype=np.float64))
+    other = np.asarray(second, dtype=np.float64)
+    places = -np.log(np.arange(1, len(other) + 1, dtype=np.float64))
     one = places if first is None else np.asarray(first, dtype=np.float64)
-    if one.shape != second.shape or not (np.isfinite(one).all() and np.isfinite(second).all()):
+    if one.shape != other.shape or not (np.isfinite(one).all() and np.isfinite(other).all()):
         raise InputError(
-            f"a fusion needs a finite score from both for every document, got {one.shape} and {second.shape}"
+            f"a fusion needs a finite score from both for every document, got {one.shape} and {other.shape}"
         )
-    return np.asarray(weight * _standardised(second) + (1 - weight) * _standardised(one))
+    return np.asarray(weight * _standardised(other) + (1 - weight) * _standardised(one))
 
 
 def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
