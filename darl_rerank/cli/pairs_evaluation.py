@@ -39,12 +39,13 @@ def evaluate_model_on_pairs(
     soft = sum(pair.probabilities is not None for pair in pairs)
     if soft:
         log.info(f"Note: {soft} soft labels count as their most probable grade")
-    probabilities, novelty = [], []
+    probabilities, novelty, given = [], [], []
     with progress_bar("judging", len(pairs), unit="pair") as bar:
         for start in range(0, len(pairs), _BLOCK):
             block = pairs[start : start + _BLOCK]
             scores = reranker.score_pairs([(pair.query, pair.document) for pair in block])
             probabilities.append(scores.probabilities)
+            given.append(scores.grade)
             if scores.novelty is not None:
                 novelty.append(scores.novelty)
             bar.update(len(block))
@@ -58,6 +59,7 @@ def evaluate_model_on_pairs(
         groups=groups,
         novelty_scores=strange,
         reference=reference,
+        predicted=np.concatenate(given),
         names=names,
         seed=seed,
     )

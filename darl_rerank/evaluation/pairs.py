@@ -106,6 +106,7 @@ def evaluate_pairs(
     groups: NDArray[Any] | None = None,
     novelty_scores: NDArray[Any] | None = None,
     reference: str | None = None,
+    predicted: Labels | None = None,
     names: tuple[str, ...] | None = None,
     resamples: int = 1000,
     seed: int = 0,
@@ -120,6 +121,7 @@ def evaluate_pairs(
         groups: name of each pair's group, e.g. "ID", "near-OOD", shape (n,); one group, "all", if None.
         novelty_scores: shape (n,), higher is stranger; used with groups to tell each from the reference group.
         reference: the group that others are compared with; the first to occur if None.
+        predicted: the grades that the model gives, shape (n,); the most probable ones if None.
         names: names of the grades.
         resamples, seed: of the bootstrap.
 
@@ -137,6 +139,7 @@ def evaluate_pairs(
     gains = np.asarray(gains, dtype=np.float64)
     group_of = np.full(len(labels), ALL) if groups is None else np.asarray(groups)
     _check(labels, probabilities, gains, queries, group_of, novelty_scores)
+    predicted = probabilities.argmax(axis=1) if predicted is None else np.asarray(predicted)
     names = names or tuple(str(k) for k in range(len(gains)))
     order = [str(group_of[i]) for i in np.sort(np.unique(group_of, return_index=True)[1])]
     reference = order[0] if reference is None else reference
@@ -147,10 +150,12 @@ def evaluate_pairs(
     measures: dict[str, Measure] = {}
     described: dict[str, Any] = {}
     for group, mask in masks.items():
-        own = measures_of(labels[mask], probabilities[mask], gains, queries[mask], names=names)
+        own = measures_of(
+            labels[mask], probabilities[mask], gains, queries[mask], predicted=predicted[mask], names=names
+        )
         # All groups see the same draws of queries, so a gap between groups that share queries is a paired one.
         measures |= {f"{group}\n{name}": _on(measure, mask) for name, measure in own.items()}
-        described[group] = _describe(labels[mask], probabilities[mask], queries[mask], names)
+        described[group] = _describe(labels[mask], probabilities[mask], predicted[mask], queries[mask], names)
         if novelty_scores is not None and group != reference:
             both = mask | masks[reference]
             outside, strange = mask[both], np.asarray(novelty_scores)[both]
@@ -184,8 +189,9 @@ def _on(measure: Measure, mask: NDArray[np.bool_]) -> Measure:
     return lambda weights: measure(weights[..., mask])
 
 
-def _describe(labels: Labels, probabilities: Floats, queries: NDArray[Any], names: tuple[str, ...]) -> dict[str, Any]:
-    chosen = probabilities.argmax(axis=1)
+def _describe(
+    labels: Labels, probabilities: Floats, predicted: Labels, queries: NDArray[Any], names: tuple[str, ...]
+) -> dict[str, Any]:
     curves: Mapping[str, Any] = {
         "top": calibration.reliability_curve(labels, probabilities),
         **{name: calibration.reliability_curve(labels, probabilities, k) for k, name in enumerate(names)},
@@ -194,7 +200,7 @@ def _describe(labels: Labels, probabilities: Floats, queries: NDArray[Any], name
         "pairs": len(labels),
         "queries": len(np.unique(queries)),
         "measures": {},
-        "confusion": grading.confusion(labels, chosen, len(names)).astype(int).tolist(),
+        "confusion": grading.confusion(labels, predicted, len(names)).astype(int).tolist(),
         "reliability": curves,
     }
 

@@ -62,7 +62,7 @@ class Checkpoint:
         base: the decoder LLM it stands on.
         feature_layer: index into the hidden states whose vectors are the middle part of the novelty features.
         calibration: grade logits to probabilities.
-        decisions: cut points between grades, cuts with a guarantee, the weight in a fusion; they belong to `calibration`.
+        decisions: cut points between grades, cuts that hold a promise, the weight in a fusion.
         link: how the head's outputs make a distribution over the grades, see `head.grade_logits`.
         novelty: statistics for the novelty score, None before training.
         trained: False for a checkpoint that only `from_base` has made, which grades zero-shot.

@@ -1,6 +1,15 @@
-"""Twenty textbook questions with their answers, written before the model was asked."""
+"""Grades that people believe: textbook answers are relevant, other questions' answers are not.
+
+The pairs were written before the model was asked, and nothing is fitted to them.
+"""
 
 from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from darl_rerank import Reranker
+from darl_rerank.results import PairScores
 
 QUESTIONS_AND_ANSWERS = [
     ("what is the capital of france", "Paris is the capital and largest city of France."),
@@ -43,13 +52,43 @@ QUESTIONS_AND_ANSWERS = [
     ("what is the square root of 144", "The square root of 144 is 12, since 12 times 12 is 144."),
 ]
 
+# Two answers that the model takes for related only.
+MISJUDGED = {"what gas do plants absorb", "how do vaccines work"}
+RELATED, RELEVANT = 1, 2
 
-def matched() -> list[tuple[str, str]]:
-    """Each question with its answer."""
-    return list(QUESTIONS_AND_ANSWERS)
+
+@pytest.fixture(scope="module")
+def reranker() -> Reranker:
+    return Reranker.from_pretrained(engine="torch", device="cpu")
 
 
-def mismatched() -> list[tuple[str, str]]:
-    """Each question with the answer to the one after it."""
+def pairs() -> list[tuple[str, str]]:
+    """Each question with its answer, then each with the next one's."""
     following = [*QUESTIONS_AND_ANSWERS[1:], QUESTIONS_AND_ANSWERS[0]]
-    return [(question, answer) for (question, _), (_, answer) in zip(QUESTIONS_AND_ANSWERS, following, strict=True)]
+    others = [(question, answer) for (question, _), (_, answer) in zip(QUESTIONS_AND_ANSWERS, following, strict=True)]
+    return [*QUESTIONS_AND_ANSWERS, *others]
+
+
+@pytest.fixture(scope="module")
+def scores(reranker: Reranker) -> PairScores:
+    return reranker.score_pairs(pairs())
+
+
+def test_textbook_answers_are_relevant_and_others_are_not(scores: PairScores) -> None:
+    count = len(QUESTIONS_AND_ANSWERS)
+    low = {QUESTIONS_AND_ANSWERS[i][0] for i in np.flatnonzero(scores.grade[:count] < RELEVANT)}
+    assert low <= MISJUDGED
+    assert (scores.grade[:count] >= RELATED).all()
+    assert (scores.grade[count:] <= RELATED).all()
+
+
+def test_of_traffic_that_is_mostly_good_all_answers_are_relevant(reranker: Reranker, scores: PairScores) -> None:
+    shares = (0.1, 0.1, 0.4, 0.4)
+    shifted = reranker.checkpoint.calibration.for_prevalence(shares).probabilities(scores.logits, scores.novelty)
+    grade = reranker.checkpoint.grade_cuts.grades(shifted @ reranker.scale.gains)
+    count = len(QUESTIONS_AND_ANSWERS)
+    assert (grade[:count] >= RELEVANT).all()
+    assert (grade[count:] <= RELATED).all()
+    told = reranker.score_pairs(pairs()[:2], prevalence=shares)
+    assert told.grade.tolist() == grade[:2].tolist()
+    assert np.allclose(told.probabilities, shifted[:2], atol=0.02)
