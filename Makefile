@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types clean regular-install
 
 ## demo: rerank Lucene's BM25 on a product catalogue with a real LLM (ARGS="--depth 50" for more documents a query)
 demo: .venv/demo.installed
@@ -13,16 +13,20 @@ demo: .venv/demo.installed
 test: .venv/dev.installed .venv/optimum.installed
 	$(BIN)/python -m pytest $(ARGS)
 
-## lint: style and format
-lint: .venv/dev.installed
+## lint: style, format, and who may import whom (.importlinter)
+lint: regular-install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	cd .venv/regular && PYTHONPATH=. ../bin/lint-imports ../../.importlinter
 
-## types: strict types, on a regular install, since type checkers can't follow an editable one into adapters/ and export/
-types: .venv/dev.installed
-	rm -rf .venv/typecheck build
-	$(PIP) --no-deps --target .venv/typecheck .
-	cd .venv/typecheck && ../bin/mypy --config-file ../../pyproject.toml -p darl_rerank
+## types: strict types
+types: regular-install
+	cd .venv/regular && ../bin/mypy --config-file ../../pyproject.toml -p darl_rerank
+
+# What checks types and imports can't follow an editable install into adapters/ and export/.
+regular-install: .venv/dev.installed
+	rm -rf .venv/regular build
+	$(PIP) --no-deps --target .venv/regular .
 
 ## clean: remove the environment and everything built in it
 clean:

@@ -30,10 +30,11 @@ from tqdm import tqdm
 
 from darl_rerank import Checkpoint, RelevanceScale, Reranker
 from darl_rerank.engines.loading import load_engine
-from darl_rerank.evaluation.novelty import auroc, fpr_at_recall
+from darl_rerank.evaluation.detection import auroc, fpr_at_recall
 from darl_rerank.model.novelty import MAHALANOBIS, NEIGHBOUR, PART_WEIGHTS, fit_novelty
-from darl_rerank.training.features import extract_features
-from darl_rerank.training.sources import Negatives, Source, load_source
+from darl_rerank.training.data.features import extract_features
+from darl_rerank.training.data.sources import load_source
+from darl_rerank.training.recipe.settings import Negatives, Source
 from darl_rerank.trec.graded_pairs import GradedPair
 
 GRADES = 4

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from darl_rerank import Checkpoint, RelevanceScale, Reranker
 from darl_rerank.results import PairScores
-from darl_rerank.training.features import extract_features
+from darl_rerank.training.data.features import extract_features
 from darl_rerank.training.selection.pool import labelled_split
 from darl_rerank.training.selection.strategies import STRATEGIES
 from darl_rerank.trec.graded_pairs import read_graded_pairs

@@ -34,7 +34,7 @@ from darl_rerank.engines.products import Product, product_kind
 from darl_rerank.engines.torch_engine import TorchEngine
 from darl_rerank.model.prompt import PromptGroup
 from darl_rerank.model.shipped import DEFAULT
-from darl_rerank.training.progress import resident_mib
+from darl_rerank.training.loop.progress import resident_mib
 
 BUDGETS = (256, 512, 1024, 2048, 4096)
 PRODUCTS = ("mkldnn::_linear_pointwise", "aten::mm", "aten::addmm", "aten::linear")

@@ -23,11 +23,12 @@ from provenance import write_result
 
 from darl_rerank import Checkpoint, RelevanceScale
 from darl_rerank.model.prompt import Prompt, PromptGroup
-from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model
-from darl_rerank.training.losses import occ
-from darl_rerank.training.packing import pack
-from darl_rerank.training.predict import reduced_precision
-from darl_rerank.training.progress import resident_mib
+from darl_rerank.training.loop.progress import resident_mib
+from darl_rerank.training.losses.occ import occ
+from darl_rerank.training.model.grade_model import GradeModel, load_grade_model
+from darl_rerank.training.model.packing import pack
+from darl_rerank.training.model.predict import reduced_precision
+from darl_rerank.training.recipe.settings import Trainable
 from darl_rerank.trec.corpora import read_corpus
 from darl_rerank.trec.topics import read_topics
 

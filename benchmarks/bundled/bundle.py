@@ -24,7 +24,7 @@ from darl_rerank import Checkpoint
 from darl_rerank.errors import CheckFailedError
 from darl_rerank.model.card import Figure, card_body, card_metadata
 from darl_rerank.model.shipped import DEFAULT, SHIPPED
-from darl_rerank.training.lowrank import read_adapter, save_as_adapter
+from darl_rerank.training.model.lowrank import read_adapter, save_as_adapter
 
 LARGEST = 16 * 2**20
 LABELS, MARK = "\n## Labels\n", "\n## Figures\n"

@@ -25,16 +25,16 @@ from provenance import write_result
 
 from darl_rerank import Checkpoint
 from darl_rerank.errors import InputError
-from darl_rerank.evaluation.calibration import (
+from darl_rerank.evaluation.reliability import (
     expected_calibration_error,
     negative_log_likelihood,
     ranked_probability_score,
 )
-from darl_rerank.training.calibrate import fit_calibration
-from darl_rerank.training.features import open_features
-from darl_rerank.training.labels import label_matrix, numbered
-from darl_rerank.training.recipe import read_recipe
-from darl_rerank.training.training_set import load_training_set
+from darl_rerank.training.data.features import open_features
+from darl_rerank.training.data.labels import label_matrix, numbered
+from darl_rerank.training.data.training_set import load_training_set
+from darl_rerank.training.model.temperature import fit_calibration
+from darl_rerank.training.recipe.read import read_recipe
 
 FOLDS = 5
 # Of the weight of all that a calibration is fitted to.

@@ -23,9 +23,9 @@ from provenance import write_result
 from darl_rerank import Reranker
 from darl_rerank.evaluation.pairs import ndcg_per_query
 from darl_rerank.evaluation.significance import paired_test
-from darl_rerank.training.labels import label_matrix, numbered
-from darl_rerank.training.recipe import read_recipe
-from darl_rerank.training.training_set import load_training_set
+from darl_rerank.training.data.labels import label_matrix, numbered
+from darl_rerank.training.data.training_set import load_training_set
+from darl_rerank.training.recipe.read import read_recipe
 from darl_rerank.trec.graded_pairs import GradedPair
 
 MEASURE = "nDCG@10"

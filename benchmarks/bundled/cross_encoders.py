@@ -39,9 +39,9 @@ from darl_rerank.evaluation.ranking import evaluate_run
 from darl_rerank.evaluation.significance import paired_test
 from darl_rerank.model.base_model import BaseModel
 from darl_rerank.offline import prepare, wanted_documents
-from darl_rerank.training.labels import label_matrix
-from darl_rerank.training.recipe import read_recipe
-from darl_rerank.training.training_set import load_training_set
+from darl_rerank.training.data.labels import label_matrix
+from darl_rerank.training.data.training_set import load_training_set
+from darl_rerank.training.recipe.read import read_recipe
 from darl_rerank.trec.corpora import load_documents
 from darl_rerank.trec.graded_pairs import GradedPair
 from darl_rerank.trec.qrels import read_qrels

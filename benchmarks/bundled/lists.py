@@ -26,8 +26,8 @@ from label import LIKELIHOOD, PRODUCTS, TITLED, Encoder, by_bayes, cosines, post
 from near import cut
 from numpy.typing import NDArray
 
-from darl_rerank.training.recipe import read_recipe
-from darl_rerank.training.sources import load_source
+from darl_rerank.training.data.sources import load_source
+from darl_rerank.training.recipe.read import read_recipe
 from darl_rerank.trec.corpora import Document, read_corpus
 from darl_rerank.trec.qrels import read_qrels
 from darl_rerank.trec.topics import read_topics

@@ -24,8 +24,8 @@ import click
 import numpy as np
 from label import WORDS, Encoder, by_bayes, summary, write
 
-from darl_rerank.training.recipe import read_recipe
-from darl_rerank.training.sources import load_source
+from darl_rerank.training.data.sources import load_source
+from darl_rerank.training.recipe.read import read_recipe
 from darl_rerank.trec.corpora import read_corpus
 from darl_rerank.trec.qrels import read_qrels
 

@@ -30,9 +30,10 @@ from tqdm import tqdm
 
 from darl_rerank import Reranker
 from darl_rerank.files import atomic_write
-from darl_rerank.training.recipe import Recipe, read_recipe
-from darl_rerank.training.sources import load_source
-from darl_rerank.training.training_set import load_training_set
+from darl_rerank.training.data.sources import load_source
+from darl_rerank.training.data.training_set import load_training_set
+from darl_rerank.training.recipe.read import read_recipe
+from darl_rerank.training.recipe.settings import Recipe
 
 RELABELLED = ("natural-questions", "natural-questions-more", "wiki-qa-mix", "selqa", "msmarco-sample")
 CHUNK = 2000

@@ -22,10 +22,10 @@ import torch
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.model.calibration import Calibration
 from darl_rerank.model.head import Head
-from darl_rerank.training.calibration_stage import calibrated
-from darl_rerank.training.lowrank import mean_adapter, read_adapter, save_as_adapter
-from darl_rerank.training.recipe import read_recipe
-from darl_rerank.training.training_set import load_training_set
+from darl_rerank.training.data.training_set import load_training_set
+from darl_rerank.training.model.lowrank import mean_adapter, read_adapter, save_as_adapter
+from darl_rerank.training.recipe.read import read_recipe
+from darl_rerank.training.stages.calibrate import calibrated
 
 CALIBRATED = re.compile(r"^- Calibration on .*$", re.MULTILINE)
 

@@ -24,9 +24,9 @@ from provenance import write_result
 from darl_rerank import Reranker
 from darl_rerank.evaluation.pairs import ndcg_per_query
 from darl_rerank.evaluation.significance import paired_test
-from darl_rerank.training.labels import numbered
-from darl_rerank.training.recipe import read_recipe
-from darl_rerank.training.sources import load_source
+from darl_rerank.training.data.labels import numbered
+from darl_rerank.training.data.sources import load_source
+from darl_rerank.training.recipe.read import read_recipe
 
 MEASURE = "nDCG@10"
 

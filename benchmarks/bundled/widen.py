@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from darl_rerank import Checkpoint
-from darl_rerank.training.lowrank import as_adapter
+from darl_rerank.training.model.lowrank import as_adapter
 
 
 @click.command(help=__doc__)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from darl_rerank.model.checkpoint import Checkpoint
-from darl_rerank.model.novelty import NoveltyModel, fit_novelty, middle_layer
-from darl_rerank.training.probe import fit_probe
+from darl_rerank.model.novelty import NoveltyModel, fit_novelty, middle_layer_weights
+from darl_rerank.training.recipe.settings import SelectionSettings
 from darl_rerank.training.selection.candidates import Candidates, describe_pool
 from darl_rerank.training.selection.coverage import QueryCap, take_in_order
 from darl_rerank.training.selection.select import select
-from darl_rerank.training.selection.strategies import SelectionSettings
+from darl_rerank.training.stages.probe import fit_probe
 
 from .collections_by_role import Collections, Rows, SeedSets, seed_sets
 from .measured import temperature
@@ -45,7 +45,11 @@ def prepare_seed(data: Collections, study: Study, states: BaseStates, checkpoint
     train, dev = sets.train, data.roles["home_dev"]
     features = states.features
     novelty = fit_novelty(
-        features[train], features[dev], weights=middle_layer(features.shape[1]), k=min(10, len(train) - 1), seed=number
+        features[train],
+        features[dev],
+        weights=middle_layer_weights(features.shape[1]),
+        k=min(10, len(train) - 1),
+        seed=number,
     )
     head = fit_probe(
         checkpoint.head, *probe_set(data, states, train), probe_set(data, states, dev), checkpoint.scale.gains,

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from darl_rerank.errors import InputError
 from darl_rerank.model.prompt import PromptEncoder
-from darl_rerank.training.labels import hard_grades, label_matrix
-from darl_rerank.training.sources import load_source
-from darl_rerank.training.start import that_fit
+from darl_rerank.training.data.labels import hard_grades, label_matrix
+from darl_rerank.training.data.sources import load_source, that_fit
 from darl_rerank.trec.graded_pairs import GradedPair
 
 from .settings import ROLES, Study, digest

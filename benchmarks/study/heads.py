@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from darl_rerank.model.checkpoint import Checkpoint
-from darl_rerank.model.head import Head
-from darl_rerank.training.arms import grade_logits
-from darl_rerank.training.losses import OccWeights
-from darl_rerank.training.probe import fit_probe
+from darl_rerank.model.head import Head, grade_logits
+from darl_rerank.training.losses.comparison import link_of
+from darl_rerank.training.recipe.settings import OccWeights
 from darl_rerank.training.selection.strategies import STRATEGIES
+from darl_rerank.training.stages.probe import fit_probe
 
 from .chosen import Seed, chosen_rows, probe_set
 from .collections_by_role import Collections
@@ -117,5 +117,5 @@ def head_logits(
     found = {}
     for role in MEASURED_ROLES:
         raw = torch.from_numpy(states.finals[data.roles[role]].astype(np.float64) @ weight.T + bias)
-        found[role] = grade_logits(loss, raw).numpy()
+        found[role] = grade_logits(link_of(loss), raw.numpy())
     return found

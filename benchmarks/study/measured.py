@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darl_rerank.evaluation.bootstrap import Interval, Measure, draw_values, interval
-from darl_rerank.evaluation.calibration import reliability_curve
-from darl_rerank.evaluation.novelty import auroc, fpr_at_recall
+from darl_rerank.evaluation.detection import auroc, fpr_at_recall
 from darl_rerank.evaluation.pairs import measures_of
+from darl_rerank.evaluation.reliability import reliability_curve
 from darl_rerank.files import atomic_write
 from darl_rerank.model.calibration import Calibration
-from darl_rerank.training.calibrate import fit_calibration
+from darl_rerank.training.model.temperature import fit_calibration
 
 from .collections_by_role import Collections, Rows
 from .settings import Study

@@ -16,10 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from darl_rerank.model.scale import SCALES
-from darl_rerank.training.finetune import FinetuneSettings
-from darl_rerank.training.grade_model import Trainable
-from darl_rerank.training.recipe import ModelChoice
-from darl_rerank.training.sources import Negatives, Source
+from darl_rerank.training.recipe.settings import FinetuneSettings, ModelChoice, Negatives, Source, Trainable
 
 ROLES = ("home", "home_dev", "home_test", "pool", "away_dev", "away_test")
 # How much a measure may fall and still count as "no worse": stated here, before any arm was run.

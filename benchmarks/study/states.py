@@ -25,9 +25,10 @@ from darl_rerank.errors import InputError
 from darl_rerank.model.checkpoint import Checkpoint
 from darl_rerank.model.prompt import LongDocuments, PromptEncoder, PromptGroup
 from darl_rerank.model.scale import RelevanceScale
-from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model, save_weights
-from darl_rerank.training.packing import pack
-from darl_rerank.training.predict import reduced_precision
+from darl_rerank.training.model.grade_model import GradeModel, load_grade_model, save_weights
+from darl_rerank.training.model.packing import pack
+from darl_rerank.training.model.predict import reduced_precision
+from darl_rerank.training.recipe.settings import Trainable
 from darl_rerank.trec.graded_pairs import GradedPair
 
 # Queries a file: a kill costs at most so many.

@@ -14,8 +14,8 @@ from provenance import write_result
 from tqdm import tqdm
 
 from darl_rerank.cli.train import with_bm25_runs
-from darl_rerank.training.recipe import Recipe
-from darl_rerank.training.start import start_checkpoint
+from darl_rerank.training.model.initial import initial_checkpoint
+from darl_rerank.training.recipe.settings import Recipe
 
 from .chosen import Seed, pool_by_group, prepare_seed
 from .claims import HEAD_CLAIMS, TUNED_CLAIMS, compare_all, judge
@@ -45,7 +45,7 @@ class StudyRun:
     def __init__(self, study: Study, work: Path, argv: Sequence[str]) -> None:
         study = with_negatives(study, work)
         self.study, self.work, self.argv = study, work, argv
-        self.checkpoint = start_checkpoint(study.model)
+        self.checkpoint = initial_checkpoint(study.model)
         self.data = load_collections(study, self.checkpoint.encoder(), len(self.checkpoint.scale))
         self.tests = tests_of(self.data, study)
         folder = work / "states" / f"{self.checkpoint.fingerprint[:12]}-{self.data.digest}-{study.layers}"

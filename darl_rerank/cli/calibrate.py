@@ -44,8 +44,8 @@ def calibrate(
     from ..errors import InputError
     from ..files import check_output_folder
     from ..reranker import Reranker
-    from ..training.calibrate import fit_calibration
-    from ..training.labels import label_matrix
+    from ..training.data.labels import label_matrix
+    from ..training.model.temperature import fit_calibration
     from ..trec.graded_pairs import read_graded_pairs
 
     check_output_folder(output, overwrite=overwrite)

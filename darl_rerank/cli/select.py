@@ -82,10 +82,11 @@ def select(
     """
     from ..errors import InputError
     from ..files import atomic_write, check_output_file
+    from ..training.recipe.settings import SelectionSettings
     from ..training.selection.annotation import Annotation, write_annotations
     from ..training.selection.pool import labelled_split, pool_pairs, without_overlap
     from ..training.selection.select_pairs import select_pairs
-    from ..training.selection.strategies import STRATEGIES, SelectionSettings
+    from ..training.selection.strategies import STRATEGIES
     from ..trec.graded_pairs import read_graded_pairs
     from .options import load_reranker
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ..training.recipe import Recipe
+    from ..training.recipe.settings import Recipe
 
 
 log = logging.getLogger(__name__)
@@ -54,10 +54,10 @@ def train(
     """
     from ..files import check_output_folder
     from ..training.card import against_earlier
-    from ..training.recipe import parse_recipe, read_recipe
+    from ..training.data.training_set import load_training_set
+    from ..training.recipe.read import parse_recipe, read_recipe
     from ..training.run import train_by
-    from ..training.stages import is_first_process
-    from ..training.training_set import load_training_set
+    from ..training.work_folder import is_first_process
 
     if (config is None) == (pairs is None):
         raise click.UsageError("give either --config or --pairs")
@@ -144,7 +144,7 @@ def held_out_queries(sizes: list[int]) -> int:
 
 def with_bm25_runs(recipe: Recipe, work: Path) -> Recipe:
     """The recipe with a run for every source that asks for BM25 negatives; runs that are there are kept."""
-    from ..training.stages import is_first_process, wait_for
+    from ..training.work_folder import is_first_process, wait_for
 
     sources = []
     for source in recipe.sources:

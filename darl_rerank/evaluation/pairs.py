@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from darl_rerank.errors import InputError
 
-from . import calibration, grading, novelty
+from . import detection, grading, reliability
 from .bootstrap import Measure, draw_values, interval
 from .grading import Floats, Labels
 
@@ -81,15 +81,15 @@ def measures_of(
         "macro_f1": lambda w: grading.macro_f1(counts(w)),
         "qwk": lambda w: grading.quadratic_weighted_kappa(counts(w)),
         "spearman": lambda w: grading.spearman(labels, scores, w),
-        "nll": lambda w: calibration.negative_log_likelihood(labels, probabilities, w),
-        "rps": lambda w: calibration.ranked_probability_score(labels, probabilities, w),
-        "ece": lambda w: calibration.expected_calibration_error(labels, probabilities, weights=w),
-        "mass_above": lambda w: calibration.mass_above(labels, probabilities, w),
-        "aurc": lambda w: calibration.area_under_risk_coverage(labels, probabilities, w),
+        "nll": lambda w: reliability.negative_log_likelihood(labels, probabilities, w),
+        "rps": lambda w: reliability.ranked_probability_score(labels, probabilities, w),
+        "ece": lambda w: reliability.expected_calibration_error(labels, probabilities, weights=w),
+        "mass_above": lambda w: reliability.mass_above(labels, probabilities, w),
+        "aurc": lambda w: reliability.area_under_risk_coverage(labels, probabilities, w),
     }
     for k, name in enumerate(names):
         found[f"f1:{name}"] = lambda w, k=k: grading.f1_per_grade(counts(w))[..., k]  # type: ignore[misc]
-        found[f"ece:{name}"] = lambda w, k=k: calibration.classwise_calibration_error(  # type: ignore[misc]
+        found[f"ece:{name}"] = lambda w, k=k: reliability.classwise_calibration_error(  # type: ignore[misc]
             labels, probabilities, weights=w
         )[..., k]
         if k:
@@ -159,8 +159,8 @@ def evaluate_pairs(
         if novelty_scores is not None and group != reference:
             both = mask | masks[reference]
             outside, strange = mask[both], np.asarray(novelty_scores)[both]
-            measures[f"{group}\nauroc"] = _on(lambda w, o=outside, s=strange: novelty.auroc(o, s, w), both)  # type: ignore[misc]
-            measures[f"{group}\nfpr95"] = _on(lambda w, o=outside, s=strange: novelty.fpr_at_recall(o, s, w), both)  # type: ignore[misc]
+            measures[f"{group}\nauroc"] = _on(lambda w, o=outside, s=strange: detection.auroc(o, s, w), both)  # type: ignore[misc]
+            measures[f"{group}\nfpr95"] = _on(lambda w, o=outside, s=strange: detection.fpr_at_recall(o, s, w), both)  # type: ignore[misc]
 
     whole = {key: float(measure(np.ones((1, len(labels))))[0]) for key, measure in measures.items()}
     draws = draw_values(measures, queries, resamples=resamples, seed=seed)
@@ -193,8 +193,8 @@ def _describe(
     labels: Labels, probabilities: Floats, predicted: Labels, queries: NDArray[Any], names: tuple[str, ...]
 ) -> dict[str, Any]:
     curves: Mapping[str, Any] = {
-        "top": calibration.reliability_curve(labels, probabilities),
-        **{name: calibration.reliability_curve(labels, probabilities, k) for k, name in enumerate(names)},
+        "top": reliability.reliability_curve(labels, probabilities),
+        **{name: reliability.reliability_curve(labels, probabilities, k) for k, name in enumerate(names)},
     }
     return {
         "pairs": len(labels),

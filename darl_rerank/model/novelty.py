@@ -42,8 +42,9 @@ COMBINED = "combined"
 _BLOCK_ROWS = 512
 # Bank rows whose smallest distance is looked at first, in the search for the k-th neighbour.
 _GROUP = 50
-# Of the middle layer's mean, the middle layer's last token and the final layer's last token; see `middle_layer`. The
-# mean tells near domains apart, the last token far ones from web passages (benchmarks/novelty.py).
+# Of the middle layer's mean, the middle layer's last token and the final layer's last token; see
+# `middle_layer_weights`. The mean tells near domains apart, the last token far ones from web passages
+# (benchmarks/novelty.py).
 PART_WEIGHTS = (0.5, 1.0, 0.0)
 
 
@@ -220,7 +221,7 @@ _ARRAYS: dict[str, type[np.floating[Any]]] = {
 }
 
 
-def middle_layer(feature_size: int) -> NDArray[np.float32]:
+def middle_layer_weights(feature_size: int) -> NDArray[np.float32]:
     """Weights of an engine's F features, shape (F,), that leave the middle layer's: the first two of its three parts.
 
     The last layer is seldom the best for novelty (Darrin et al., AAAI 2024), and once fine-tuned it holds the grade.
@@ -246,7 +247,7 @@ def fit_novelty(
         features: of the training pairs, shape (n, F); may be memory-mapped.
         held_out: features of in-distribution pairs that are not in the training set, of other queries, shape (h, F).
             They only make the percentiles: with h pairs, the last resolved percentile is 100 · h / (h + 1).
-        weights: what each feature counts, shape (F,), >= 0; see `middle_layer`. All alike if None.
+        weights: what each feature counts, shape (F,), >= 0; see `middle_layer_weights`. All alike if None.
         dimensions: at most so many principal directions are kept.
         variance: as few directions are kept as hold this part of the variance.
         bank_rows: at most so many training pairs are kept as neighbours, a seeded sample.

@@ -8,8 +8,8 @@ from typing import Any
 from darl_rerank.model.calibration import Calibration
 from darl_rerank.model.checkpoint import Checkpoint
 
-from .recipe import Recipe
-from .training_set import TrainingSet
+from .data.training_set import TrainingSet
+from .recipe.settings import Recipe
 
 _PURPOSE = """
 Judges how well a document answers a query, on the scale below, and so orders what a first stage has retrieved. Trained

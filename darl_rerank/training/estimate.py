@@ -11,15 +11,15 @@ import torch
 
 from darl_rerank.trec.graded_pairs import GradedPair
 
-from .calibration_stage import NOVELTY_PAIRS
-from .grade_model import load_grade_model
-from .labels import sampled_queries
-from .packing import pack
-from .predict import predict_logits, reduced_precision, to_device, training_device
-from .recipe import Recipe
-from .start import start_checkpoint
-from .steps import query_examples
-from .training_set import TrainingSet
+from .data.examples import query_examples
+from .data.labels import sampled_queries
+from .data.training_set import TrainingSet
+from .model.grade_model import load_grade_model
+from .model.initial import initial_checkpoint
+from .model.packing import pack
+from .model.predict import predict_logits, reduced_precision, to_device, training_device
+from .recipe.settings import Recipe
+from .stages.calibrate import NOVELTY_PAIRS
 
 # Pairs of a timed batch; how many batches after one to warm up, of other pairs each; and when to be content with three:
 # so many seconds after the start.
@@ -127,7 +127,7 @@ def _clock(seconds: float) -> str:
 
 def _speeds(recipe: Recipe, pairs: list[GradedPair], device: torch.device) -> tuple[Speed, Speed]:
     """Pairs judged and examples trained on in a second."""
-    checkpoint = start_checkpoint(recipe.model)
+    checkpoint = initial_checkpoint(recipe.model)
     model = load_grade_model(checkpoint, recipe.trainable, seed=recipe.seed).to(device)
     encoder = checkpoint.encoder()
 

@@ -85,7 +85,7 @@ def test_bad_input(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
 def test_a_calibration_that_the_pairs_do_not_determine_is_refused(
     tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("darl_rerank.training.calibrate.TEMPERATURE_BOUNDS", (0.001, 0.01))
+    monkeypatch.setattr("darl_rerank.training.model.temperature.TEMPERATURE_BOUNDS", (0.001, 0.01))
     result = call(tiny_model, pairs, "--output", tmp_path / "new", "--device", "cpu")
     assert result.exit_code == 5
     assert "240 pairs do not determine a calibration: the temperature ended at the end of its range" in result.output

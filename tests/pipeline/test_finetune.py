@@ -13,10 +13,12 @@ import torch
 import transformers
 
 from darl_rerank import Checkpoint
-from darl_rerank.training import progress
-from darl_rerank.training.finetune import FinetuneSettings, _GradeTrainer, finetune
-from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model
-from darl_rerank.training.steps import QueryExamples
+from darl_rerank.training.data.examples import QueryExamples
+from darl_rerank.training.loop import progress
+from darl_rerank.training.loop.trainer import GradeTrainer
+from darl_rerank.training.model.grade_model import GradeModel, load_grade_model
+from darl_rerank.training.recipe.settings import FinetuneSettings, Trainable
+from darl_rerank.training.stages.finetune import finetune
 
 WORDS = ["laptop", "notebook", "garden", "hose", "printer", "toner", "battery", "quick", "fox", "house", "rain"]
 SMALL: dict[str, Any] = {"batch": 8, "micro_batches": 2, "learning_rate": 3e-3, "epochs": 2}
@@ -111,9 +113,9 @@ def test_a_process_that_sees_two_gpus_takes_one(
 
 def test_what_is_overridden_of_trainer_is_still_there() -> None:
     """Trainer would never call a method that it has renamed, and go on to write pickles."""
-    own = {name for name in vars(_GradeTrainer) if not name.startswith("__") and callable(getattr(_GradeTrainer, name))}
+    own = {name for name in vars(GradeTrainer) if not name.startswith("__") and callable(getattr(GradeTrainer, name))}
     of_ours = {"_end_step"}
     for name in own - of_ours:
         theirs = inspect.signature(getattr(transformers.Trainer, name)).parameters
-        ours = inspect.signature(getattr(_GradeTrainer, name)).parameters
+        ours = inspect.signature(getattr(GradeTrainer, name)).parameters
         assert list(ours)[: len(theirs)] == list(theirs), name

@@ -13,8 +13,8 @@ from darl_rerank import Checkpoint, Reranker
 from darl_rerank.cli import cli
 from darl_rerank.cli.train import held_out_queries, recipe_values, train
 from darl_rerank.model.shipped import DEFAULT, SHIPPED
-from darl_rerank.training.recipe import parse_recipe
-from darl_rerank.training.training_set import load_training_set
+from darl_rerank.training.data.training_set import load_training_set
+from darl_rerank.training.recipe.read import parse_recipe
 
 WORDS = ["laptop", "notebook", "garden", "hose", "printer", "toner", "battery", "quick", "fox", "house", "rain"]
 

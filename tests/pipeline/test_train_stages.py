@@ -20,8 +20,13 @@ from safetensors.torch import load_file
 
 from darl_rerank import Checkpoint, Reranker, __version__
 from darl_rerank.cli import cli
-from darl_rerank.model.head import Head
-from darl_rerank.training.grade_model import Trainable, load_grade_model
+from darl_rerank.model.head import Head, grade_logits
+from darl_rerank.training.data.features import extract_features
+from darl_rerank.training.data.training_set import load_training_set
+from darl_rerank.training.model.grade_model import load_grade_model
+from darl_rerank.training.recipe.read import read_recipe
+from darl_rerank.training.recipe.settings import Trainable
+from darl_rerank.training.stages.probe import final_states
 
 WORDS = ["laptop", "notebook", "garden", "hose", "printer", "toner", "battery", "quick", "fox", "house", "rain"]
 
@@ -350,6 +355,33 @@ def test_annotators_fill_the_file_in(data: Path, tiny_model: Path) -> None:
     assert done.exit_code == 0, done.output
 
 
+def test_corn_is_read_as_corn_wherever_it_is_used(data: Path, tiny_model: Path) -> None:
+    recipe = data / "recipe.toml"
+    text = (
+        f'[model]\ncheckpoint = "{tiny_model}"\n[[source]]\nname = "home"\npairs = "train.jsonl"\ndev_queries = 6\n'
+        '[probe]\nepochs = 2\n[finetune]\nloss = "corn"\nweights = "all"\nbatch = 16\n[interpolate]\nalphas = [0, 1]\n'
+    )
+    recipe.write_text(text)
+    result = train(recipe, data / "model")
+    assert result.exit_code == 0, result.output
+    assert Checkpoint.load(data / "model").link == "corn"
+    dev = load_training_set(read_recipe(recipe)).dev
+    with np.load(data / "model.work" / "merge" / "logits-1.npz") as kept:
+        swept = kept["ID dev"]
+    served = Reranker.from_pretrained(data / "model.work" / "merge" / "checkpoint", device="cpu")
+    logits = served.score_pairs([(pair.query, pair.document) for pair in dev]).logits
+    # CORN's grade logits are log probabilities; the head's outputs, read by softmax, would not be.
+    for found in (swept, logits, np.load(data / "model.work" / "calibrate" / "ID-dev" / "logits.npy")):
+        assert np.logaddexp.reduce(found, axis=1) == pytest.approx(np.zeros(len(found)), abs=1e-4)
+    states = final_states(
+        extract_features(served, dev, data / "features", progress=False), served.checkpoint.head, "corn"
+    )
+    again = grade_logits("corn", states @ served.checkpoint.head.weight.T + served.checkpoint.head.bias)
+    assert np.allclose(again, logits, atol=2e-2)
+    recipe.write_text(text.replace(str(tiny_model), "model").replace('"corn"', '"ce"'))
+    assert "ce reads a head by softmax, but that of model.checkpoint" in train(recipe, data / "other").output
+
+
 def test_a_folder_of_another_training_is_refused(data: Path, tiny_model: Path) -> None:
     recipe = write(data, tiny_model)
     assert train(recipe, data / "model").exit_code == 0
@@ -386,7 +418,7 @@ def test_changed_inputs_are_not_gone_on_from(data: Path, tiny_model: Path, monke
         Checkpoint.load(tiny_model).save(folder, overwrite=True)
     assert train(recipe, data / "model", "--overwrite").exit_code == 0
     with monkeypatch.context() as patched:
-        patched.setattr("darl_rerank.training.run.__version__", "9.9")
+        patched.setattr("darl_rerank.training.context.__version__", "9.9")
         assert f"differs in darl-rerank ({__version__}, now 9.9)" in again()
     # What annotators write can't be in the plan: it is made later.
     recipe.write_text(text.replace("LABELS", 'annotations = "graded.jsonl"'))

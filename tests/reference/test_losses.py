@@ -9,8 +9,15 @@ from coral_pytorch.losses import corn_loss
 from scipy.optimize import minimize
 from torch import Tensor
 
-from darl_rerank.training.arms import LOSSES, corn_conditionals, corn_log_probabilities, emd, label_smoothing, sord
-from darl_rerank.training.losses import (
+from darl_rerank.training.losses.comparison import (
+    LOSSES,
+    corn_conditionals,
+    corn_log_probabilities,
+    emd,
+    label_smoothing,
+    sord,
+)
+from darl_rerank.training.losses.occ import (
     Loss,
     cross_entropy,
     log_complement,

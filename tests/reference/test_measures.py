@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
 from sklearn import metrics
 
-from darl_rerank.evaluation import calibration, grading, novelty
+from darl_rerank.evaluation import detection, grading, reliability
 from darl_rerank.evaluation.pairs import ndcg_per_query
 from darl_rerank.evaluation.ranking import ndcg
 
@@ -62,13 +62,13 @@ def test_likelihood_and_brier(data: Any) -> None:
     labels, probabilities, _, weights = data
     for w in (None, weights):
         expected = metrics.log_loss(labels, probabilities, labels=range(K), sample_weight=w)
-        assert calibration.negative_log_likelihood(labels, probabilities, w) == pytest.approx(expected)
+        assert reliability.negative_log_likelihood(labels, probabilities, w) == pytest.approx(expected)
         # The ranked probability score is a sum of Brier scores, one for each cut.
         briers = [
             metrics.brier_score_loss(labels <= j, probabilities.cumsum(1)[:, j].clip(0, 1), sample_weight=w)
             for j in range(K - 1)
         ]
-        assert calibration.ranked_probability_score(labels, probabilities, w) == pytest.approx(sum(briers))
+        assert reliability.ranked_probability_score(labels, probabilities, w) == pytest.approx(sum(briers))
 
 
 def test_reliability_curves_are_scikit_learns(data: Any) -> None:
@@ -76,13 +76,13 @@ def test_reliability_curves_are_scikit_learns(data: Any) -> None:
 
     labels, probabilities, _, _ = data
     for grade in range(K):
-        ours = calibration.reliability_curve(labels, probabilities, grade, bins=10)
+        ours = reliability.reliability_curve(labels, probabilities, grade, bins=10)
         frequency, confidence = calibration_curve(labels == grade, probabilities[:, grade], n_bins=10)
         np.testing.assert_allclose(ours["frequency"], frequency)
         np.testing.assert_allclose(ours["confidence"], confidence)
         gaps = np.abs(np.array(ours["frequency"]) - ours["confidence"])
         expected = (gaps * ours["count"]).sum() / len(labels)
-        found = calibration.classwise_calibration_error(labels, probabilities, bins=10)[grade]
+        found = reliability.classwise_calibration_error(labels, probabilities, bins=10)[grade]
         assert found == pytest.approx(expected)
 
 
@@ -91,9 +91,9 @@ def test_weights_are_copies(data: Any) -> None:
     labels, probabilities, _, weights = data
     copies = np.repeat(np.arange(300), weights)
     for measure in (
-        calibration.area_under_risk_coverage,
-        calibration.mass_above,
-        lambda y, p, w=None: calibration.expected_calibration_error(y, p, weights=w),
+        reliability.area_under_risk_coverage,
+        reliability.mass_above,
+        lambda y, p, w=None: reliability.expected_calibration_error(y, p, weights=w),
     ):
         assert measure(labels, probabilities, weights) == pytest.approx(measure(labels[copies], probabilities[copies]))
         both = measure(labels, probabilities, np.stack([weights, np.ones(300)]))
@@ -104,19 +104,19 @@ def test_risk_coverage_by_loops(data: Any) -> None:
     labels, probabilities, _, _ = data
     wrong = (probabilities.argmax(1) != labels)[np.argsort(-probabilities.max(1))]
     expected = np.mean([wrong[: kept + 1].mean() for kept in range(len(wrong))])
-    assert calibration.area_under_risk_coverage(labels, probabilities) == pytest.approx(expected)
+    assert reliability.area_under_risk_coverage(labels, probabilities) == pytest.approx(expected)
 
 
 def test_novelty_measures(data: Any) -> None:
     labels, _, scores, weights = data
     outside = labels >= 2
     for w in (None, weights):
-        assert novelty.auroc(outside, scores, w) == pytest.approx(
+        assert detection.auroc(outside, scores, w) == pytest.approx(
             metrics.roc_auc_score(outside, scores, sample_weight=w)
         )
         false, true, _ = metrics.roc_curve(outside, scores, sample_weight=w, drop_intermediate=False)
         expected = false[np.flatnonzero(true >= 0.95 - 1e-12)[0]]
-        assert novelty.fpr_at_recall(outside, scores, w) == pytest.approx(expected)
+        assert detection.fpr_at_recall(outside, scores, w) == pytest.approx(expected)
 
 
 def test_ndcg_is_ir_measures() -> None:

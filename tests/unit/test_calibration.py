@@ -7,7 +7,7 @@ import pytest
 
 from darl_rerank.errors import CheckFailedError, InputError
 from darl_rerank.model.calibration import Calibration, softmax
-from darl_rerank.training.calibrate import determined_calibration, fit_calibration
+from darl_rerank.training.model.temperature import determined_calibration, fit_calibration
 
 
 def drawn(truth: Calibration, n: int = 30_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -219,7 +219,7 @@ def test_corn_logits_are_log_probabilities(tiny_model: Path) -> None:
 
     from darl_rerank import Reranker
     from darl_rerank.engines.torch_engine import TorchEngine
-    from darl_rerank.training.arms import corn_log_probabilities
+    from darl_rerank.training.losses.comparison import corn_log_probabilities
 
     plain = Checkpoint.load(tiny_model)
     scores = [

@@ -11,8 +11,8 @@ import pytest
 
 from darl_rerank.errors import InputError
 from darl_rerank.results import PairScores
-from darl_rerank.training import features as module
-from darl_rerank.training.features import clear_features, extract_features, open_features
+from darl_rerank.training.data import features as module
+from darl_rerank.training.data.features import clear_features, extract_features, open_features
 from darl_rerank.trec.graded_pairs import GradedPair
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from darl_rerank.errors import InputError
-from darl_rerank.model.novelty import NoveltyModel, fit_novelty, kth_smallest, middle_layer
+from darl_rerank.model.novelty import NoveltyModel, fit_novelty, kth_smallest, middle_layer_weights
 from darl_rerank.model.percentiles import PercentileTable
 
 
@@ -80,7 +80,7 @@ def test_features_count_by_their_weights() -> None:
 
 
 def test_the_middle_layers_parts_count() -> None:
-    weights = middle_layer(1728)
+    weights = middle_layer_weights(1728)
     assert weights.shape == (1728,)
     assert (weights[:1152] > 0).all()
     assert not weights[1152:].any()

@@ -12,10 +12,11 @@ from scipy.spatial.distance import cdist
 
 from darl_rerank.errors import InputError
 from darl_rerank.model.novelty import fit_novelty
+from darl_rerank.training.recipe.settings import SelectionSettings
 from darl_rerank.training.selection.candidates import Candidates, describe_pool, normalised_entropy
 from darl_rerank.training.selection.coverage import Coverage, Farthest, QueryCap, lazy_greedy
 from darl_rerank.training.selection.select import select
-from darl_rerank.training.selection.strategies import STRATEGIES, SelectionSettings
+from darl_rerank.training.selection.strategies import STRATEGIES
 
 DIMENSIONS = 12
 
@@ -229,7 +230,7 @@ def test_faulty_arguments_are_named(pool: Candidates) -> None:
         select(pool, 5, "best")
     with pytest.raises(InputError, match="the budget must be at least 1"):
         select(pool, 0)
-    with pytest.raises(InputError, match=r"band must be .*; per_query must be .*; targets must be"):
+    with pytest.raises(InputError, match=r"band: expected two rising .*; per_query: expected .*; targets: expected"):
         SelectionSettings(band=(90, 80), per_query=0, targets=0)
     rng = np.random.default_rng(0)
     novelty = fit_novelty(rng.normal(size=(50, 4)), rng.normal(size=(20, 4)))

@@ -13,7 +13,7 @@ from darl_rerank import Checkpoint, Reranker
 from darl_rerank.cli import cli
 from darl_rerank.errors import InputError
 from darl_rerank.model.shipped import DEFAULT, SHIPPED, checkpoint_folder, shipped_names
-from darl_rerank.training.recipe import read_recipe
+from darl_rerank.training.recipe.read import read_recipe
 
 RECIPE = """
 [model]

@@ -20,15 +20,14 @@ from darl_rerank.errors import InputError
 from darl_rerank.evaluation.bootstrap import Interval, paired_difference
 from darl_rerank.evaluation.pairs import measures_of
 from darl_rerank.model.calibration import Calibration
-from darl_rerank.training import finetune as finetune_module
-from darl_rerank.training import predict as predict_module
-from darl_rerank.training.finetune import FinetuneSettings, finetune
-from darl_rerank.training.grade_model import Trainable, load_grade_model
-from darl_rerank.training.predict import predict_logits
-from darl_rerank.training.recipe import ModelChoice
-from darl_rerank.training.sources import Source
-from darl_rerank.training.start import start_checkpoint
-from darl_rerank.training.steps import query_examples
+from darl_rerank.training.data.examples import query_examples
+from darl_rerank.training.model import predict as predict_module
+from darl_rerank.training.model.grade_model import load_grade_model
+from darl_rerank.training.model.initial import initial_checkpoint
+from darl_rerank.training.model.predict import predict_logits
+from darl_rerank.training.recipe.settings import FinetuneSettings, ModelChoice, Source, Trainable
+from darl_rerank.training.stages import finetune as finetune_module
+from darl_rerank.training.stages.finetune import finetune
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -95,7 +94,7 @@ def run(study: Study, tmp_path_factory: pytest.TempPathFactory) -> StudyRun:
 def test_one_pass_gives_the_engines_features(
     study: Study, tiny_reranker: Reranker, tmp_path: Path, float32: None
 ) -> None:
-    checkpoint = start_checkpoint(study.model)
+    checkpoint = initial_checkpoint(study.model)
     data = load_collections(study, checkpoint.encoder(), 4)
     found = base_states(checkpoint, 1, data.pairs, tmp_path / "states", progress=False)
     expected = tiny_reranker.score_pairs([(p.query, p.document) for p in data.pairs], features=True)
@@ -109,7 +108,7 @@ def test_one_pass_gives_the_engines_features(
 
 @pytest.mark.parametrize("loss", ["ce", "occ"])
 def test_training_on_kept_states_is_training_on_tokens(study: Study, tmp_path: Path, float32: None, loss: str) -> None:
-    checkpoint = start_checkpoint(study.model)
+    checkpoint = initial_checkpoint(study.model)
     data = load_collections(study, checkpoint.encoder(), 4)
     states = base_states(checkpoint, 1, data.pairs, tmp_path / "states", progress=False)
     pairs = data.of(data.roles["home"])
@@ -133,7 +132,7 @@ def test_unknown_text_has_no_states(run: StudyRun) -> None:
 
 
 def test_roles_must_not_share_queries(study: Study) -> None:
-    checkpoint = start_checkpoint(study.model)
+    checkpoint = initial_checkpoint(study.model)
     shared = replace(study, roles={**study.roles, "home_test": study.roles["home"]})
     with pytest.raises(InputError, match="share the query"):
         load_collections(shared, checkpoint.encoder(), 4)

@@ -14,10 +14,10 @@ from darl_rerank import Checkpoint, Reranker
 from darl_rerank.errors import InputError
 from darl_rerank.model.base_weights import load_body, load_causal_lm
 from darl_rerank.model.head import Head
-from darl_rerank.training.features import PairFeatures
-from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model, save_trained
-from darl_rerank.training.interpolate import GradedSet, alpha_curve, average, interpolated
-from darl_rerank.training.lowrank import (
+from darl_rerank.training.data.features import PairFeatures
+from darl_rerank.training.model.grade_model import GradeModel, load_grade_model, save_trained
+from darl_rerank.training.model.interpolate import average, interpolated
+from darl_rerank.training.model.lowrank import (
     LARGEST_FLOAT8,
     LowRank,
     as_adapter,
@@ -28,8 +28,10 @@ from darl_rerank.training.lowrank import (
     read_adapter,
     save_as_adapter,
 )
-from darl_rerank.training.packing import pack
-from darl_rerank.training.probe import ProbeSettings, final_states, fit_probe
+from darl_rerank.training.model.packing import pack
+from darl_rerank.training.recipe.settings import ProbeSettings, Trainable
+from darl_rerank.training.stages.merge import GradedSet, alpha_curve
+from darl_rerank.training.stages.probe import final_states, fit_probe
 
 PAIRS = [("laptop", "Dell notebook"), ("laptop", "garden hose"), ("hose", "garden hose 20 m")]
 

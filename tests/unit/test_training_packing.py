@@ -10,8 +10,9 @@ import torch
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.engines.attention import masked_attention
 from darl_rerank.model.prompt import PromptGroup
-from darl_rerank.training.grade_model import GradeModel, Trainable, load_grade_model
-from darl_rerank.training.packing import TOKEN_MULTIPLE, _attend, pack
+from darl_rerank.training.model.grade_model import GradeModel, load_grade_model
+from darl_rerank.training.model.packing import TOKEN_MULTIPLE, _attend, pack
+from darl_rerank.training.recipe.settings import Trainable
 
 QUERIES = ("laptop", "garden hose 20 m", "lap")
 DOCUMENTS = ("Dell XPS 13 notebook with a long description" * 6, "hose", "Laptop sleeve 13 inch, black", "x")

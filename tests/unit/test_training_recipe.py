@@ -8,7 +8,8 @@ import pytest
 
 from darl_rerank import Checkpoint
 from darl_rerank.errors import InputError
-from darl_rerank.training.recipe import CalibrateStage, Recipe, read_recipe
+from darl_rerank.training.recipe.read import read_recipe
+from darl_rerank.training.recipe.settings import CalibrateStage, Recipe
 
 
 @pytest.fixture
@@ -72,9 +73,9 @@ def test_all_faults_are_reported_together(write: Path) -> None:
         "sed is not a key",
         "unknown relevance scale 'five'",
         "source 's': pairs: no such file",
-        "source 's': max_documents: expected an integer of at least 1, found 'many'",
-        "unknown loss 'hinge'",
-        "select.budget: expected an integer of at least 1, found 0",
+        "source 's': max_documents: expected an integer, found 'many'",
+        "finetune.loss: expected 'occ', 'ce', 'label_smoothing', 'sord', 'emd' or 'corn', found 'hinge'",
+        "select.budget: expected a number greater than or equal to 1, found 0",
     ):
         assert part in message
 
@@ -97,11 +98,17 @@ def test_all_faults_are_reported_together(write: Path) -> None:
         (SOURCE + 'use = "known"\njudged = false\n', "judged can't be given with use = 'known'"),
         (SOURCE + 'use = "pool"\njudged = false\n', "judged can't be given with use = 'pool'"),
         (SOURCE + "judged = 0\n", "judged: expected true or false, found 0"),
-        (SOURCE + "[finetune]\nlearning_rate = 0\n", "out of range: learning_rate = 0"),
-        (SOURCE + "[finetune]\nocc = { rps = -1 }\n", "at least 0, found -1"),
-        (SOURCE + '[finetune]\nweights = "some"\n', "weights must be lora, all or head"),
-        (SOURCE + "[finetune]\nseeds = 3\n", "finetune.seeds: expected a list of integers of at least 0, found 3"),
-        (SOURCE + '[finetune]\nreplay = "all"\n', "finetune.replay: expected a number of at least 0, found 'all'"),
+        (
+            SOURCE + "[finetune]\nlearning_rate = 0\n",
+            "finetune.learning_rate: expected a number greater than 0, found 0",
+        ),
+        (
+            SOURCE + "[finetune]\nocc = { rps = -1 }\n",
+            "finetune.occ.rps: expected a number greater than or equal to 0, found -1",
+        ),
+        (SOURCE + '[finetune]\nweights = "some"\n', "finetune.weights: expected 'lora', 'all' or 'head', found 'some'"),
+        (SOURCE + "[finetune]\nseeds = 3\n", "finetune.seeds: expected a list, found 3"),
+        (SOURCE + '[finetune]\nreplay = "all"\n', "finetune.replay: expected a number, found 'all'"),
         (SOURCE + "dev_queries = 2\njudged = false\n", "held-out queries that people judged"),
         (SOURCE + "[calibrate]\nnovelty = true\n", "held-out queries that people judged"),
         (SOURCE + "[calibrate]\nnovelty = 1\n", "calibrate.novelty: expected true or false, found 1"),

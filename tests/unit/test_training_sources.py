@@ -9,15 +9,10 @@ from pathlib import Path
 import pytest
 
 from darl_rerank.errors import InputError
-from darl_rerank.training.leaks import find_leaks, refuse_shared_queries
-from darl_rerank.training.sources import (
-    Exclusions,
-    Negatives,
-    Source,
-    load_source,
-    spread,
-    target_probabilities,
-)
+from darl_rerank.training.data.leaks import find_leaks, refuse_shared_queries
+from darl_rerank.training.data.sources import Exclusions, load_source, spread
+from darl_rerank.training.recipe.fields import target_probabilities
+from darl_rerank.training.recipe.settings import Negatives, Source
 from darl_rerank.trec.graded_pairs import GradedPair
 
 QUERIES, DOCUMENTS = 12, 40

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from darl_rerank.errors import InputError
-from darl_rerank.training.finetune import learning_rate_schedule
-from darl_rerank.training.steps import plan_steps, query_examples
+from darl_rerank.training.data.examples import query_examples
+from darl_rerank.training.loop.steps import plan_steps
+from darl_rerank.training.loop.trainer import learning_rate_schedule
 from darl_rerank.trec.graded_pairs import GradedPair
 
 

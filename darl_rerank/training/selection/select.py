@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from darl_rerank.errors import InputError
 
+from ..recipe.settings import SelectionSettings
 from .candidates import Candidates
-from .strategies import STRATEGIES, Choice, SelectionSettings
+from .strategies import STRATEGIES, Choice
 
 _NOVELTY_STEPS = (50.0, 80.0, 95.0, 99.0, 99.5)
 # A pool like the training set has 0.5 % above the band, and junk is rare. A domain of its own can lie up there

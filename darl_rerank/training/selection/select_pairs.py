@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darl_rerank.errors import InputError
-from darl_rerank.model.novelty import fit_novelty, middle_layer
+from darl_rerank.model.novelty import fit_novelty, middle_layer_weights
 from darl_rerank.reranker import Reranker
-from darl_rerank.training.features import PairFeatures, extract_features, open_features
 from darl_rerank.trec.graded_pairs import GradedPair
 
+from ..data.features import PairFeatures, extract_features, open_features
+from ..recipe.settings import SelectionSettings
 from .candidates import describe_pool
 from .select import select
-from .strategies import SelectionSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def select_pairs(
     seen = of("pool", pool, pool_features)
     known, home = of("training", training), of("held-out", held_out)
     rows = np.arange(len(pool)) if rows is None else rows
-    weights = middle_layer(known.features.shape[1])
+    weights = middle_layer_weights(known.features.shape[1])
     novelty = fit_novelty(known.features, home.features, weights=weights, k=min(10, len(known) - 1), seed=settings.seed)
     logits, features_of_model = seen.logits, seen.features
     if model is not features:

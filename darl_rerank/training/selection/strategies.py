@@ -8,55 +8,14 @@ sources named here and in `coverage`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from darl_rerank.errors import InputError
-
+from ..recipe.settings import SelectionSettings
 from .candidates import Candidates
 from .coverage import Coverage, Farthest, QueryCap, Rows, lazy_greedy, take_in_order
-
-
-@dataclass(frozen=True, slots=True)
-class SelectionSettings:
-    """What every strategy is given beside the candidates and the budget; each takes what it needs.
-
-    Attributes:
-        band: novelty percentiles between which a pair is near enough to be about something and far enough to be new.
-            Above lies mostly junk: empty, other language, broken markup.
-        per_query: at most so many pairs of one query; no limit if None. It holds for every strategy.
-        half_distance: half the squared distance at which a chosen pair covers another by half; what is typical between
-            held-out pairs and the training set if None.
-        targets: pairs of the pool, a seeded sample, whose coverage is maximised.
-        seed: of all sampling.
-    """
-
-    band: tuple[float, float] = (80.0, 99.5)
-    per_query: int | None = 5
-    half_distance: float | None = None
-    targets: int = 8192
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        low, high = self.band
-        faults = []
-        if not 0 <= low < high <= 100:
-            faults.append(f"band must be two percentiles, 0 <= low < high <= 100, got {low}, {high}")
-        if self.per_query is not None and self.per_query < 1:
-            faults.append(f"per_query must be at least 1, got {self.per_query}")
-        if self.half_distance is not None and not self.half_distance > 0:
-            faults.append(f"half_distance must be above 0, got {self.half_distance}")
-        if self.targets < 1:
-            faults.append(f"targets must be at least 1, got {self.targets}")
-        if faults:
-            raise InputError("; ".join(faults))
-
-    def in_band(self, novelty: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
-        """Which novelties lie in the band, its ends included, shape (n,)."""
-        low, high = self.band
-        return np.asarray((novelty >= low) & (novelty <= high))
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.2)
 
 
-class Stages:
+class WorkFolder:
     """The stages of one training.
 
     Only the first of several processes runs a stage; the others wait for its result. Fine-tuning, which all processes

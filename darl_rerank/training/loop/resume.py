@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from darl_rerank.errors import InputError
 from darl_rerank.files import atomic_write
 
-from .grade_model import save_weights
+from ..model.grade_model import save_weights
 
 _OPTIMIZER = "optimizer.safetensors"
 _NUMBERS = "optimizer.json"

@@ -1,218 +1,26 @@
-"""Fine-tuning with transformers' Trainer: any loss of `arms.LOSSES`, LoRA or all weights, one process or several.
-
-`accelerate launch` starts it with as many processes as wanted (DDP, FSDP). A step's micro-batches are dealt out to the
-processes in turn and their sums divided by the whole step's examples, so that the number of processes does not change
-what is computed.
-"""
+"""The optimizer steps: transformers' Trainer with this package's losses, and with nothing pickled in what it saves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
-from darl_rerank.engines.hardware import cpu_has_bfloat16
-from darl_rerank.errors import InputError
-from darl_rerank.model.checkpoint import Checkpoint
-
-from .arms import LOSSES, loss_named
-from .grade_model import GradeModel
-from .losses import OccWeights, occ_terms
-from .predict import training_device
+from ..losses.comparison import LOSSES
+from ..losses.occ import occ_terms
+from ..recipe.settings import FinetuneSettings
 from .progress import ProgressLog
-from .resume import load_optimizer, newest_state, save_optimizer
-from .steps import MicroBatches, QueryExamples, plan_steps
+from .resume import load_optimizer, save_optimizer
 
 _WEIGHTS = "trainable.safetensors"
-_LOADERS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class FinetuneSettings:
-    """How to fine-tune.
-
-    Attributes:
-        loss: a name of `arms.LOSSES`.
-        occ: weights of OCC's terms, for the loss "occ".
-        learning_rate: its peak, reached after `warmup` of the steps and then falling along a cosine to a tenth.
-        warmup: share of the steps, but at least ten steps or a quarter of them; 0 for none.
-        weight_decay: of AdamW, not applied to the head.
-        batch: examples in an optimizer step; whole queries, so it may be a few more.
-        micro_batches: parts a step is cut into; must be a multiple of the number of processes.
-        epochs: passes over the training set.
-        max_examples: end after so many examples.
-        max_minutes: end after so long; the learning rate then follows the time instead, whichever is further on.
-        group_dro: step size of the group weights of group DRO; 0 for none.
-        save_minutes: how often what a resume needs is written.
-        seed: of the order, and of LoRA's start.
-    """
-
-    loss: str = "occ"
-    occ: OccWeights = field(default_factory=OccWeights)
-    learning_rate: float = 3e-4
-    warmup: float = 0.05
-    weight_decay: float = 0.01
-    batch: int = 32
-    micro_batches: int = 1
-    epochs: float = 1.0
-    max_examples: int | None = None
-    max_minutes: float | None = None
-    group_dro: float = 0.0
-    save_minutes: float = 5.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        loss_named(self.loss)
-        positive = ("learning_rate", "batch", "micro_batches", "epochs", "save_minutes")
-        bad = [name for name in positive if not 0 < getattr(self, name) < math.inf]
-        bad += [name for name in ("max_examples", "max_minutes") if (v := getattr(self, name)) is not None and v <= 0]
-        bad += [name for name in ("weight_decay", "group_dro") if not 0 <= getattr(self, name) < math.inf]
-        bad += ["warmup"] if not 0 <= self.warmup < 1 else []
-        if bad:
-            raise InputError(
-                "fine-tuning: out of range: " + ", ".join(f"{name} = {getattr(self, name)}" for name in bad)
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class FinetuneOutcome:
-    """What a fine-tuning did.
-
-    Attributes:
-        steps, examples: made in all.
-        seconds: time spent in training, interrupted runs included.
-        loss: mean over the last tenth of the steps.
-        processes: how many took part.
-    """
-
-    steps: int
-    examples: int
-    seconds: float
-    loss: float
-    processes: int
-
-
-def finetune(
-    model: GradeModel,
-    checkpoint: Checkpoint,
-    examples: Sequence[QueryExamples],
-    settings: FinetuneSettings,
-    folder: str | Path,
-    *,
-    device: str | None = None,
-    progress: bool = True,
-) -> FinetuneOutcome:
-    """Train `model` in place.
-
-    Args:
-        model: from `load_grade_model`.
-        checkpoint: whose prompt, tokenizer and scale the examples are encoded with.
-        examples: the training set.
-        settings: how.
-        folder: for what a resume needs and for the log, `log.jsonl`; an interrupted training goes on from there.
-        device: "cpu" to stay off a GPU.
-        progress: show rate, loss and time left on stderr.
-
-    Raises:
-        InputError: nothing to train on, one grade only, a step that can't be cut, or a number of processes that does
-            not divide `micro_batches`.
-    """
-    folder = Path(folder)
-    check_variety(examples)
-    plan = plan_steps(
-        [len(example) for example in examples],
-        batch=settings.batch,
-        micro_batches=settings.micro_batches,
-        epochs=settings.epochs,
-        max_examples=settings.max_examples,
-        seed=settings.seed,
-    )
-    batches = MicroBatches(examples, plan, checkpoint.encoder())
-    cpu = training_device(device).type == "cpu"
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=1,
-        max_steps=len(plan),
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=1.0,
-        use_cpu=cpu,
-        bf16=cpu_has_bfloat16() if cpu else torch.cuda.is_bf16_supported(),
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-        logging_strategy="no",
-        save_strategy="no",
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=True,
-        ddp_find_unused_parameters=False,
-        dataloader_pin_memory=not cpu,
-        # A CPU's cores are all at work on the step; a GPU would wait for the next one to be tokenised and packed.
-        dataloader_num_workers=0 if cpu else _LOADERS,
-        seed=settings.seed,
-    )
-    # A process that sees several GPUs would give each a part of a micro-batch, which can't be cut: it takes one. All of
-    # them are used by one process each.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    world = arguments.world_size
-    if settings.micro_batches % world:
-        raise InputError(f"micro_batches = {settings.micro_batches} can't be dealt out to {world} processes")
-    arguments.gradient_accumulation_steps = settings.micro_batches // world
-    gains = torch.tensor(checkpoint.scale.gains, dtype=torch.float32)
-    sizes = [sum(len(examples[i]) for part in step for i in part) for step in plan]
-    first = arguments.should_save
-    log = ProgressLog(folder, sizes, settings, write=first, show=progress and first)
-    trainer = _GradeTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=batches,
-        data_collator=_only,
-        callbacks=[log],
-        settings=settings,
-        gains=gains,
-        groups=_group_shares(examples, batches.groups),
-        log_file=log,
-    )
-    # Trainer's own messages go to the log file; what it prints at every log would break the progress bar.
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__name__ == "PrinterCallback":
-            trainer.remove_callback(callback)
-    state = newest_state(folder)
-    trainer.train(resume_from_checkpoint=None if state is None else str(state))
-    model.eval()
-    return FinetuneOutcome(log.step, log.examples, log.elapsed, log.recent_loss(), world)
-
-
-def check_variety(examples: Sequence[QueryExamples]) -> None:
-    """Raise InputError unless there are examples of at least two grades."""
-    if not examples:
-        raise InputError("there is nothing to train on")
-    seen = {int(row.argmax()) for example in examples for row in example.targets}
-    soft = any(float(row.max()) < 1 for example in examples for row in example.targets)
-    if len(seen) < 2 and not soft:
-        raise InputError(f"all training examples have grade {seen.pop()}: a model of it would learn nothing else")
-
-
-def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """The one item: it already is a micro-batch."""
-    (item,) = items
-    return item
-
-
-def _group_shares(examples: Sequence[QueryExamples], groups: Sequence[str]) -> Tensor:
-    counts = torch.zeros(len(groups))
-    for example in examples:
-        counts[groups.index(example.group)] += float(example.weights.sum())
-    return counts / counts.sum()
-
-
-class _GradeTrainer(Trainer):  # type: ignore[misc]
+class GradeTrainer(Trainer):  # type: ignore[misc]
     """Trainer with our loss, and with nothing pickled in what it saves."""
 
     optimizer: Any
@@ -308,7 +116,7 @@ class _GradeTrainer(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
-            from .grade_model import save_weights
+            from ..model.grade_model import save_weights
 
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)

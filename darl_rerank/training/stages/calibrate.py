@@ -1,4 +1,4 @@
-"""The stage that ends a training: novelty on the final model's own features, then the calibration."""
+"""Calibrate: novelty statistics on the final model's own features, then the temperature, on pairs people judged."""
 
 from __future__ import annotations
 
@@ -12,17 +12,30 @@ import numpy as np
 from tqdm import tqdm
 
 from darl_rerank.model.checkpoint import Checkpoint
-from darl_rerank.model.novelty import fit_novelty, middle_layer
+from darl_rerank.model.novelty import fit_novelty, middle_layer_weights
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair
 
-from .calibrate import determined_calibration
-from .features import extract_features
-from .labels import label_matrix, sampled_queries
-from .recipe import CalibrateStage
+from ..context import Context
+from ..data.features import extract_features
+from ..data.labels import label_matrix, sampled_queries
+from ..model.temperature import determined_calibration
+from ..recipe.settings import CalibrateStage
 
 # Novelty statistics of a training set are a mean, covariances and a sample: more pairs than this change little.
 NOVELTY_PAIRS = 5_000
+
+
+def run(context: Context, folder: Path) -> dict[str, Any]:
+    stage = context.recipe.calibrate
+    assert stage is not None
+    final, facts = calibrated(
+        context.reranker(context.checkpoint("merge")), context.data.judged[0],
+        context.data.calibration_sets(novelty=stage.novelty), stage, folder, seed=context.recipe.seed,
+        progress=context.progress,
+    )  # fmt: skip
+    final.save(folder / "checkpoint", overwrite=True)
+    return facts
 
 
 def calibrated(
@@ -59,7 +72,7 @@ def calibrated(
     }  # fmt: skip
     first = next(iter(sets))
     model = fit_novelty(
-        trained.features, seen[first].features, weights=middle_layer(trained.features.shape[1]),
+        trained.features, seen[first].features, weights=middle_layer_weights(trained.features.shape[1]),
         k=min(10, len(pairs) - 1), seed=seed,
     )  # fmt: skip
     novelty = {name: model.score(seen[name].features) for name in sets}

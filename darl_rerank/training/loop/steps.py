@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,63 +16,9 @@ from torch import Tensor
 
 from darl_rerank.errors import InputError
 from darl_rerank.model.prompt import PromptEncoder
-from darl_rerank.trec.graded_pairs import GradedPair
 
-from .packing import pack
-
-
-@dataclass(frozen=True, slots=True)
-class QueryExamples:
-    """The examples of one query.
-
-    Attributes:
-        query: its text.
-        documents: n texts.
-        targets: grade probabilities, shape (n, K), float32.
-        weights: shape (n,), float32, >= 0.
-        group: the domain they count for.
-    """
-
-    query: str
-    documents: tuple[str, ...]
-    targets: np.ndarray[Any, np.dtype[np.float32]]
-    weights: np.ndarray[Any, np.dtype[np.float32]]
-    group: str
-
-    def __len__(self) -> int:
-        return len(self.documents)
-
-
-def query_examples(pairs: Sequence[GradedPair], grades: int, *, weight: float = 1.0) -> list[QueryExamples]:
-    """Graded pairs by query (and group), in the order in which the queries first occur.
-
-    Args:
-        pairs: all labelled.
-        grades: number of grades K.
-        weight: what each of them counts.
-
-    Raises:
-        InputError: a pair without a label, or a label that is off the scale.
-    """
-    queries: dict[tuple[str, str], list[GradedPair]] = {}
-    for pair in pairs:
-        queries.setdefault((pair.group or "", pair.qid), []).append(pair)
-    result = []
-    for (group, _), members in queries.items():
-        targets = np.zeros((len(members), grades), dtype=np.float32)
-        for row, pair in enumerate(members):
-            if pair.probabilities is not None and len(pair.probabilities) == grades:
-                targets[row] = pair.probabilities
-            elif pair.grade is not None and 0 <= pair.grade < grades:
-                targets[row, pair.grade] = 1
-            else:
-                raise InputError(f"a pair of query {pair.query[:60]!r} has no label on the scale 0..{grades - 1}")
-        documents = tuple(pair.document for pair in members)
-        result.append(
-            QueryExamples(members[0].query, documents, targets, np.full(len(members), weight, np.float32), group)
-        )
-    return result
-
+from ..data.examples import QueryExamples
+from ..model.packing import pack
 
 # A step: for each of its micro-batches the places of its queries in the list of examples.
 Step = tuple[tuple[int, ...], ...]

@@ -9,11 +9,11 @@ from darl_rerank.errors import InputError
 from darl_rerank.model.prompt import PromptEncoder
 from darl_rerank.trec.graded_pairs import GradedPair
 
+from ..model.initial import initial_checkpoint
+from ..recipe.settings import LEARNED, Recipe
+from .examples import QueryExamples, query_examples
 from .leaks import find_leaks, refuse_shared_queries
-from .recipe import Recipe
-from .sources import LEARNED, Exclusions, SourcePairs, load_source
-from .start import start_checkpoint, that_fit
-from .steps import QueryExamples, query_examples
+from .sources import Exclusions, SourcePairs, load_source, that_fit
 
 # Names of held-out pairs, by where they are from.
 ID_DEV, OOD_DEV = "ID dev", "OOD dev"
@@ -97,11 +97,11 @@ def load_training_set(recipe: Recipe) -> TrainingSet:
             ones or with out-of-distribution development pairs, or no held-out one has a grade and soft labels don't
             count.
     """
-    excluded = Exclusions(recipe.exclude_topics, recipe.exclude_corpora)
-    encoder = start_checkpoint(recipe.model).encoder()
-    names = tuple(grade.name for grade in recipe.model.scale.grades)
+    excluded = Exclusions(recipe.exclude.topics, recipe.exclude.corpora)
+    encoder = initial_checkpoint(recipe.model).encoder()
+    grade_names = tuple(grade.name for grade in recipe.model.scale.grades)
     sources = tuple(
-        _that_fit(load_source(s, recipe.grades, names=names, seed=recipe.seed, excluded=excluded), encoder)
+        _that_fit(load_source(s, recipe.grades, names=grade_names, seed=recipe.seed, excluded=excluded), encoder)
         for s in recipe.sources
     )
     overlaps = []

@@ -1,4 +1,4 @@
-"""Linear probing: the head alone is trained, on final states that are computed once.
+"""Probe: the head alone is trained, on final states that are computed once.
 
 Its weight's norm is capped: under cross-entropy it grows without end, and the larger it is, the more over-confident
 the model and the less fine-tuning can still move (Tomihari and Sato, NeurIPS 2024).
@@ -7,7 +7,8 @@ the model and the less fine-tuning can still move (Tomihari and Sato, NeurIPS 20
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,34 +17,39 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from darl_rerank.errors import InputError
-from darl_rerank.model.head import Head
+from darl_rerank.model.head import Head, Link
 
-from .arms import LOSSES
-from .features import PairFeatures
-from .losses import OccWeights, occ
+from ..context import Context
+from ..data.features import PairFeatures, extract_features
+from ..data.labels import label_matrix, numbered
+from ..losses.comparison import LOSSES, link_of
+from ..losses.occ import occ
+from ..recipe.settings import OccWeights, ProbeSettings
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeSettings:
-    """How the head is trained.
-
-    Attributes:
-        epochs: most passes over the training set.
-        patience: passes without a better loss on the held-out pairs after which it ends.
-        learning_rate: of Adam, relative to the root mean square of the first head's weights.
-        max_norm: cap on the Frobenius norm of the weight, as a multiple of the first one's.
-    """
-
-    epochs: int = 200
-    patience: int = 10
-    learning_rate: float = 0.05
-    max_norm: float = 2.0
-
-    def __post_init__(self) -> None:
-        bad = [n for n in ("epochs", "patience", "learning_rate", "max_norm") if not getattr(self, n) > 0]
-        if bad:
-            raise InputError("probe: expected a number above 0: " + ", ".join(f"{n} = {getattr(self, n)}" for n in bad))
+def run(context: Context, folder: Path) -> dict[str, Any]:
+    """Write the probed checkpoint; returns what `fit_probe` says of it."""
+    recipe, data = context.recipe, context.data
+    reranker = context.reranker(context.checkpoint("start"))
+    checkpoint = reranker.checkpoint
+    sets = {}
+    for name, pairs in (("training", data.train), ("held-out", data.dev)):
+        found = extract_features(
+            reranker, pairs, folder / name, progress=context.progress, description=f"features, {name}"
+        )
+        states = final_states(found, checkpoint.head, checkpoint.link)
+        sets[name] = (states, label_matrix(pairs, recipe.grades), numbered(pair.qid for pair in pairs))
+    weights = np.concatenate(
+        [np.full(len(s.train), s.source.weight, np.float32) for s in data.sources if s.source.use == "train"]
+    )
+    outcome = fit_probe(
+        checkpoint.head, *sets["training"], sets["held-out"], checkpoint.scale.gains,
+        loss=recipe.finetune.loss, terms=recipe.finetune.occ, settings=recipe.probe,
+        weights=weights, seed=recipe.seed, progress=context.progress,
+    )  # fmt: skip
+    link = link_of(recipe.finetune.loss)
+    checkpoint.replace(head=outcome.head, link=link, trained=True).save(folder / "checkpoint", overwrite=True)
+    return {key: value for key, value in asdict(outcome).items() if key != "head"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +70,27 @@ class ProbeOutcome:
     norm: float
 
 
-def final_states(features: PairFeatures, head: Head) -> NDArray[np.float32]:
+def final_states(features: PairFeatures, head: Head, link: Link = "softmax") -> NDArray[np.float32]:
     """The final hidden states behind `features`, shape (n, hidden).
 
-    Novelty features hold them scaled to unit length, u. Their length ℓ follows from the logits, z = ℓ·W u + b:
-    ℓ = ⟨z − b, W u⟩ / ‖W u‖². So one pass over the pairs serves probing and novelty.
+    Novelty features hold them scaled to unit length, u. Their length ℓ follows from the head's outputs, z = ℓ·W u + b:
+    ℓ = ⟨z − b, W u⟩ / ‖W u‖². So one pass over the pairs serves probing and novelty. Of a CORN head the logits give the
+    differences of neighbouring outputs, and ℓ follows from these.
 
     Args:
         features: of the model that `head` belongs to.
         head: its head.
+        link: how its outputs are read.
     """
     hidden = head.weight.shape[1]
     unit = np.asarray(features.features[:, -hidden:], dtype=np.float32)
-    along = unit @ head.weight.T
-    length = ((np.asarray(features.logits) - head.bias) * along).sum(1) / np.square(along).sum(1).clip(1e-12)
+    weight, bias, outputs = head.weight, head.bias, np.asarray(features.logits)
+    if link == "corn":
+        # log P(y > j) − log P(y = j), of log probabilities.
+        beyond = np.logaddexp.accumulate(outputs[:, ::-1], axis=1)[:, ::-1]
+        weight, bias, outputs = np.diff(weight, axis=0), np.diff(bias), beyond[:, 1:] - outputs[:, :-1]
+    along = unit @ weight.T
+    length = ((outputs - bias) * along).sum(1) / np.square(along).sum(1).clip(1e-12)
     return np.asarray(unit * length[:, None], dtype=np.float32)
 
 

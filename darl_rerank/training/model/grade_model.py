@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,43 +17,11 @@ from torch import Tensor, nn
 from darl_rerank.errors import InputError, MissingDependencyError
 from darl_rerank.model.base_weights import load_causal_lm, with_adapter
 from darl_rerank.model.checkpoint import Checkpoint
-from darl_rerank.model.head import Head
+from darl_rerank.model.head import Head, Link
 
+from ..recipe.settings import Trainable
 from .lowrank import balanced, read_adapter, save_as_adapter
 from .packing import ATTENTION, register
-
-
-@dataclass(frozen=True, slots=True)
-class Trainable:
-    """Which weights are trained, besides the head.
-
-    Attributes:
-        weights: "lora": low-rank differences of all linear layers (PEFT); "all": the linear layers themselves; "head":
-            nothing else. Embeddings and norms are never trained: their differences would not fit into an adapter.
-        layers: only this many of the decoder's last layers, all if None. The gradient then ends there, which saves up
-            to a third of the time.
-        rank, alpha, dropout: of LoRA; a difference is scaled by alpha / rank. A checkpoint's adapter that is trained on
-            keeps its rank, and has neither.
-        delivered_rank: with "all": the checkpoint gets an adapter of this rank on the base model, cut from the whole
-            difference (`lowrank.as_adapter`), instead of the whole model; None for the whole model.
-    """
-
-    weights: Literal["lora", "all", "head"] = "lora"
-    layers: int | None = None
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    delivered_rank: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.weights not in ("lora", "all", "head"):
-            raise InputError(f"weights must be lora, all or head, got {self.weights!r}")
-        if self.layers is not None and self.layers < 1:
-            raise InputError(f"layers must be at least 1, got {self.layers}")
-        if self.delivered_rank is not None and (self.delivered_rank < 1 or self.weights != "all"):
-            raise InputError("delivered_rank is a rank >= 1, and goes with weights = all")
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise InputError("LoRA needs rank >= 1, alpha > 0 and 0 <= dropout < 1")
 
 
 class GradeModel(nn.Module):
@@ -62,10 +30,12 @@ class GradeModel(nn.Module):
     Attributes:
         lm: transformers' causal LM, under a PEFT adapter if there is one.
         head: K rows, float32.
+        link: how the head's outputs are read once it is trained; the losses read them in their own way.
     """
 
-    def __init__(self, lm: nn.Module, head: Head) -> None:
+    def __init__(self, lm: nn.Module, head: Head, link: Link = "softmax") -> None:
         super().__init__()
+        self.link: Link = link
         self.lm = lm
         self.head = nn.Linear(head.weight.shape[1], head.weight.shape[0])
         with torch.no_grad():
@@ -83,7 +53,7 @@ class GradeModel(nn.Module):
         return hasattr(self.lm, "peft_config")
 
     def forward(self, last: Tensor, **inputs: Any) -> Tensor:
-        """Grade logits, shape (n, K), float32, of the prompts that `PackedPrompts.inputs` and `last` describe."""
+        """The head's outputs, shape (n, K), float32, of the prompts that `PackedPrompts.inputs` and `last` describe."""
         states = self.body(**inputs, use_cache=False).last_hidden_state[0, last]
         with torch.autocast(states.device.type, enabled=False):
             logits: Tensor = self.head(states.float())
@@ -145,7 +115,7 @@ def load_grade_model(checkpoint: Checkpoint, trainable: Trainable, *, seed: int 
             for module in layer.modules():
                 if isinstance(module, nn.Linear):
                     module.weight.requires_grad_(True)
-    model = GradeModel(lm, checkpoint.head)
+    model = GradeModel(lm, checkpoint.head, checkpoint.link)
     register()
     model.body.config._attn_implementation = ATTENTION
     return model

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darl_rerank.errors import CheckFailedError, InputError, MissingDependencyError
-from darl_rerank.evaluation.calibration import expected_calibration_error, negative_log_likelihood
+from darl_rerank.evaluation.reliability import expected_calibration_error, negative_log_likelihood
 from darl_rerank.model.calibration import Calibration
 
 # Outside of these a temperature says that the data can't tell (all predictions right, or none), not how sure to be.

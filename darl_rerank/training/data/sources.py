@@ -15,94 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from darl_rerank.errors import InputError
+from darl_rerank.model.prompt import PromptEncoder
 from darl_rerank.trec.corpora import load_documents, read_corpus
 from darl_rerank.trec.graded_pairs import GradedPair, pairs_from_qrels, read_graded_pairs
 from darl_rerank.trec.runs import read_run
 from darl_rerank.trec.topics import read_topics
 
-# A label on the model's scale: a grade, or a probability for each of some grades.
-Target = int | Mapping[int, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Negatives:
-    """Unjudged documents that are taken to be (mostly) irrelevant.
-
-    Attributes:
-        run: a run over the source's topics, whose unjudged documents are drawn from; None for the corpus only.
-        bm25: have the run made: BM25 of the source's topics over its corpus (the command line does it, with Lucene).
-        skip: how many of a query's first unjudged documents to leave out: unjudged positives stand there.
-        depth: down to which rank of the run documents are drawn.
-        per_query: how many documents of the run each query gets.
-        random: how many documents of the whole corpus each query gets.
-        target: their label.
-    """
-
-    run: Path | None = None
-    bm25: bool = False
-    skip: int = 1
-    depth: int = 50
-    per_query: int = 3
-    random: int = 0
-    target: Target = 0
-
-
-USES = ("train", "known", "pool", "ood_dev", "test", "ood_test")
-# Of these the model gets to know the pairs, and some queries are held out.
-LEARNED = ("train", "known")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One collection, or a part of one.
-
-    Attributes:
-        name: what it is called in counts and in the model card.
-        use: "train"; "known", judged pairs like those the model is for, not trained on but no news either: novelty is
-            fitted on them beside what is trained on, calibration on those that are held out (on all, if the temperature
-            doesn't follow novelty); "pool", to select from (labels it may have are hidden); "ood_dev",
-            out-of-distribution pairs for interpolation and calibration; "test" and "ood_test", for the report.
-        pairs: JSONL of graded pairs; or None with the next three.
-        topics, corpus, qrels: as in TREC.
-        run: for a pool, the run whose documents it is made of, instead of qrels.
-        partial: leave out judgements whose query or document is not at hand, instead of failing.
-        grades: the collection's labels, as text, onto the model's scale; all of them. None if they are the model's own.
-        negatives: what to draw for each query besides what is judged, if anything.
-        groups_file: TSV of query id and group (a forum category, a domain).
-        only_groups, skip_groups: which of those groups' queries to take; all if both are empty.
-        part: which share of the queries to take, as two fractions: (0, 0.8) and (0.8, 1) have no query in common. The
-            order is that of a digest of the query's text, so it is the same in every source and every run.
-        max_queries: at most so many queries, drawn at random; all if None.
-        max_documents: at most so many documents a query, its labels as even as they can be; all if None.
-        dev_queries: of a training or known source, how many queries are held out for development.
-        weight: what an example counts in the loss.
-        judged: of a training source, whether people judged its pairs. Those of one that is made up are trained on, but
-            calibration and novelty are not fitted on them: what nobody judged, the model can't be said to know.
-        licence: of the data, for the model card.
-        group: the group (domain) of its pairs where neither they nor `groups_file` name it; `name` if None.
-    """
-
-    name: str
-    use: str = "train"
-    pairs: Path | None = None
-    topics: Path | None = None
-    corpus: Path | None = None
-    qrels: Path | None = None
-    run: Path | None = None
-    partial: bool = False
-    grades: Mapping[str, Target] | None = None
-    negatives: Negatives | None = None
-    groups_file: Path | None = None
-    only_groups: tuple[str, ...] = ()
-    skip_groups: tuple[str, ...] = ()
-    part: tuple[float, float] = (0.0, 1.0)
-    max_queries: int | None = None
-    max_documents: int | None = None
-    dev_queries: int = 0
-    weight: float = 1.0
-    judged: bool = True
-    licence: str | None = None
-    group: str | None = None
+from ..recipe.fields import Target, target_probabilities
+from ..recipe.settings import LEARNED, Negatives, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,21 +93,6 @@ def load_source(
     if source.dev_queries:
         counts["dev"] = len(dev)
     return SourcePairs(source, train, dev, counts)
-
-
-def target_probabilities(target: Target, grades: int) -> tuple[float, ...]:
-    """`target` as a probability for each of K grades.
-
-    Raises:
-        InputError: a grade off the scale, or probabilities that don't sum to 1.
-    """
-    weights = {target: 1.0} if isinstance(target, int) else {int(k): float(p) for k, p in target.items()}
-    outside = [k for k in weights if not 0 <= k < grades]
-    if outside:
-        raise InputError(f"grade {outside[0]} of the grade map is not on the scale 0..{grades - 1}")
-    if any(p < 0 for p in weights.values()) or abs(sum(weights.values()) - 1) > 1e-6:
-        raise InputError(f"expected probabilities >= 0 that sum to 1 in a grade map, found {dict(weights)}")
-    return tuple(weights.get(k, 0.0) for k in range(grades))
 
 
 def labelled(pair: GradedPair, target: Target, grades: int) -> GradedPair:
@@ -332,6 +237,20 @@ def _add_negatives(
             chosen[qid].append(labelled(blank, negatives.target, grades))
             added += 1
     counts["negatives"] = added
+
+
+def that_fit(pairs: Sequence[GradedPair], encoder: PromptEncoder) -> list[GradedPair]:
+    """The pairs whose query leaves room for a document in the prompt; serving refuses the others too."""
+    fits: dict[str, bool] = {}
+    for pair in pairs:
+        if pair.query not in fits:
+            try:
+                encoder.encode(pair.query, ["."])
+            except InputError:
+                fits[pair.query] = False
+            else:
+                fits[pair.query] = True
+    return [pair for pair in pairs if fits[pair.query]]
 
 
 class Exclusions:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 if TYPE_CHECKING:
-    from .finetune import FinetuneSettings
+    from ..recipe.settings import FinetuneSettings
 
 LOG = "log.jsonl"
 

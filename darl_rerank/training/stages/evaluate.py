@@ -1,4 +1,4 @@
-"""The last stage: the trained model on the test sources, as figures and as a report to look at."""
+"""Evaluate: the trained model on the test sources, as figures and as a report to look at."""
 
 from __future__ import annotations
 
@@ -16,11 +16,25 @@ from darl_rerank.model.calibration import Calibration
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair
 
-from .features import extract_features
+from ..context import Context
+from ..data.features import extract_features
 
 REPORT = "report.html"
 # What the model card shows.
 HEADLINE = ("ndcg@10", "qwk", "macro_f1", "nll", "rps", "ece", "mass_above")
+
+
+def run(context: Context, folder: Path) -> dict[str, Any]:
+    """Returns the headline measures of each test source; see `evaluate_test_sets`."""
+    tests = [source for source in context.data.sources if source.source.use in ("test", "ood_test")]
+    return evaluate_test_sets(
+        context.reranker(context.newest),
+        {source.source.group or source.source.name: source.train for source in tests},
+        folder,
+        curve=context.results["merge"]["curve"],
+        seed=context.recipe.seed,
+        progress=context.progress,
+    )
 
 
 def evaluate_test_sets(

@@ -1,8 +1,7 @@
 """The losses OCC is compared with, and `LOSSES`: every loss by the name a configuration uses.
 
-All have the signature `losses.Loss`. One arm, CORN, reads the head's rows differently: `grade_logits` turns the logits
-of any arm into logits whose softmax is the arm's distribution over the grades, which is what calibration, measures and
-a checkpoint take.
+All have the signature `losses.occ.Loss`. One of them, CORN, reads the head's outputs in another way: `link_of` says
+which, and the checkpoint keeps it.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darl_rerank.errors import InputError
+from darl_rerank.model.head import Link
 
-from .losses import (
+from .occ import (
     Loss,
     Reduction,
     cross_entropy,
@@ -148,7 +148,7 @@ def loss_named(name: str) -> Loss:
     return LOSSES[name]
 
 
-def grade_logits(name: str, logits: Tensor) -> Tensor:
-    """Logits, shape (n, K), whose softmax is the grade distribution of a head trained with the loss `name`."""
+def link_of(name: str) -> Link:
+    """How the outputs of a head that was trained with this loss are read; see `darl_rerank.model.head.grade_logits`."""
     loss_named(name)
-    return corn_log_probabilities(logits) if name == "corn" else full_precision(logits)
+    return "corn" if name == "corn" else "softmax"

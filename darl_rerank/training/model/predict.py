@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from darl_rerank.engines.hardware import cpu_has_bfloat16
+from darl_rerank.model.head import grade_logits
 from darl_rerank.model.prompt import PromptEncoder
 from darl_rerank.trec.graded_pairs import GradedPair
 
@@ -71,7 +72,7 @@ def predict_logits(
             inputs = to_device(packed.inputs(), device)
             with reduced_precision(device):
                 found = model(packed.last.to(device), **inputs)
-            logits[[row for _, rows in waiting for row in rows]] = found.float().cpu().numpy()
+            logits[[row for _, rows in waiting for row in rows]] = grade_logits(model.link, found.float().cpu().numpy())
             bar.update(size)
             waiting = []
     return logits

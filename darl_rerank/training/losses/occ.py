@@ -13,7 +13,6 @@ parts' means, weighted by their sizes, give the whole batch's mean.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -21,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darl_rerank.errors import InputError
+
+from ..recipe.settings import OccWeights
 
 Reduction = Literal["mean", "none"]
 
@@ -202,31 +203,6 @@ def pairwise_rank(
     pairs = membership @ ordered.sum(dim=1)
     values = membership.sum(dim=1) / (2 * pairs.clamp_min(1)) * (cost.sum(dim=1) + cost.sum(dim=0))
     return reduce(values, weights, reduction)
-
-
-@dataclass(frozen=True, slots=True)
-class OccWeights:
-    """What each term of `occ` counts beside the cross-entropy (weight 1); a weight of 0 switches the term off.
-
-    Attributes:
-        rps: weight of the ranked probability score.
-        over: weight of the mass above the true grade.
-        rank: weight of the pairwise term.
-        exponent: how fast OVER grows with the distance above the true grade.
-        margin: part of the gain gap by which RANK wants two scores apart.
-    """
-
-    rps: float = 1.0
-    over: float = 0.1
-    rank: float = 0.25
-    exponent: float = 1.0
-    margin: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("rps", "over", "rank", "exponent", "margin"):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise InputError(f"the loss setting {name} must be a number >= 0, got {value}")
 
 
 def occ_terms(

@@ -1,0 +1,1 @@
+"""Training data: collections and their pairs, checked for overlap, as examples, labels and features."""

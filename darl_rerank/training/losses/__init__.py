@@ -1,0 +1,1 @@
+"""The loss OCC, the losses it is compared with, and their names."""

@@ -1,0 +1,1 @@
+"""The model while it is trained: weights, packed prompts, adapters, interpolation, predictions, temperature."""
