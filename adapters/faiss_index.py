@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from darl_rerank.errors import InputError, MissingDependencyError
 from darl_rerank.files import atomic_folder
 from darl_rerank.progress import Progress, progress_bar
-from darl_rerank.trec.corpora import Document
 
 from .document_store import DOCUMENTS, SqliteDocuments, write_sqlite_documents
+from .indexable import Indexable, Indexed, Missing
 from .vector_file import VectorFile
 
 Kind = Literal["auto", "flat", "hnsw"]
@@ -30,23 +30,25 @@ BUNDLED_ENCODER = "minilm"
 
 
 def build(
-    documents: Iterable[Document],
+    documents: Iterable[Any],
     path: str | Path,
     *,
+    missing: Missing = "skip",
     encoder: str = BUNDLED_ENCODER,
     kind: Kind = "auto",
     batch_size: int = 64,
     overwrite: bool = False,
     progress: Progress = True,
-) -> int:
+) -> Indexed:
     """Encode documents, index the vectors by inner product, and move index, texts and settings into place together.
 
     Encoding is what takes the time. Its vectors are kept in `<path>.vectors` until the index is whole: the same call
     after a kill goes on where it was.
 
     Args:
-        documents: read once, in order.
+        documents: what `Reranker.rerank` takes, read once and in order.
         path: the folder to make; `FaissReranker.load` opens it.
+        missing: what to do with a document without text or with an id that was there before: "skip" it, or "error".
         encoder: "minilm" for the bundled one, or what sentence-transformers loads: a folder or a hub id.
         kind: "flat" compares with every vector, "hnsw" walks a graph; "auto" is flat up to 50,000 documents.
         batch_size: how many texts are encoded together.
@@ -54,10 +56,10 @@ def build(
         progress: see `darl_rerank.progress`.
 
     Returns:
-        How many documents were indexed.
+        How many documents were indexed, how many not, and why the first of them not.
 
     Raises:
-        InputError: no documents, an id twice, a document without text, or an unknown kind.
+        InputError: no document that can be indexed, (missing="error") one that can't, or an unknown kind.
         DarlRerankError: `path` exists, or can't be written; nothing is left behind.
         MissingDependencyError: faiss or sentence-transformers is not installed.
     """
@@ -65,12 +67,12 @@ def build(
         raise InputError(f"kind must be auto, flat or hnsw, got {kind!r}")
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    wanted = Indexable(documents, missing)
     faiss = import_faiss()
     path = Path(path)
     with atomic_folder(path, overwrite=overwrite) as folder:
-        count, digest = write_sqlite_documents(folder / DOCUMENTS, documents)
-        if count == 0:
-            raise InputError("the corpus has no documents: there is nothing to index")
+        count, digest = write_sqlite_documents(folder / DOCUMENTS, wanted)
+        indexed = wanted.indexed()
         content = {"encoder": encoder, "documents": digest}
         with VectorFile(path.with_name(path.name + ".vectors"), content) as vectors:
             _encode_all(vectors, folder / DOCUMENTS, count, encoder, batch_size, progress=progress)
@@ -83,7 +85,7 @@ def build(
             }  # fmt: skip
             (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
             vectors.remove()
-    return count
+    return indexed
 
 
 def _encode_all(

@@ -15,6 +15,7 @@ from darl_rerank.progress import Bar, Progress, progress_bar
 from darl_rerank.trec.corpora import Document
 from darl_rerank.trec.runs import Run, in_trec_order
 
+from .indexable import Indexable, Indexed, Missing
 from .jvm import ensure_jvm, jvm_lock
 from .stored_text import TEXT_FIELDS, stored_text
 
@@ -22,32 +23,35 @@ _BATCH = 1000
 
 
 def build_lucene_index(
-    documents: Iterable[Document],
+    documents: Iterable[Any],
     path: str | Path,
     *,
+    missing: Missing = "skip",
     total: int | None = None,
     overwrite: bool = False,
     progress: Progress = True,
-) -> int:
+) -> Indexed:
     """Index documents with Lucene (English analysis, texts stored) and move the whole index into place.
 
     Indexing runs in one thread, so that the same corpus gives the same order of equal scores.
 
     Args:
-        documents: read once, in order; title and text are searched as one field.
+        documents: what `Reranker.rerank` takes, read once and in order; title and text are searched as one field.
         path: the folder to make.
+        missing: what to do with a document without text or with an id that was there before: "skip" it, or "error".
         total: how many documents there are, for the time left.
         overwrite: replace an index that is there.
         progress: see `darl_rerank.progress`.
 
     Returns:
-        How many documents were indexed.
+        How many documents were indexed, how many not, and why the first of them not.
 
     Raises:
-        InputError: no documents, an id twice, or a document without text.
+        InputError: no document that can be indexed, or (missing="error") one that can't.
         DarlRerankError: `path` exists, or can't be written; nothing is left behind.
         MissingDependencyError: Pyserini or a Java for it is missing.
     """
+    wanted = Indexable(documents, missing)
     ensure_jvm()
     from pyserini.index.lucene import LuceneIndexer
 
@@ -57,28 +61,20 @@ def build_lucene_index(
             with jvm_lock:
                 indexer = LuceneIndexer(args=["-index", str(folder.resolve()), "-storeRaw"], threads=1)
             try:
-                seen = _add(indexer, documents, shown)
+                _add(indexer, wanted, shown)
             finally:
                 with jvm_lock:
                     indexer.close()
-        if not seen:
-            raise InputError("the corpus has no documents: there is nothing to index")
+        indexed = wanted.indexed()
         stored = len(LuceneDocuments(folder))
-        if stored != len(seen):
-            raise InputError(f"Lucene kept {stored} of {len(seen)} documents", path=path)
-    return len(seen)
+        if stored != indexed.documents:
+            raise InputError(f"Lucene kept {stored} of {indexed.documents} documents", path=path)
+    return indexed
 
 
-def _add(indexer: Any, documents: Iterable[Document], bar: Bar) -> set[str]:
-    seen: set[str] = set()
+def _add(indexer: Any, documents: Iterable[Document], bar: Bar) -> None:
     rest = iter(documents)
     while batch := list(islice(rest, _BATCH)):
-        for document in batch:
-            if document.docid in seen:
-                raise InputError(f"document {document.docid} is twice in the corpus")
-            if not document.full_text:
-                raise InputError(f"document {document.docid} has no text")
-            seen.add(document.docid)
         # Escaped to ASCII: Java strings on the way through pyjnius are safest so.
         lines = [
             json.dumps({
@@ -92,7 +88,6 @@ def _add(indexer: Any, documents: Iterable[Document], bar: Bar) -> set[str]:
         with jvm_lock:
             indexer.add_batch_raw(lines)
         bar.update(len(batch))
-    return seen
 
 
 def open_lucene_index(path: str | Path) -> Any:

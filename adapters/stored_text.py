@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from darl_rerank import documents
 from darl_rerank.errors import InputError
 
-TEXT_FIELDS = ("title", "contents", "text")
+# Anserini's `contents`, which often repeats title and text, first; then every name under which `rerank` finds a text.
+TEXT_FIELDS = tuple(dict.fromkeys((*documents.TITLE_FIELDS, "contents", *documents.TEXT_FIELDS)))
 
 
 def stored_text(docid: str, stored: Any, text_fields: Sequence[str] = TEXT_FIELDS) -> str:

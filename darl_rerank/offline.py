@@ -14,6 +14,7 @@ from .files import atomic_write, check_output_file
 from .model.base_model import file_sha256
 from .progress import Progress, progress_bar
 from .results import RankedDocument
+from .trec.fusion import fuse as fuse_rankings
 from .trec.journal import Journal
 from .trec.runs import Run, RunEntry, check_word, write_run
 
@@ -225,9 +226,7 @@ def _blocks(job: RerankJob, batch_tokens: int) -> Iterator[list[str]]:
 
 def _fused(candidates: Sequence[tuple[str, str]], ranking: _Scored, top_k: int | None) -> _Scored:
     """(docid, score) of both orders fused, best first."""
-    from darl_rerank.trec.fusion import fuse
-
-    hits = fuse([[docid for docid, _ in candidates], ranking], top_k=top_k)
+    hits = fuse_rankings([[docid for docid, _ in candidates], ranking], top_k=top_k)
     return [(hit.docid, hit.score) for hit in hits]
 
 

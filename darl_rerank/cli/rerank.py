@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .options import model_options
+from .terminal import json_option, print_json
 
 if TYPE_CHECKING:
     from ..offline import HasText
@@ -31,9 +32,13 @@ log = logging.getLogger(__name__)
     help="A folder of `darl-rerank index`, or any Lucene index with stored texts, instead of --corpus.",
 )
 @click.option(
-    "--depth", default=100, show_default=True, help="Documents of each query to rerank; the rest is left out."
+    "--depth",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Documents of each query to rerank; the rest is left out.",
 )
-@click.option("--top-k", type=int, help="Documents of each query to write.  [default: all reranked]")
+@click.option("--top-k", type=click.IntRange(min=1), help="Documents of each query to write.  [default: all reranked]")
 @click.option(
     "--fuse",
     is_flag=True,
@@ -49,6 +54,7 @@ log = logging.getLogger(__name__)
     help="What to do with a document that the corpus lacks or that is empty.",
 )
 @click.option("--restart", is_flag=True, help="Begin anew instead of going on with an interrupted job.")
+@json_option
 @model_options
 def rerank(
     run: Path,
@@ -63,13 +69,13 @@ def rerank(
     details: Path | None,
     missing: str,
     restart: bool,
+    as_json: bool,
     **model: str | int | None,
 ) -> None:
     """Rerank RUN, a TREC run over the queries of TOPICS, and write the new run to OUTPUT.
 
     An interrupted job goes on when the same command is given again.
     """
-    from ..errors import InputError
     from ..offline import input_digests, prepare, rerank_run, wanted_documents
     from ..trec.runs import read_run
     from ..trec.topics import read_topics
@@ -77,8 +83,6 @@ def rerank(
 
     if (corpus is None) == (index is None):
         raise click.UsageError("give either --corpus or --index: the documents' texts are in one of them")
-    if top_k is not None and top_k < 1:
-        raise InputError(f"--top-k must be at least 1, got {top_k}")
     retrieved = read_run(run)
     queries = read_topics(topics)
     documents = _documents(corpus, index, wanted_documents(retrieved, depth))
@@ -86,7 +90,8 @@ def rerank(
     if job.unused_topics:
         log.warning(f"{job.unused_topics} topics have no documents in the run and are left out")
     if job.skipped:
-        log.warning(f"{len(job.skipped)} documents without text were left out")
+        qid, docid = job.skipped[0]
+        log.warning(f"{len(job.skipped)} documents without text were left out; the first: {docid} (query {qid})")
     reranker = load_reranker(**model)
     settings = {"depth": depth, "missing": missing, **input_digests(run=run, topics=topics)}
     unjudged = rerank_run(
@@ -94,14 +99,30 @@ def rerank(
     )
     if unjudged:
         log.warning(f"{unjudged} documents could not be judged and stand last; --details says why")
+    if as_json:
+        print_json({
+            "run": str(output),
+            "details": None if details is None else str(details),
+            "queries": len(job.queries),
+            "documents": sum(map(len, job.candidates.values())),
+            "skipped": [{"qid": qid, "docid": docid} for qid, docid in job.skipped],
+            "not_judged": unjudged,
+            "unused_topics": job.unused_topics,
+        })  # fmt: skip
     log.info(f"{output}: {len(job.queries)} queries reranked")
 
 
 def _documents(corpus: Path | None, index: Path | None, wanted: set[str]) -> Mapping[str, HasText]:
     if corpus is not None:
         from ..trec.corpora import load_documents
+        from ..trec.lines import Faults
 
-        return load_documents(corpus, wanted)
+        # A line that nobody asked for costs nothing; a document that is missing for it is handled by --missing.
+        faults = Faults(corpus)
+        documents = load_documents(corpus, wanted, faults=faults)
+        if len(faults):
+            log.warning(f"{len(faults)} lines of the corpus are no documents; the first: {faults.first}")
+        return documents
     from darl_rerank.adapters.document_store import FaissDocuments, is_document_folder
     from darl_rerank.adapters.lucene import LuceneDocuments
 

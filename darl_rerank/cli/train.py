@@ -170,8 +170,7 @@ def _retrieve(topics: Path, corpus: Path, run: Path, depth: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "index"
-        # A document without text can't be trained on either.
-        build_lucene_index((document for document in read_corpus(corpus) if document.full_text), index)
+        build_lucene_index(read_corpus(corpus), index)
         found = lucene_search(index, read_topics(topics), k=depth)
     rankings = {qid: [(entry.docid, entry.score) for entry in entries] for qid, entries in found.items()}
     write_run(run, rankings, "bm25")

@@ -26,24 +26,33 @@ class Document:
         return "\n".join(part for part in (self.title.strip(), self.text.strip()) if part)
 
 
-def read_corpus(path: str | Path, wanted: Collection[str] | None = None) -> Iterator[Document]:
+def read_corpus(
+    path: str | Path, wanted: Collection[str] | None = None, *, faults: Faults | None = None
+) -> Iterator[Document]:
     """Stream the documents of a file, or only those whose ids are `wanted`.
 
-    The format is told from the first line: JSON objects with an id, a title if there is one and a text, under the names
-    of `darl_rerank.documents`; or TSV of id, text or id, title, text.
-    Reading stops as soon as everything wanted has been found.
+    The format is told from the first line that has one: JSON objects with an id, a title if there is one and a text,
+    under the names of `darl_rerank.documents`; or TSV of id, text or id, title, text. Reading stops as soon as
+    everything wanted has been found.
+
+    Args:
+        path: the file.
+        wanted: ids.
+        faults: where lines that are no document are noted, which are then passed over; the first is an error if None.
 
     Raises:
-        InputError: no such file, binary or broken data, a line that is not of its format.
+        InputError: no such file, binary or broken data, or (without `faults`) a line that is not of its format.
     """
-    faults = Faults(path)
+    found = Faults(path) if faults is None else faults
     left = None if wanted is None else set(wanted)
     from_json: bool | None = None
-    for number, line in read_lines(path):
-        if from_json is None:
+    number = 0
+    for number, line in read_lines(path, faults):
+        if from_json is None and (line.lstrip().startswith("{") or "\t" in line):
             from_json = line.lstrip().startswith("{")
-        document = _from_json(number, line, faults) if from_json else _from_tsv(number, line, faults)
-        faults.check()
+        document = _from_json(number, line, found) if from_json else _from_tsv(number, line, found)
+        if faults is None:
+            found.check()
         if document is None:
             continue
         if left is None:
@@ -53,13 +62,16 @@ def read_corpus(path: str | Path, wanted: Collection[str] | None = None) -> Iter
             yield document
             if not left:
                 return
-    if from_json is None:
+    if number == 0:
         raise InputError("the corpus is empty", path=path)
 
 
-def load_documents(path: str | Path, wanted: Collection[str]) -> dict[str, Document]:
-    """The wanted documents of a file that are there; the caller decides what a missing one means."""
-    return {document.docid: document for document in read_corpus(path, wanted)}
+def load_documents(path: str | Path, wanted: Collection[str], *, faults: Faults | None = None) -> dict[str, Document]:
+    """The wanted documents of a file that are there; the caller decides what a missing one means.
+
+    Arguments and errors are those of `read_corpus`.
+    """
+    return {document.docid: document for document in read_corpus(path, wanted, faults=faults)}
 
 
 def _from_json(number: int, line: str, faults: Faults) -> Document | None:
@@ -75,7 +87,10 @@ def _from_json(number: int, line: str, faults: Faults) -> Document | None:
     if docid is None:
         faults.add(number, f"expected an id under {', '.join(ID_FIELDS)}; found {', '.join(values) or 'nothing'}")
         return None
+    before = len(faults)
     title, text = (_string(values, names, number, faults) for names in (TITLE_FIELDS, TEXT_FIELDS))
+    if len(faults) > before:
+        return None
     return Document(clean_text(str(docid)), title, text)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..documents import docid_and_text
+from ..documents import clean_text, docid_and_text
 from ..errors import InputError
 from .corpora import load_documents
 from .lines import Faults, read_lines
@@ -160,16 +160,16 @@ class _PairReader:
             if not isinstance(values.get(name), str | int | None):
                 found.append(f"expected {name} to be a string, found {_shown(values[name])}")
         if not found:
-            text = str(query).strip()
-            qid = text if values.get("qid") is None else str(values["qid"])
+            text = clean_text(str(query)).strip()
+            qid = text if values.get("qid") is None else clean_text(str(values["qid"]))
             if self.text_of.setdefault(qid, hash(text)) != hash(text):
                 found.append(f"query id {qid} already stands for another query")
         if found:
             for message in found:
                 self.faults.add(number, message)
             return None
-        docid = docid if values.get("docid") is None else str(values["docid"])
-        group = None if values.get("group") is None else str(values["group"])
+        docid = docid if values.get("docid") is None else clean_text(str(values["docid"]))
+        group = None if values.get("group") is None else clean_text(str(values["group"]))
         return GradedPair(text, document, grade, probabilities, qid, docid, group, number)
 
     def _label(self, values: Mapping[str, Any], found: list[str]) -> tuple[int | None, tuple[float, ...] | None]:

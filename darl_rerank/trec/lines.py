@@ -26,8 +26,12 @@ def open_bytes(path: Path) -> IO[bytes]:
         raise InputError("is a folder, expected a file", path=path) from None
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: str | Path, faults: Faults | None = None) -> Iterator[tuple[int, str]]:
     """Line numbers (from 1) and lines without their line end; blank lines are left out.
+
+    Args:
+        path: the file.
+        faults: where lines after the first that are no text are noted, which are then passed over.
 
     Raises:
         InputError: no such file, not UTF-8, a NUL byte (a binary file), or a gzip file that is cut short or broken.
@@ -37,15 +41,27 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     with open_bytes(path) as stream:
         try:
             for number, raw in enumerate(stream, 1):
-                if b"\0" in raw:
-                    raise InputError("expected text, found binary data", path=path, line=number)
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                try:
+                    text = _decoded(raw, number)
+                except ValueError as error:
+                    if faults is None or number == 1:
+                        raise InputError(str(error), path=path, line=number) from error
+                    faults.add(number, str(error))
+                    continue
                 if text.strip():
                     yield number, text
-        except UnicodeDecodeError as error:
-            raise InputError(f"expected UTF-8 text: {error.reason}", path=path, line=number) from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"the gzip file is cut short or broken: {error}", path=path, line=number + 1) from error
+
+
+def _decoded(raw: bytes, number: int) -> str:
+    """The line's text; ValueError if it is none."""
+    if b"\0" in raw:
+        raise ValueError("expected text, found binary data")
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected UTF-8 text: {error.reason}") from error
 
 
 class Faults:
@@ -60,6 +76,18 @@ class Faults:
         self._count += 1
         if len(self._found) < _MOST_FAULTS:
             self._found.append((line, message))
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return self._count
+
+    @property
+    def first(self) -> str | None:
+        """The first one with its place; None if there is none."""
+        if not self._found:
+            return None
+        line, message = self._found[0]
+        return f"{self.path}:{line}: {message}"
 
     def check(self) -> None:
         """Raise InputError if there were any; the first gives the error its place."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..documents import clean_text
 from ..errors import InputError
 from .lines import Faults, read_lines
 
@@ -70,7 +71,7 @@ def _parse_json(lines: _Lines, faults: Faults) -> _Found:
         if qid is None or text is None:
             faults.add(number, f"expected _id (or id, qid) and text (or query, title), found {', '.join(values)}")
         else:
-            yield number, qid, text
+            yield number, clean_text(qid), clean_text(text)
 
 
 def _parse_trec(lines: _Lines, faults: Faults) -> _Found:

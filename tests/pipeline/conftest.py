@@ -32,7 +32,7 @@ def lucene_index(products: list[Document], tmp_path_factory: pytest.TempPathFact
     from darl_rerank.adapters.lucene import build_lucene_index
 
     path = tmp_path_factory.mktemp("indexes") / "lucene"
-    assert build_lucene_index(products, path, progress=False) == PRODUCTS
+    assert build_lucene_index(products, path, progress=False).documents == PRODUCTS
     return path
 
 
@@ -41,5 +41,5 @@ def faiss_index(products: list[Document], tmp_path_factory: pytest.TempPathFacto
     from darl_rerank.adapters.faiss import build
 
     path = tmp_path_factory.mktemp("indexes") / "faiss"
-    assert build(products, path, progress=False) == PRODUCTS
+    assert build(products, path, progress=False).documents == PRODUCTS
     return path

@@ -133,7 +133,10 @@ def test_an_interrupted_build_goes_on(
         build(products, tmp_path / "index", encoder="letters", batch_size=16, kind="hnsw", progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.vectors", "index.vectors.lock"]
     left[0] = 1000
-    assert build(products, tmp_path / "index", encoder="letters", batch_size=16, kind="hnsw", progress=False) == 150
+    assert (
+        build(products, tmp_path / "index", encoder="letters", batch_size=16, kind="hnsw", progress=False).documents
+        == 150
+    )
     assert sum(encoded) == len(products)
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
     build(products, tmp_path / "whole", encoder="letters", batch_size=16, kind="hnsw", progress=False)
@@ -143,7 +146,7 @@ def test_an_interrupted_build_goes_on(
     with pytest.raises(KeyboardInterrupt):
         build(products[1:], tmp_path / "other", encoder="letters", batch_size=16, progress=False)
     left[0] = 1000
-    assert build(products[:20], tmp_path / "other", encoder="letters", progress=False) == 20
+    assert build(products[:20], tmp_path / "other", encoder="letters", progress=False).documents == 20
 
 
 def test_eight_threads_share_one_searcher(texts: list[str], tiny_reranker: Reranker) -> None:
@@ -190,7 +193,9 @@ def test_bad_builds(products: list[Document], tmp_path: Path, monkeypatch: pytes
         ({"documents": []}, "the corpus has no documents"),
         ({"kind": "ivf"}, "kind must be auto, flat or hnsw"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"documents": [products[0], products[0]]}, "document 2 of the corpus has the docid of an earlier one"),
+        ({"documents": [products[0], products[0]], "missing": "error"}, "has the id of an earlier one"),
+        ({"documents": ["", None]}, "no documents that can be indexed: document 0: is empty"),
+        ({"missing": "ignore"}, "missing must be error or skip"),
     ]
     for change, message in calls:
         with pytest.raises(InputError, match=message):

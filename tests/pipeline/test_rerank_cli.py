@@ -210,8 +210,6 @@ def test_topics_without_documents_are_counted(job: dict[str, Path], tiny_model: 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--top-k", "0"], "--top-k must be at least 1"),
-        (["--depth", "0"], "depth must be at least 1"),
         (["--precision", "int3"], "no precision 'int3'"),
         (["--device", "cuda:9"], "cuda:9"),
         (["--model", "nowhere"], "nowhere: expected a checkpoint folder"),
@@ -224,6 +222,40 @@ def test_bad_options(job: dict[str, Path], tiny_model: Path, more: list[str], me
     assert message in result.stderr
     assert "reranking" not in result.stderr
     assert not list(job["out.trec"].parent.glob("out.trec*"))
+
+
+@pytest.mark.parametrize("option", ["--top-k", "--depth"])
+def test_a_number_out_of_its_range_is_bad_usage(job: dict[str, Path], tiny_model: Path, option: str) -> None:
+    result = call(job, tiny_model, option, 0)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}'" in result.output
+
+
+def test_lines_of_the_corpus_that_are_no_documents_cost_nothing(job: dict[str, Path], tiny_model: Path) -> None:
+    with gzip.open(job["corpus.jsonl.gz"], "rt", encoding="utf-8") as stream:
+        lines = stream.read().splitlines()
+    first = json.loads(lines[0])
+    lines[0] = json.dumps({**first, "text": first["text"] + " \ud83d"})
+    with gzip.open(job["corpus.jsonl.gz"], "wt", encoding="utf-8") as stream:
+        stream.write("\n".join(["{broken", '{"id": "x", "text": 3}', *lines]))
+    details = job["out.trec"].with_suffix(".jsonl")
+    result = call(job, tiny_model, "--details", details, "--json")
+    assert result.exit_code == 0, result.output
+    assert "Warning: 2 lines of the corpus are no documents; the first: " in result.stderr
+    assert "corpus.jsonl.gz:1: expected a JSON object" in result.stderr
+    summary = json.loads(result.stdout)
+    assert (summary["queries"], summary["documents"], summary["skipped"]) == (5, 5 * DEPTH, [])
+    assert len(details.read_text("utf-8").splitlines()) == 5 * DEPTH
+
+
+def test_fusion_needs_no_adapters(job: dict[str, Path], tiny_model: Path) -> None:
+    # As a Python finds the package that starts in the repository's root and has a regular install: without adapters.
+    script = "import sys; sys.modules['darl_rerank.adapters'] = None\nfrom darl_rerank.cli import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", script, *words(job, tiny_model, "--fuse")], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(read_run(job["out.trec"])) == len(QUERIES)
 
 
 def test_a_journal_of_another_job_is_refused(job: dict[str, Path], tiny_model: Path) -> None:

@@ -103,17 +103,35 @@ def test_an_index_made_on_the_command_line_serves_rerank(
     ("lines", "message"),
     [
         ("", "the corpus is empty"),
-        ('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}\n', "document"),
-        ('{"id": "a", "text": " "}\n', "document a has no text"),
+        ('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}\n', "document a: has the id of an earlier one"),
+        ('{"id": "a", "text": " "}\n', "document a: has no text"),
         ('{"id": "a", "text": "x"}\nnothing\n', "corpus.jsonl:2: expected a JSON object"),
     ],
 )
 def test_a_bad_corpus_leaves_nothing_behind(kind: str, lines: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text(lines)
-    result = call("index", kind, tmp_path / "corpus.jsonl", tmp_path / "index")
+    result = call("index", kind, tmp_path / "corpus.jsonl", tmp_path / "index", "--missing", "error")
     assert result.exit_code == 3
     assert message in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
+
+
+@pytest.mark.parametrize("kind", ["lucene", "faiss"])
+def test_a_bad_document_costs_only_itself(kind: str, products: list[Document], tmp_path: Path) -> None:
+    good = [json.dumps({"id": p.docid, "title": p.title, "text": p.text}) for p in products[:20]]
+    bad = ['{"id": "471", "text": " "}', '{"id": "half', '{"id": "one", "text": "a smile cut in two \\ud83d"}', good[0]]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_bytes("\n".join([*good[:5], *bad, *good[5:]]).encode() + b'\n{"id": "2", "text": "\xff"}\n')
+    result = call("index", kind, corpus, tmp_path / "index", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["documents"], found["left_out"], found["faulty_lines"]) == (21, 2, 2)
+    assert "Warning: 2 of 23 documents were left out; the first: document 471: has no text" in result.stderr
+    assert f"Warning: 2 lines are no documents and were left out; the first: {corpus}:7: expected" in result.stderr
+    strict = call("index", kind, corpus, tmp_path / "strict", "--missing", "error")
+    assert strict.exit_code == 3
+    assert "document 471: has no text" in strict.stderr
+    assert not (tmp_path / "strict").exists()
 
 
 def test_a_folder_that_is_no_index_is_refused(tmp_path: Path, tiny_model: Path) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from darl_rerank.errors import InputError
 from darl_rerank.trec.corpora import Document, load_documents, read_corpus
+from darl_rerank.trec.graded_pairs import read_graded_pairs
+from darl_rerank.trec.lines import Faults
 from darl_rerank.trec.qrels import read_qrels
 from darl_rerank.trec.topics import read_topics
 
@@ -86,6 +88,28 @@ def test_faulty_corpora(tmp_path: Path, data: bytes, message: str) -> None:
     path.write_bytes(data)
     with pytest.raises(InputError, match=message):
         list(read_corpus(path))
+
+
+def test_faulty_lines_can_be_noted_and_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "corpus"
+    path.write_bytes(
+        b'?\n{"id": "a", "text": "x"}\n{"id":\n{"id": "b", "text": 3}\n\xff\n{"id": "c", "text": "\\ud83d!"}\n'
+    )
+    faults = Faults(path)
+    assert list(read_corpus(path, faults=faults)) == [Document("a", "", "x"), Document("c", "", "\ufffd!")]
+    assert len(faults) == 4
+    assert (faults.first or "").startswith(f"{path}:1: expected a JSON object, or id<TAB>text")
+    assert Faults(path).first is None
+
+
+def test_half_of_a_surrogate_pair_is_no_traceback(tmp_path: Path) -> None:
+    topics = written(tmp_path / "topics", '{"_id": "1\\ud83d", "text": "a \\ud83d smile"}\n')
+    assert read_topics(topics) == {"1\ufffd": "a \ufffd smile"}
+    line = (
+        '{"qid": "1", "docid": "\\ud83d", "group": "\\udc00", "query": "\\ud83d", "document": "\\ud83d", "grade": 1}\n'
+    )
+    (pair,) = read_graded_pairs(written(tmp_path / "pairs", line))
+    assert (pair.query, pair.document, pair.docid, pair.group) == ("\ufffd",) * 4
 
 
 def test_qrels(tmp_path: Path) -> None:
