@@ -3,15 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types clean regular-install
+.PHONY: demo test test-clients lint types clean regular-install
 
 ## demo: rerank Lucene's BM25 on a product catalogue with a real LLM (ARGS="--depth 50" for more documents a query)
 demo: .venv/demo.installed
 	$(BIN)/darl-rerank demo $(ARGS)
 
 ## test: everything that runs offline on a CPU (ARGS="-k journal" for a part)
-test: .venv/dev.installed .venv/optimum.installed
+test: .venv/dev.installed .venv/optimum.installed .venv/clients.installed
 	$(BIN)/python -m pytest $(ARGS)
+
+## test-clients: the clients of other libraries against the server, those of `test` and cohere 7, in environments of their own
+test-clients: .venv/dev.installed .venv/clients.installed .venv/cohere7.installed
+	$(BIN)/python -m pytest tests/clients $(ARGS)
 
 ## lint: style, format, and who may import whom (.importlinter)
 lint: regular-install
@@ -56,4 +60,11 @@ clean:
 	@echo "Installing Optimum into .venv/optimum for its test (a minute)"
 	$(PYTHON) -m venv .venv/optimum
 	.venv/optimum/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 'optimum-onnx==0.1.0' 'transformers<4.58' 'onnxruntime>=1.23'
+	@touch $@
+
+# What clients of a reranking API people have: most install together, cohere 7 and what needs a newer httpx do not.
+.venv/clients.installed .venv/cohere7.installed: .venv/%.installed: tests/clients/%.txt | .venv/bin/python
+	@echo "Installing clients into .venv/$* for their tests (a minute)"
+	$(PYTHON) -m venv .venv/$*
+	.venv/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r $<
 	@touch $@

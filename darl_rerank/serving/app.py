@@ -34,6 +34,8 @@ RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank", "/reranking", "/v1/rerank
 _PATHS = frozenset({*RERANK_PATHS, "/search", "/v1/models", "/health", "/ping", "/ready", "/info", "/metrics", "/"})
 # Probes have no key, and the page holds nothing: it asks for the key itself.
 _OPEN_PATHS = frozenset({"/", "/health", "/ping", "/ready"})
+# Asked every few seconds by machines: not in the access log.
+_PROBED = frozenset({"/health", "/ping", "/ready", "/metrics"})
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 # Bodies that are read at the same time may take this many times `max_body_bytes` together.
 _BODIES = 8
@@ -266,7 +268,9 @@ class _Edge:
             self._metrics.requests.labels(path if path in _PATHS else "other", str(status)).inc()
             if path in RERANK_PATHS:
                 self._metrics.latency.observe(seconds)
-            _access.info(json.dumps({**log, "status": status, "ms": round(seconds * 1000, 1)}, ensure_ascii=False))
+            if path not in _PROBED or log["method"] != "GET":
+                line = {**log, "status": status, "ms": round(seconds * 1000, 1)}
+                _access.info(json.dumps(line, ensure_ascii=False))
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> Response | None:
         """The answer to a request that no path may see."""

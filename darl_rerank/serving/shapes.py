@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..documents import clean_text
 from ..model.scale import RelevanceScale
 from ..results import RankedDocument, Ranking
 from .errors import ApiError
@@ -243,7 +244,9 @@ def _result(ranked: RankedDocument, scale: RelevanceScale, request: RerankReques
     result: dict[str, Any] = {"index": ranked.index}
     result["score" if tei else "relevance_score"] = _relevance(ranked, scale, request)
     if request.return_documents:
-        result |= {"text": ranked.text} if tei else {"document": {"text": ranked.text}}
+        # A string comes back as it was sent, but for what JSON could not carry.
+        text = clean_text(ranked.document) if isinstance(ranked.document, str) else ranked.text
+        result |= {"text": text} if tei else {"document": {"text": text}}
     return {**result, **_details(ranked)}
 
 

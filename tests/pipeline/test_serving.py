@@ -23,6 +23,8 @@ from serving.process import Served, darl_rerank, served
 from darl_rerank import Reranker
 
 ENGINE = ("--engine", "torch", "--device", "cpu", "--precision", "float32")
+# Two threads of a model this small wait for each other more than they work.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 KEY = "s3cret-key"
 QUERY = "laptop with 16 GB"
 DOCUMENTS = ["Garden hose", "Dell XPS 13 notebook, 16 GB", "", "Laptop sleeve " * 400, "HP laptop 16 GB", "Garden hose"]
@@ -32,7 +34,7 @@ RERANK = {"query": QUERY, "documents": DOCUMENTS}
 @pytest.fixture(scope="module")
 def server(tiny_model: Path) -> Iterator[Served]:
     command = darl_rerank(tiny_model, *ENGINE, "--max-documents", "200", "--max-body-mib", "1", "--model-name", "tiny")
-    with served(command) as running:
+    with served(command, ONE_THREAD) as running:
         running.wait_until_ready()
         yield running
 
@@ -43,7 +45,7 @@ def locked(tiny_model: Path) -> Iterator[Served]:
     command = darl_rerank(
         tiny_model, *ENGINE, "--api-key-env", "DARL_KEYS", "--log-queries", "--max-queue-tokens", "500"
     )
-    with served(command, {"DARL_KEYS": f"other,{KEY}"}) as running:
+    with served(command, {**ONE_THREAD, "DARL_KEYS": f"other,{KEY}"}) as running:
         running.wait_until_ready()
         yield running
 
@@ -242,7 +244,7 @@ def test_a_full_queue_says_when_to_come_again(locked: Served) -> None:
 
 
 def test_it_answers_probes_while_it_loads_and_all_that_it_accepted_when_it_ends(tiny_model: Path) -> None:
-    with served(darl_rerank(tiny_model, *ENGINE)) as running:
+    with served(darl_rerank(tiny_model, *ENGINE), ONE_THREAD) as running:
         assert running.call("GET", "/health")[0] == 200
         status, headers, values = running.call("POST", "/rerank", RERANK)
         # It may be ready already, on a fast machine.
