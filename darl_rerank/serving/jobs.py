@@ -16,6 +16,7 @@ from ..judging import Judge
 from ..model.prompt import PromptGroup
 from ..ranking import rank
 from ..results import PairScores, Ranking
+from ..rules import Rules
 
 BUDGET_USED = "time budget used up"
 
@@ -25,7 +26,7 @@ class Answer:
     """What came of a job.
 
     Attributes:
-        ranking: all of its documents.
+        ranking: its documents, but for those that `rules` keep out.
         tokens: how many were run.
         queue_s: seconds from arrival to the first step with it.
         inference_s: seconds from there to the last.
@@ -43,6 +44,7 @@ class Job:
 
     Attributes:
         group: query and documents, as they came.
+        rules: what the caller wants of the ranking.
         prompts: token ids of the distinct texts to judge; equal texts are judged once, so that they get equal scores
             even where they would run in different steps.
         places: for each readable document of the group, which text it has.
@@ -58,6 +60,7 @@ class Job:
     """
 
     group: QueryGroup
+    rules: Rules
     prompts: PromptGroup
     places: tuple[int, ...]
     costs: tuple[int, ...]
@@ -109,18 +112,19 @@ class Job:
                 rows.append(place)
                 columns.append(text)
         scores = found[np.array(columns, dtype=np.intp)].spread(len(documents), np.array(rows, dtype=np.intp))
-        ranking = rank(self.group, scores, judge.checkpoint.scale, reasons=reasons)
+        ranking = rank(self.group, scores, self.rules, reasons=reasons)
         started = now if self.started is None else self.started
         tokens = self.tokens if done == texts else len(self.prompts.prefix) * bool(done) + sum(self.costs[:done])
         return Answer(ranking, tokens, started - self.arrived, now - started)
 
 
-def make_job(judge: Judge, group: QueryGroup, *, seconds: float, partial: bool) -> Job:
+def make_job(judge: Judge, group: QueryGroup, rules: Rules, *, seconds: float, partial: bool) -> Job:
     """A job for a query group, tokenised.
 
     Args:
         judge: what will judge it.
         group: query and documents.
+        rules: see `Job`.
         seconds: from now to its deadline.
         partial: see `Job`.
     """
@@ -131,7 +135,7 @@ def make_job(judge: Judge, group: QueryGroup, *, seconds: float, partial: bool) 
     costs = [0] * len(texts)
     for owner, suffix in zip(prompts.owners, prompts.suffixes, strict=True):
         costs[owner] += len(suffix)
-    return Job(group, prompts, places, tuple(costs), now + seconds, partial, now)
+    return Job(group, rules, prompts, places, tuple(costs), now + seconds, partial, now)
 
 
 def part(prompts: PromptGroup, start: int, stop: int) -> PromptGroup:

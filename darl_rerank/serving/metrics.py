@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..model.scale import RelevanceScale
+    from ..results import PairScores
     from .jobs import Answer
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -55,26 +59,25 @@ class Metrics:
         self.grades = Counter("darl_documents_graded", "Documents by grade", ["grade"], registry=registry)
         self.novelty = Histogram("darl_novelty", "Novelty of judged pairs", buckets=_NOVELTY, registry=registry)
 
-    def step(self, *, tokens: int, pairs: int, seconds: float) -> None:
-        """Count one step of the model."""
+    def step(self, tokens: int, seconds: float, scores: Sequence[PairScores], scale: RelevanceScale) -> None:
+        """Count one step of the model and what it said of each pair."""
         self.batch_tokens.observe(tokens)
-        self.batch_pairs.observe(pairs)
+        self.batch_pairs.observe(sum(map(len, scores)))
         self.step_seconds.observe(seconds)
+        for part in scores:
+            self.truncated.inc(int(part.truncated.sum()))
+            for grade in part.grade[part.judged].tolist():
+                self.grades.labels(scale.grades[grade].name).inc()
+            if part.novelty is not None:
+                for novelty in part.novelty[part.judged].tolist():
+                    self.novelty.observe(novelty)
 
-    def answered(self, answer: Answer) -> None:
-        """Count what an answer says of its documents."""
+    def answered(self, answer: Answer, *, documents: int) -> None:
+        """Count an answer to a request with so many documents."""
         self.in_queue.observe(answer.queue_s)
         self.in_model.observe(answer.inference_s)
-        self.documents.inc(len(answer.ranking))
-        for ranked in answer.ranking:
-            if not ranked.judged:
-                self.unjudged.inc()
-                continue
-            self.grades.labels(ranked.grade_name).inc()
-            if ranked.truncated:
-                self.truncated.inc()
-            if ranked.novelty is not None:
-                self.novelty.observe(ranked.novelty)
+        self.documents.inc(documents)
+        self.unjudged.inc(sum(not ranked.judged for ranked in answer.ranking))
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""

@@ -171,7 +171,7 @@ class TokenQueue:
         tokens = sum(map(_tokens, groups))
         self._ran = self._ran * _MEMORY + tokens
         self._seconds = self._seconds * _MEMORY + seconds
-        self._metrics.step(tokens=tokens, pairs=sum(len(group.truncated) for group in groups), seconds=seconds)
+        self._metrics.step(tokens, seconds, [job.parts[-1] for job, _ in chosen], self.judge.checkpoint.scale)
         for job, _ in chosen:
             if not job.left:
                 self._finish(job)
@@ -237,7 +237,7 @@ class TokenQueue:
             self._fail(job, _broken(error))
             return
         if self._settle(job):
-            self._metrics.answered(answer)
+            self._metrics.answered(answer, documents=len(job.group.documents))
             job.result.set_result(answer)
 
     def _fail(self, job: Job, error: ApiError) -> None:

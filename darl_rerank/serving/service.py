@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ..documents import read_group
 from ..errors import DarlRerankError, InputError
 from ..reranker import Reranker
+from ..rules import Rules
 from .errors import ApiError
 from .jobs import Job, make_job
 from .metrics import Metrics
@@ -111,23 +112,23 @@ class Service:
         """Jobs for a request, one for each query, tokenised but not in the queue yet.
 
         Raises:
-            ApiError: 422, an empty query; 503, the server is not ready.
+            ApiError: 422, an empty query, or rules that the checkpoint can't follow; 503, the server is not ready.
         """
         if self.state != "ready":
             raise _not_ready(self.state)
         judge = self.reranker.judge
         partial = request.budget_ms is not None
         seconds = self.limits.timeout_s if request.budget_ms is None else request.budget_ms / 1000
+        seconds = min(seconds, self.limits.timeout_s)
         try:
+            rules = Rules.read(judge.checkpoint, **request.rules)
             groups = [
                 read_group(query, documents)
                 for query, documents in zip(request.queries, request.documents, strict=True)
             ]
         except InputError as error:
             raise ApiError(422, "invalid_request", str(error)) from error
-        return [
-            make_job(judge, group, seconds=min(seconds, self.limits.timeout_s), partial=partial) for group in groups
-        ]
+        return [make_job(judge, group, rules, seconds=seconds, partial=partial) for group in groups]
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Put jobs into the queue, all or none.

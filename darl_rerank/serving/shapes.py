@@ -36,6 +36,7 @@ class RerankRequest:
         top_n: how many to return; all if None.
         return_documents: whether the answer repeats the documents' texts.
         raw_scores: the expected gain itself as score, rather than as a share of the largest gain.
+        rules: of `Reranker.rerank` `cut`, `min_grade`, `min_probability`, `fuse` and `prevalence`, where given.
         budget_ms: milliseconds from arrival after which documents that are not yet judged stay so; None for no limit.
     """
 
@@ -45,6 +46,7 @@ class RerankRequest:
     top_n: int | None = None
     return_documents: bool = False
     raw_scores: bool = False
+    rules: dict[str, Any] = field(default_factory=dict)
     budget_ms: float | None = None
 
     @property
@@ -116,6 +118,7 @@ def read_request(shape: Shape, body: dict[str, Any], *, max_documents: int) -> R
     return_documents = _first(fields, ("return_documents", "return_text"), "a boolean", _is_flag)
     raw_scores = fields.read("raw_scores", "a boolean", _is_flag)
     budget = fields.read("budget_ms", "a number above 0", lambda v: _is_number(v) and v > 0)
+    rules = {name: fields.read(name, expected, fits) for name, expected, fits in _RULES}
     # Taken for the sake of clients that send them; documents are cut to the model's own length.
     for name in ("max_tokens_per_doc", "max_chunks_per_doc", "priority"):
         fields.read(name, "an integer", _is_integer)
@@ -126,7 +129,7 @@ def read_request(shape: Shape, body: dict[str, Any], *, max_documents: int) -> R
     fields.check()
     request = RerankRequest(
         shape, queries, documents, top_n or None, bool(return_documents), bool(raw_scores),
-        None if budget is None else float(budget),
+        {name: value for name, value in rules.items() if value is not None}, None if budget is None else float(budget),
     )  # fmt: skip
     if request.pairs > max_documents:
         raise ApiError(
@@ -184,6 +187,20 @@ def _is_number(value: Any) -> bool:
     return (_is_integer(value) and abs(value) < 2**53) or (isinstance(value, float) and math.isfinite(value))
 
 
+# Names, types and checks of types; what the values may be, the library says.
+_RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("cut", "a string", _is_text),
+    ("min_grade", "a string or an integer", lambda v: isinstance(v, str) or _is_integer(v)),
+    ("min_probability", "a number", _is_number),
+    ("fuse", "a string", _is_text),
+    (
+        "prevalence",
+        'an array of numbers or "estimate"',
+        lambda v: isinstance(v, str) or (isinstance(v, list) and all(map(_is_number, v))),
+    ),
+)
+
+
 def _shown(value: Any) -> str:
     return repr(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else json_type(value)
 
@@ -235,6 +252,7 @@ def answer_body(
             "billed_units": {"search_units": 1},
             "tokens": {"input_tokens": tokens},
             "warnings": list(ranking.warnings),
+            "documents_cut": ranking.cut,
         },
     }
 

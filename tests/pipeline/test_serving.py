@@ -84,6 +84,25 @@ def test_tei_and_scores(server: Served, tiny_reranker: Reranker) -> None:
     assert [v["score"] for v in scores["data"]] == pytest.approx([(s or 0) / 3 for s in alone], abs=1e-4)
 
 
+def test_rules_are_those_of_the_library(server: Served, tiny_reranker: Reranker) -> None:
+    asked = {**RERANK, "documents": [{"text": text or " ", "score": -i} for i, text in enumerate(DOCUMENTS)]}
+    middle = tiny_reranker.rerank(QUERY, DOCUMENTS)[2].grade
+    for rules in ({"min_grade": middle}, {"fuse": "auto"}, {"min_grade": "relevant", "min_probability": 0.3}):
+        expected = tiny_reranker.rerank(QUERY, asked["documents"], **rules)
+        status, values = server.post("/rerank", {**asked, **rules})
+        assert status == 200, values
+        assert [r["index"] for r in values["results"]] == [r.index for r in expected]
+        assert values["meta"]["documents_cut"] == expected.cut
+    for wrong in (
+        {"min_grade": "superb"},
+        {"fuse": "always"},
+        {"cut": "recall 0.9 of relevant"},
+        {"min_probability": 1},
+    ):
+        status, values = server.post("/rerank", {**asked, **wrong})
+        assert status == 422, values
+
+
 def test_answers_are_the_same_alone_and_together(server: Served) -> None:
     bodies: list[dict[str, Any]] = [
         {"query": f"{QUERY} {i}", "documents": [f"{document[:200]} {i}" for document in DOCUMENTS] * (1 + i % 4)}

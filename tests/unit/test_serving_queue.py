@@ -14,6 +14,7 @@ from darl_rerank import Checkpoint, Reranker
 from darl_rerank.documents import read_group
 from darl_rerank.engines.base import GradeOutput
 from darl_rerank.engines.batching import MicroBatch
+from darl_rerank.rules import Rules
 from darl_rerank.serving.errors import ApiError
 from darl_rerank.serving.jobs import BUDGET_USED, Job, make_job
 from darl_rerank.serving.metrics import Metrics
@@ -70,7 +71,9 @@ def queue(engine: ScriptedEngine, reranker: Reranker) -> Iterator[TokenQueue]:
 
 
 def job(reranker: Reranker, query: str, documents: list[Any], *, seconds: float = 60.0, partial: bool = False) -> Job:
-    return make_job(reranker.judge, read_group(query, documents), seconds=seconds, partial=partial)
+    return make_job(
+        reranker.judge, read_group(query, documents), Rules(reranker.checkpoint), seconds=seconds, partial=partial
+    )
 
 
 def hold(engine: ScriptedEngine, queue: TokenQueue, reranker: Reranker) -> Job:
@@ -193,7 +196,7 @@ def test_a_budget_judges_from_the_top_of_the_list(
 def test_what_the_engine_fails_on_costs_only_itself(
     queue: TokenQueue, engine: ScriptedEngine, reranker: Reranker
 ) -> None:
-    bad = make_job(reranker.judge, read_group("q", ["bad document"]), seconds=60, partial=False)
+    bad = job(reranker, "q", ["bad document"])
     engine.refused = bad.prompts.suffixes[0]
     jobs = [job(reranker, "q", ["one", "bad document", "two"]), job(reranker, "other", ["one", "two"])]
     queue.submit(jobs)

@@ -89,6 +89,8 @@ def test_all_that_clients_send_is_taken() -> None:
     }  # fmt: skip
     assert read(body) == RerankRequest("rerank", ("q",), (("a",),))
     assert read({**body, "budget_ms": 250}).budget_ms == 250.0
+    rules = {"cut": "recall 0.9 of relevant", "min_grade": 2, "min_probability": 0.5, "fuse": "auto"}
+    assert read({**body, **rules, "prevalence": "estimate"}).rules == {**rules, "prevalence": "estimate"}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,8 @@ def test_all_that_clients_send_is_taken() -> None:
         ({"query": "q", "documents": ["a"], "top_n": True}, 422, "got a boolean"),
         ({"query": "q", "documents": ["a"], "budget_ms": 0}, 422, "budget_ms must be a number above 0, got 0"),
         ({"query": "q", "documents": ["a"], "budget_ms": 10**400}, 422, "budget_ms must be a number above 0"),
+        ({"query": "q", "documents": ["a"], "prevalence": [0.5, "a"]}, 422, "prevalence must be an array of numbers"),
+        ({"query": "q", "documents": ["a"], "min_grade": 1.5}, 422, "min_grade must be a string or an integer"),
         ({"query": "q", "documents": ["a"], "model": 5}, 422, "model must be a string"),
         ({"query": "q", "documents": [1] * 9}, 422, "and 4 more"),
         ({"query": "q", "documents": ["a"] * 11}, 413, "11 documents, at most 10 fit into one request"),
