@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,16 @@ from numpy.typing import NDArray
 from .engines.base import Engine, grade_groups
 from .model.checkpoint import Checkpoint
 from .model.prompt import LongDocuments, PromptGroup
+from .pace import Pace
 from .results import PairScores
 
 
 class Judge:
-    """A checkpoint with the engine that runs it; see `Reranker` for the arguments. Thread-safe."""
+    """A checkpoint with the engine that runs it; see `Reranker` for the arguments. Thread-safe.
+
+    Attributes:
+        pace: how long `judge` takes, learnt from its own runs.
+    """
 
     def __init__(
         self,
@@ -31,6 +37,7 @@ class Judge:
         self.batch_tokens = batch_tokens
         self.share_prefix = share_prefix
         self.long_documents: LongDocuments = long_documents
+        self.pace = Pace()
         self._encoder = checkpoint.encoder()
 
     def encode(self, query: str, texts: Sequence[str], *, strict: bool = False) -> PromptGroup:
@@ -52,6 +59,7 @@ class Judge:
             InputError: the model gives logits that are not finite.
         """
         checkpoint = self.checkpoint
+        started = time.perf_counter()
         output = grade_groups(
             self.engine,
             groups,
@@ -69,7 +77,7 @@ class Judge:
         spans = None
         if self.long_documents == "window":
             spans = np.array([span for group in groups for span in group.spans], dtype=np.intp).reshape(-1, 2)[best]
-        return PairScores(
+        result = PairScores(
             logits=output.logits[best],
             probabilities=probabilities[best],
             score=score[best],
@@ -80,6 +88,9 @@ class Judge:
             query_truncated=_of_each([group.query_truncated for group in groups], groups),
             spans=spans,
         )
+        if groups:
+            self.pace.observe(sum(group.distinct_tokens for group in groups), time.perf_counter() - started)
+        return result
 
 
 def _of_each(values: Sequence[bool], groups: Sequence[PromptGroup]) -> NDArray[np.bool_] | None:

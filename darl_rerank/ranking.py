@@ -40,7 +40,8 @@ def rank(
     )
     if fused is not None:
         ranked = (replace(one, fused=float(fused[one.index]) if one.judged else None) for one in ranked)
-    return Ranking(ranked, cut=int((~kept).sum()), warnings=rules.warnings(scores))
+    judged, cut = int(scores.judged.sum()), int((~kept).sum())
+    return Ranking(ranked, judged=judged, cut=cut, warnings=rules.warnings(scores))
 
 
 def _ranked(

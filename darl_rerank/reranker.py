@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -9,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from .documents import QueryGroup, read_document, read_group, read_query
+from .effort import Depth, Effort, judge_from_the_top
 from .engines.base import Engine
 from .errors import InputError
 from .judging import Judge
@@ -19,6 +21,10 @@ from .model.shipped import DEFAULT
 from .ranking import rank
 from .results import PairScores, Ranking
 from .rules import Fuse, Prevalence, Rules
+
+# Lengths of the documents of `Reranker.warm_up`, in sentences of eight words; twice, since the first run of a length is
+# the slow one.
+_WARM_UP = (1, 4, 16, 64) * 2
 
 
 class Reranker:
@@ -133,6 +139,8 @@ class Reranker:
         min_probability: float | None = None,
         fuse: Fuse | None = None,
         prevalence: Prevalence | None = None,
+        budget_ms: float | None = None,
+        depth: Depth | None = None,
     ) -> Ranking:
         """Order documents by expected gain, the best first; ties keep the order they came in.
 
@@ -157,10 +165,17 @@ class Reranker:
                 higher the better); their order, the best first, if not.
             prevalence: the share of each grade among the documents of your traffic, the lowest first, for which
                 probabilities, scores and grades are then given; "estimate" for shares estimated from this list.
+            budget_ms: milliseconds within which documents are judged, from the top of the list on; those that are left
+                follow the judged ones in their order, with `judged` False. Call `warm_up` before: the first call has
+                no measurements to go by.
+            depth: how many documents from the top of the list are judged, the rest following likewise; "auto" goes on
+                as long as a further document reaches the first `top_k` (10 if None) with a probability above the
+                checkpoint's bound, see `darl_rerank.model.reach`.
 
         Raises:
-            InputError: a query that is empty or no string, documents that are a lone string, `top_k` below 1, a cut
-                that the checkpoint lacks, an unknown grade, another argument out of its range; and what `strict` says.
+            InputError: a query that is empty or no string, documents that are a lone string, `top_k` or `depth` below
+                1, a budget below what a single document takes, a cut that the checkpoint lacks, an unknown grade,
+                another argument out of its range; and what `strict` says.
         """
         return self.rerank_many(
             [query],
@@ -172,6 +187,8 @@ class Reranker:
             min_probability=min_probability,
             fuse=fuse,
             prevalence=prevalence,
+            budget_ms=budget_ms,
+            depth=depth,
         )[0]
 
     def rerank_many(
@@ -186,8 +203,11 @@ class Reranker:
         min_probability: float | None = None,
         fuse: Fuse | None = None,
         prevalence: Prevalence | None = None,
+        budget_ms: float | None = None,
+        depth: Depth | None = None,
     ) -> list[Ranking]:
-        """`rerank` for several queries at once; batches are filled across queries.
+        """`rerank` for several queries at once; batches are filled across queries, or (given `budget_ms` or `depth`)
+        one query is judged after the other, each with its own budget.
 
         Raises:
             InputError: as `rerank`, or the two differ in length.
@@ -202,13 +222,20 @@ class Reranker:
             fuse=fuse,
             prevalence=prevalence,
         )
+        effort = Effort.read(self.checkpoint.reach, budget_ms=budget_ms, depth=depth, top_k=top_k)
+        started = time.perf_counter()
         groups = _read_groups(queries, documents_per_query, strict=strict)
-        reasons = [{i: d.fault for i, d in enumerate(group.documents) if d.fault is not None} for group in groups]
-        scores = self._judge_all(groups, strict=strict)
+        judged = self._judge_all(groups, effort, started, strict=strict)
         return [
-            rank(group, found, rules, reasons=why, top_k=top_k)
-            for group, found, why in zip(groups, scores, reasons, strict=True)
+            rank(group, scores, rules, reasons=reasons, top_k=top_k)
+            for group, (scores, reasons) in zip(groups, judged, strict=True)
         ]
+
+    def warm_up(self) -> None:
+        """Judge some made-up pairs, so that the first request is not the slow one and `budget_ms` has measurements."""
+        for sentences in _WARM_UP:
+            documents = [f"{i}. " + "Indoor cats live for 12 to 18 years. " * sentences for i in range(4)]
+            self.rerank("how long do cats live", documents)
 
     def score_pairs(
         self,
@@ -251,18 +278,26 @@ class Reranker:
         places = np.array([i for indices in members.values() for i in indices], dtype=np.intp)
         return rules.shifted(self._judge.judge(encoded, features=features).spread(len(read), places))
 
-    def _judge_all(self, groups: Sequence[QueryGroup], *, strict: bool) -> list[PairScores]:
-        """Scores of every document of each group; those with a fault are not judged."""
+    def _judge_all(
+        self, groups: Sequence[QueryGroup], effort: Effort | None, started: float, *, strict: bool
+    ) -> list[tuple[PairScores, dict[int, str]]]:
+        """For each group a row a document, and why a document was not judged, by its place."""
+        result: list[tuple[PairScores, dict[int, str]]] = []
+        if effort is not None:
+            for group in groups:
+                result.append(judge_from_the_top(self._judge, group, effort, started=started, strict=strict))
+                started = time.perf_counter()
+            return result
         encoded = [
             self._judge.encode(group.query, [group.documents[i].text for i in group.readable], strict=strict)
             for group in groups
         ]
         scores = self._judge.judge(encoded)
-        result = []
         start = 0
         for group in groups:
             places = np.array(group.readable, dtype=np.intp)
-            result.append(scores[start : start + len(places)].spread(len(group.documents), places))
+            faults = {i: document.fault for i, document in enumerate(group.documents) if document.fault is not None}
+            result.append((scores[start : start + len(places)].spread(len(group.documents), places), faults))
             start += len(places)
         return result
 

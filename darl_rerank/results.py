@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,19 +113,23 @@ class Ranking(list[RankedDocument]):
     """The documents of one query, best first: a list that also says what happened to the whole of it.
 
     Attributes:
+        judged: how many documents of the list that was passed in were judged, whether they are returned or not.
         cut: how many documents stayed out because of a cut, `min_grade` or `min_probability`.
         warnings: what a caller should know before acting on this ranking, each a sentence.
     """
 
-    def __init__(self, documents: Iterable[RankedDocument] = (), *, cut: int = 0, warnings: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        documents: Iterable[RankedDocument] = (),
+        *,
+        judged: int = 0,
+        cut: int = 0,
+        warnings: Iterable[str] = (),
+    ) -> None:
         super().__init__(documents)
+        self.judged = judged
         self.cut = cut
         self.warnings = tuple(warnings)
-
-    @property
-    def judged(self) -> int:
-        """How many of the documents that are returned were judged."""
-        return sum(ranked.judged for ranked in self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,3 +189,12 @@ class PairScores:
             part = getattr(self, name)
             parts[name] = None if part is None else change(part)
         return PairScores(**parts)
+
+
+def joined(parts: Sequence[PairScores]) -> PairScores:
+    """The pairs of all parts, one part after the other; at least one."""
+    whole: dict[str, Any] = {}
+    for name in PairScores.__slots__:
+        values = [getattr(part, name) for part in parts]
+        whole[name] = None if any(value is None for value in values) else np.concatenate(values)
+    return PairScores(**whole)

@@ -38,6 +38,7 @@ from .hub import CARD, push
 from .manifest import FORMAT, MANIFEST, read_manifest
 from .novelty import NoveltyModel
 from .prompt import Prompt, PromptEncoder
+from .reach import Reach
 from .scale import RelevanceScale
 from .shipped import checkpoint_folder
 
@@ -65,6 +66,7 @@ class Checkpoint:
         decisions: cut points between grades, cuts that hold a promise, the weight in a fusion.
         link: how the head's outputs make a distribution over the grades, see `head.grade_logits`.
         novelty: statistics for the novelty score, None before training.
+        reach: statistics for reranking to a depth="auto"; None if they were not fitted.
         trained: False for a checkpoint that only `from_base` has made, which grades zero-shot.
         provenance: data, recipe and figures of its training, for the model card; JSON types. Documentation: nothing
             reads it to decide anything.
@@ -83,6 +85,7 @@ class Checkpoint:
     decisions: Decisions = field(default_factory=Decisions)
     link: Link = "softmax"
     novelty: NoveltyModel | None = None
+    reach: Reach | None = None
     trained: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
     export: ExportRecord | None = None
@@ -244,6 +247,7 @@ class Checkpoint:
             "calibration": self.calibration.to_dict(),
             "novelty": novelty_settings,
             **({"decisions": decisions} if (decisions := self.decisions.to_dict(self.scale)) else {}),
+            **({} if self.reach is None else {"reach": self.reach.to_dict()}),
             "trained": self.trained,
             "provenance": dict(self.provenance),
             **({} if self.export is None else {"export": self.export.to_dict()}),

@@ -16,6 +16,7 @@ from .calibration import Calibration
 from .export_record import ExportRecord
 from .head import check_link
 from .prompt import Prompt
+from .reach import Reach
 from .scale import RelevanceScale
 
 FORMAT = 2
@@ -136,9 +137,10 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
     "novelty": _novelty_settings,
     # Made sense of beside the scale, see `Checkpoint.load`.
     "decisions": _mapping,
+    "reach": lambda value: None if value is None else Reach.from_dict(_mapping(value)),
     "export": lambda value: ExportRecord.from_dict(_mapping(value)),
     "trained": _flag,
     "provenance": _mapping,
     "files": _files,
 }
-_OPTIONAL: dict[str, Any] = {"novelty": None, "decisions": {}, "export": None, "provenance": {}}
+_OPTIONAL: dict[str, Any] = {"novelty": None, "decisions": {}, "reach": None, "export": None, "provenance": {}}

@@ -6,7 +6,7 @@ Training, serving and export all read their token ids from here, so they can't d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
@@ -48,6 +48,27 @@ class PromptGroup:
     query: str = ""
     query_truncated: bool = False
     spans: tuple[tuple[int, int], ...] = ()
+
+    def part(self, start: int, stop: int) -> PromptGroup:
+        """The group with documents `start` to `stop` alone."""
+        rows = [i for i, owner in enumerate(self.owners) if start <= owner < stop]
+        return replace(
+            self,
+            suffixes=tuple(self.suffixes[i] for i in rows),
+            owners=tuple(self.owners[i] - start for i in rows),
+            truncated=self.truncated[start:stop],
+            spans=tuple(self.spans[i] for i in rows) if self.spans else (),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of the prefix, once, and of all suffixes."""
+        return len(self.prefix) + sum(map(len, self.suffixes))
+
+    @property
+    def distinct_tokens(self) -> int:
+        """As `tokens`, with equal suffixes counted once, as they are run."""
+        return len(self.prefix) + sum(map(len, set(self.suffixes)))
 
 
 @dataclass(frozen=True, slots=True)
