@@ -21,7 +21,7 @@ Depth = int | Literal["auto"]
 # depth="auto" without top_k: the top that most measures and result pages have.
 _DEFAULT_TOP = 10
 # Documents that are tokenised at first, and then twice as many each time: a short budget ends among the first ones.
-_FIRST_ENCODED = 16
+_FIRST_ENCODED = 2 * STEP
 
 
 @dataclass(frozen=True, slots=True)
