@@ -38,6 +38,9 @@ def calibrate(
     The temperature changes no order of grades and, without novelty, little of the order of documents: it makes the
     probabilities as sure as they are right. With --bias they also come as often as in PAIRS. These should be like the
     traffic to come, and nothing MODEL was trained on.
+
+    With --novelty a MODEL that has no novelty yet gets it: the pairs of half of the queries are then what it knows, and
+    the temperature is fitted to the others.
     """
     import numpy as np
 
@@ -45,21 +48,28 @@ def calibrate(
     from ..files import check_output_folder
     from ..reranker import Reranker
     from ..training.data.labels import label_matrix
+    from ..training.model.novelty_of_pairs import novelty_of_pairs
     from ..training.model.temperature import fit_calibration
     from ..trec.graded_pairs import read_graded_pairs
 
     check_output_folder(output, overwrite=overwrite)
     reranker = Reranker.from_pretrained(model, engine=engine, device=device)
     checkpoint = reranker.checkpoint
-    if novelty and checkpoint.novelty is None:
-        raise InputError("has no novelty statistics for a temperature to follow; give --no-novelty", path=model)
     scale = checkpoint.scale
     names = tuple(grade.name for grade in scale.grades)
     graded = read_graded_pairs(pairs, grades=len(scale), names=names)
-    scores = reranker.score_pairs([(pair.query, pair.document) for pair in graded])
     follows = checkpoint.novelty is not None if novelty is None else novelty
+    fits_novelty = follows and checkpoint.novelty is None
+    scores = reranker.score_pairs([(pair.query, pair.document) for pair in graded], features=fits_novelty)
+    logits, strangeness = scores.logits, scores.novelty
+    if fits_novelty:
+        assert scores.features is not None
+        statistics, held = novelty_of_pairs(scores.features, [pair.qid for pair in graded])
+        checkpoint = checkpoint.replace(novelty=statistics)
+        graded = [pair for pair, kept in zip(graded, held, strict=True) if kept]
+        logits, strangeness = logits[held], statistics.score(scores.features[held])
     fit = fit_calibration(
-        scores.logits, label_matrix(graded, len(scale)), novelty=scores.novelty, with_novelty=follows, with_bias=bias
+        logits, label_matrix(graded, len(scale)), novelty=strangeness, with_novelty=follows, with_bias=bias
     )
     seen = np.unique([pair.hard_grade for pair in graded])
     if len(seen) < 2:

@@ -165,7 +165,8 @@ def read_reranker(
     head: Head = parts["head"]
     if chosen.by_relevant_alone:
         # With 0 for the other label the probability is the logistic function of the one logit.
-        head = Head(head.weight * [[0], [1]], head.bias * [0, 1])
+        counts = np.array([0, 1], dtype=np.float32)
+        head = Head(head.weight * counts[:, None], head.bias * counts)
     scale = scale or labels
     origin = {"family": name, "model": parts["base"].name, "task": chosen.task if task is None else task}
     return {

@@ -65,11 +65,32 @@ def test_biases_bring_the_grades_as_often_as_the_pairs_have_them(tiny_model: Pat
     assert np.allclose(found, np.bincount([value["grade"] for value in rare], minlength=4) / len(rare), atol=0.01)
 
 
+def test_a_model_without_novelty_gets_it(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    result = call(tiny_model, pairs, "--output", tmp_path / "new", "--novelty", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert Checkpoint.load(tiny_model).novelty is None
+    reranker = Reranker.from_pretrained(tmp_path / "new", engine="torch", device="cpu", precision="float32")
+    assert reranker.checkpoint.novelty is not None
+    read = [json.loads(line) for line in pairs.read_text().splitlines()]
+    known = int(reranker.checkpoint.novelty.settings["training_pairs"])
+    assert f"on {len(read) - known} pairs NLL" in result.output
+    seen = reranker.score_pairs([(value["query"], value["document"]) for value in read]).novelty
+    strange = reranker.score_pairs([("zebra?", "0 1 0 1 0 1 " * 20)] * 3).novelty
+    assert seen is not None
+    assert strange is not None
+    assert strange.min() > np.median(seen)
+
+
+def test_novelty_needs_more_than_a_few_queries(tiny_model: Path, tmp_path: Path) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(json.dumps({"query": "a", "document": f"d{i}", "grade": i % 4}) + "\n" for i in range(20)))
+    result = call(tiny_model, few, "--output", tmp_path / "new", "--novelty", "--device", "cpu")
+    assert result.exit_code == 3
+    assert "1 are too few" in result.output
+
+
 def test_bad_input(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
-    result = call(tiny_model, pairs, "--output", new, "--novelty")
-    assert result.exit_code == 3
-    assert "no novelty statistics" in result.output
     one = tmp_path / "one.jsonl"
     one.write_text('{"query": "a", "document": "b", "grade": 1}\n{"query": "a", "document": "c", "grade": 1}\n')
     result = call(tiny_model, one, "--output", new)
