@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darl_rerank.errors import InputError
-from darl_rerank.model.novelty import NoveltyModel, fit_novelty, middle_layer
+from darl_rerank.model.novelty import NoveltyModel, fit_novelty, middle_layer_weights
 
 
 def novelty_of_pairs(
@@ -38,6 +38,6 @@ def novelty_of_pairs(
     held = np.array([query not in known_queries for query in queries])
     known = features[~held]
     model = fit_novelty(
-        known, features[held], weights=middle_layer(features.shape[1]), k=min(10, len(known) - 1), seed=seed
+        known, features[held], weights=middle_layer_weights(features.shape[1]), k=min(10, len(known) - 1), seed=seed
     )
     return model, held
