@@ -10,16 +10,26 @@ if TYPE_CHECKING:
     from .model.checkpoint import Checkpoint
     from .model.scale import RelevanceScale
     from .reranker import Reranker
-    from .results import PairScores, RankedDocument
+    from .results import PairScores, RankedDocument, Ranking
 
 __version__ = "0.1.0"
-__all__ = ["Checkpoint", "InputError", "PairScores", "RankedDocument", "RelevanceScale", "Reranker", "__version__"]
+__all__ = [
+    "Checkpoint",
+    "InputError",
+    "PairScores",
+    "RankedDocument",
+    "Ranking",
+    "RelevanceScale",
+    "Reranker",
+    "__version__",
+]
 
 _HOME = {
     "Checkpoint": "model.checkpoint",
     "InputError": "errors",
     "PairScores": "results",
     "RankedDocument": "results",
+    "Ranking": "results",
     "RelevanceScale": "model.scale",
     "Reranker": "reranker",
 }

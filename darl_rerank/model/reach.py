@@ -66,6 +66,13 @@ class Reach:
         logit = self.intercept + self.slope * _distance(scores, top_k)
         return float(1 / (1 + np.exp(-np.clip(logit, -700, 700))))
 
+    def stops_at(self, scores: NDArray[np.floating[Any]], top_k: int) -> int:
+        """How many documents of a list are judged before it stops, given the scores of all, in the list's order."""
+        seen = min(STEP, len(scores))
+        while seen < len(scores) and self.probability(scores[:seen], top_k) > self.bound:
+            seen = min(seen + STEP, len(scores))
+        return seen
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -101,10 +108,9 @@ def fit_reach(lists: Sequence[NDArray[np.floating[Any]]]) -> Reach:
                 distances.append(_distance(scores[:seen], top_k))
                 shares.append(float((scores[seen : seen + STEP] > best).mean()))
     intercept, slope = _logistic(np.array(distances), np.array(shares))
-    fitted = Reach(intercept, slope, 0.5, len(usable))
-    found = {bound: np.mean([_found(fitted, scores, bound) for scores in usable]) for bound in _BOUNDS}
-    good = [bound for bound, share in found.items() if share >= _FOUND]
-    return Reach(intercept, slope, max(good, default=_BOUNDS[0]), len(usable))
+    at = [Reach(intercept, slope, bound, len(usable)) for bound in _BOUNDS]
+    good = [reach for reach in at if np.mean([_found(reach, scores) for scores in usable]) >= _FOUND]
+    return max(good, key=lambda reach: reach.bound, default=at[0])
 
 
 def _distance(scores: NDArray[np.floating[Any]], top_k: int) -> float:
@@ -113,11 +119,9 @@ def _distance(scores: NDArray[np.floating[Any]], top_k: int) -> float:
     return float((best - recent.mean()) / max(float(recent.std()), _LEAST_SPREAD))
 
 
-def _found(reach: Reach, scores: NDArray[np.float64], bound: float) -> float:
-    """The part of the whole list's top that is found if judging stops at `bound`."""
-    seen = STEP
-    while seen < len(scores) and reach.probability(scores[:seen], _BOUND_TOP) > bound:
-        seen += STEP
+def _found(reach: Reach, scores: NDArray[np.float64]) -> float:
+    """The part of the whole list's top that is found where judging stops."""
+    seen = reach.stops_at(scores, _BOUND_TOP)
     whole, part = (set(np.argsort(-found, kind="stable")[:_BOUND_TOP].tolist()) for found in (scores, scores[:seen]))
     return len(whole & part) / len(whole)
 

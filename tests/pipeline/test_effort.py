@@ -138,6 +138,19 @@ def test_auto_stops_where_the_rest_hardly_matters(tiny_reranker: Reranker) -> No
     assert reranker(Reach(-9.0, 0.0, 0.03)).rerank("laptop", DOCUMENTS, depth="auto", top_k=25).judged == 30
 
 
+def test_auto_stops_where_the_statistics_say(clocked: Reranker) -> None:
+    in_order = sorted(clocked.rerank("laptop", DOCUMENTS), key=lambda ranked: ranked.index)
+    scores = np.array([ranked.score for ranked in in_order])
+    stops = set()
+    for bound in (0.02, 0.1, 0.3):
+        reach = Reach(-0.6, -1.4, bound)
+        auto = Reranker(clocked.checkpoint.replace(reach=reach), clocked.engine)
+        for top_k in (3, 10):
+            stops.add(auto.rerank("laptop", DOCUMENTS, depth="auto", top_k=top_k).judged)
+            assert reach.stops_at(scores, top_k) in stops
+    assert len(stops) > 2
+
+
 def test_statistics_travel_with_the_checkpoint(tiny_reranker: Reranker, tmp_path: Any) -> None:
     checkpoint = tiny_reranker.checkpoint.replace(reach=Reach(-0.6, -1.4, 0.03, 106))
     assert checkpoint.save(tmp_path / "new").reach == checkpoint.reach
