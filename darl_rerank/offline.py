@@ -13,12 +13,13 @@ from .errors import InputError
 from .files import atomic_write, check_output_file
 from .model.base_model import file_sha256
 from .progress import Progress, progress_bar
-from .results import RankedDocument
+from .results import Ranking
 from .trec.fusion import fuse as fuse_rankings
 from .trec.journal import Journal
 from .trec.runs import Run, RunEntry, check_word, write_run
 
 Missing = Literal["error", "skip"]
+Fusion = Literal["auto", "rrf"]
 _SHOWN = 5
 # Tokens of a short passage: so many documents at least fill a batch.
 _TOKENS = 64
@@ -39,8 +40,13 @@ class _CanRerank(Protocol):
     def batch_tokens(self) -> int: ...
 
     def rerank_many(
-        self, queries: Sequence[str], documents_per_query: Sequence[Sequence[Any]], *, top_k: int | None = None
-    ) -> Sequence[Sequence[RankedDocument]]: ...
+        self,
+        queries: Sequence[str],
+        documents_per_query: Sequence[Sequence[Any]],
+        *,
+        top_k: int | None = None,
+        **rules: Any,
+    ) -> Sequence[Ranking]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +56,14 @@ class RerankJob:
     Attributes:
         queries: query text by query id, in the run's order.
         candidates: for each query the documents to rerank, (docid, text), in retrieval order.
+        scores: for each query what the first stage scored these documents.
         skipped: (qid, docid) of documents that had no text and were left out.
         unused_topics: how many topics the run has no documents for.
     """
 
     queries: dict[str, str]
     candidates: dict[str, list[tuple[str, str]]]
+    scores: dict[str, list[float]] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     unused_topics: int = 0
 
@@ -92,11 +100,12 @@ def prepare(
         raise InputError(f"{len(absent)} queries of the run have no topic: {_some(absent)}")
     job = RerankJob({qid: topics[qid] for qid in run}, {}, unused_topics=len(topics.keys() - run.keys()))
     for qid, entries in run.items():
-        kept = job.candidates.setdefault(qid, [])
+        kept, scores = job.candidates.setdefault(qid, []), job.scores.setdefault(qid, [])
         for entry in entries[:depth]:
             text = _text(documents, entry)
             if text:
                 kept.append((entry.docid, text))
+                scores.append(entry.score)
             else:
                 job.skipped.append((qid, entry.docid))
     if job.skipped and missing == "error":
@@ -117,6 +126,23 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
 
 
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What became of a job's documents.
+
+    Attributes:
+        not_judged: how many of those written could not be judged; they stand last.
+        cut: how many stayed out because of a cut or a lowest grade.
+        warned: of how many of the queries that this call judged a ranking warns.
+        warning: the first such warning, "" if there is none.
+    """
+
+    not_judged: int
+    cut: int = 0
+    warned: int = 0
+    warning: str = ""
+
+
 def rerank_run(
     reranker: _CanRerank,
     job: RerankJob,
@@ -124,12 +150,13 @@ def rerank_run(
     *,
     details: str | Path | None = None,
     top_k: int | None = None,
-    fuse: bool = False,
+    fuse: Fusion | None = None,
+    rules: Mapping[str, Any] | None = None,
     tag: str = "darl-rerank",
     settings: Mapping[str, Any] | None = None,
     restart: bool = False,
     progress: Progress = True,
-) -> int:
+) -> RunReport:
     """Rerank a job into a run file; the same call after a kill goes on and ends with the same bytes.
 
     A document that could not be judged stands last in the run; `details` says why.
@@ -140,19 +167,17 @@ def rerank_run(
         output: the run to write. While the job lasts, `<output>.journal` stands beside it.
         details: a JSONL to write beside it, one line a document: unrounded score, grade, probabilities, novelty.
         top_k: how many documents of each query to write; all if None.
-        fuse: write the order that reciprocal-rank fusion makes of the first stage's and the new one; the run's scores
-            are then the fusion's, those of `details` stay the model's.
+        fuse: write the order of a fusion with the first stage's: "auto" of both scores, see `Reranker.rerank`, "rrf" of
+            both places. The run's scores are then the fusion's, those of `details` stay the model's.
+        rules: `cut`, `min_grade`, `min_probability`, `prevalence` of `Reranker.rerank`.
         tag: the run's name.
         settings: further options that decide the result, kept in the journal.
         restart: begin anew even if a journal is there.
         progress: see `darl_rerank.progress`.
 
-    Returns:
-        How many documents of the run that was written were not judged.
-
     Raises:
-        InputError: the journal is of another job, `top_k` below 1, an output that is a folder, or an id that can't
-            stand in a run.
+        InputError: the journal is of another job, `top_k` below 1, an output that is a folder, an id that can't stand
+            in a run, or rules that are none.
         DarlRerankError: an output can't be written.
     """
     if top_k is not None and top_k < 1:
@@ -162,35 +187,44 @@ def rerank_run(
             check_output_file(path)
     check_word("tag", tag)
     output = Path(output)
+    rules = {name: value for name, value in (rules or {}).items() if value is not None}
+    if fuse == "auto":
+        rules["fuse"] = "auto"
     identity = {
         "model": reranker.fingerprint,
         "input": job.sha256,
         "top_k": top_k,
         "fuse": fuse,
+        "rules": rules,
+        "first_stage": hashlib.sha256(json.dumps(job.scores).encode()).hexdigest() if fuse == "auto" else None,
         "tag": tag,
         "details": details is not None,
         **(settings or {}),
     }
     total = sum(map(len, job.candidates.values()))
+    warnings: list[str] = []
     with Journal(output.with_name(output.name + ".journal"), identity, restart=restart) as journal:
         done = sum(len(job.candidates[qid]) for qid in journal.finished)
         with progress_bar("reranking", total, unit="doc", done=done, progress=progress) as bar:
             for block in _blocks(job, reranker.batch_tokens):
                 if all(qid in journal.finished for qid in block):
                     continue
-                documents = [[{"id": docid, "text": text} for docid, text in job.candidates[qid]] for qid in block]
-                # A fusion counts every place.
-                kept = None if fuse else top_k
-                rankings = reranker.rerank_many([job.queries[qid] for qid in block], documents, top_k=kept)
+                documents = [_documents(job, qid, with_scores=fuse == "auto") for qid in block]
+                # A fusion counts every place, and what was cut is told from what lies below top_k.
+                kept = None if fuse or rules else top_k
+                rankings = reranker.rerank_many([job.queries[qid] for qid in block], documents, top_k=kept, **rules)
                 for qid, ranking in zip(block, rankings, strict=True):
                     if qid not in journal.finished:
                         journal.append(qid, [ranked.to_dict() for ranked in ranking])
+                        warnings += ranking.warnings[:1]
                         bar.update(len(job.candidates[qid]))
-        written = {qid: journal.finished[qid] for qid in job.queries}
+        whole = {qid: journal.finished[qid] for qid in job.queries}
+        cut = total - sum(map(len, whole.values())) if rules else 0
+        written = whole if fuse == "rrf" else {qid: values[:top_k] for qid, values in whole.items()}
         scored: dict[str, _Scored] = {
-            qid: [(v["docid"], v["score"]) for v in values] for qid, values in written.items()
+            qid: [(v["docid"], v.get("fused", v["score"])) for v in values] for qid, values in written.items()
         }
-        if fuse:
+        if fuse == "rrf":
             scored = {qid: _fused(job.candidates[qid], ranking, top_k) for qid, ranking in scored.items()}
             written = {qid: _in_order(values, scored[qid]) for qid, values in written.items()}
         if details is not None:
@@ -200,7 +234,8 @@ def rerank_run(
                         stream.write(json.dumps({"qid": qid, **values}, ensure_ascii=False) + "\n")
         write_run(output, scored, tag)
         journal.remove()
-    return sum(not values["judged"] for entries in written.values() for values in entries)
+    not_judged = sum(not values["judged"] for entries in written.values() for values in entries)
+    return RunReport(not_judged, cut, len(warnings), warnings[0] if warnings else "")
 
 
 _Scored = list[tuple[str, float | None]]
@@ -224,9 +259,19 @@ def _blocks(job: RerankJob, batch_tokens: int) -> Iterator[list[str]]:
         yield block
 
 
+def _documents(job: RerankJob, qid: str, *, with_scores: bool) -> list[dict[str, Any]]:
+    documents: list[dict[str, Any]] = [{"id": docid, "text": text} for docid, text in job.candidates[qid]]
+    if with_scores:
+        # A job made by hand may have none: then places count.
+        for document, score in zip(documents, job.scores.get(qid, ()), strict=False):
+            document["score"] = score
+    return documents
+
+
 def _fused(candidates: Sequence[tuple[str, str]], ranking: _Scored, top_k: int | None) -> _Scored:
-    """(docid, score) of both orders fused, best first."""
-    hits = fuse_rankings([[docid for docid, _ in candidates], ranking], top_k=top_k)
+    """(docid, score) of both orders fused by their places, best first; what was cut from the second is in neither."""
+    kept = {docid for docid, _ in ranking}
+    hits = fuse_rankings([[docid for docid, _ in candidates if docid in kept], ranking], top_k=top_k)
     return [(hit.docid, hit.score) for hit in hits]
 
 

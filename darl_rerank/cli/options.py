@@ -48,6 +48,44 @@ def engine_options(command: _Command) -> _Command:
     return command
 
 
+def rule_options(command: _Command) -> _Command:
+    """Add --cut, --min-grade, --min-probability and --prevalence: which documents stay out, and whose shares count."""
+    options = [
+        click.option("--cut", help="Leave out what is below a fitted cut, such as 'recall 0.9 of relevant'."),
+        click.option("--min-grade", help="Leave out documents of a lower grade than this."),
+        click.option(
+            "--min-probability",
+            type=float,
+            help="With --min-grade: leave out documents that are less likely of that grade or better.",
+        ),
+        click.option(
+            "--prevalence",
+            callback=shares_or_estimate,
+            help="Share of each grade in your traffic, such as 0.4,0.3,0.2,0.1, the lowest first; or estimate.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def shares(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """ "0.4,0.3,0.2,0.1" as numbers."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected numbers with commas between, got {value!r}") from None
+
+
+def shares_or_estimate(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> tuple[float, ...] | str | None:
+    """`shares`, or "estimate"."""
+    return value if value == "estimate" else shares(context, option, value)
+
+
 def load_reranker(**model: Any) -> Reranker:
     """The reranker that `model_options` describe; says so if it is untrained."""
     from ..reranker import Reranker

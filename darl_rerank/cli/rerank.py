@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from .options import model_options
+from .options import model_options, rule_options
 from .terminal import json_option, print_json
 
 if TYPE_CHECKING:
@@ -41,9 +41,13 @@ log = logging.getLogger(__name__)
 @click.option("--top-k", type=click.IntRange(min=1), help="Documents of each query to write.  [default: all reranked]")
 @click.option(
     "--fuse",
-    is_flag=True,
-    help="Fuse the new order with RUN's by reciprocal rank, for pairs unlike what the model knows.",
+    type=click.Choice(["auto", "rrf"]),
+    is_flag=False,
+    flag_value="rrf",
+    help="Fuse the new order with RUN's: auto by both scores at the checkpoint's weight, rrf (and --fuse alone) by "
+    "reciprocal rank.",
 )
+@rule_options
 @click.option("--tag", default="darl-rerank", show_default=True, help="Name of the run, its last column.")
 @click.option("--details", type=click.Path(path_type=Path), help="JSONL with grade, probabilities and novelty.")
 @click.option(
@@ -64,7 +68,11 @@ def rerank(
     index: Path | None,
     depth: int,
     top_k: int | None,
-    fuse: bool,
+    fuse: Literal["auto", "rrf"] | None,
+    cut: str | None,
+    min_grade: str | None,
+    min_probability: float | None,
+    prevalence: tuple[float, ...] | Literal["estimate"] | None,
     tag: str,
     details: Path | None,
     missing: str,
@@ -93,12 +101,16 @@ def rerank(
         qid, docid = job.skipped[0]
         log.warning(f"{len(job.skipped)} documents without text were left out; the first: {docid} (query {qid})")
     reranker = load_reranker(**model)
+    rules = {"cut": cut, "min_grade": min_grade, "min_probability": min_probability, "prevalence": prevalence}
     settings = {"depth": depth, "missing": missing, **input_digests(run=run, topics=topics)}
-    unjudged = rerank_run(
-        reranker, job, output, details=details, top_k=top_k, fuse=fuse, tag=tag, settings=settings, restart=restart
-    )
-    if unjudged:
-        log.warning(f"{unjudged} documents could not be judged and stand last; --details says why")
+    report = rerank_run(
+        reranker, job, output, details=details, top_k=top_k, fuse=fuse, rules=rules, tag=tag, settings=settings,
+        restart=restart,
+    )  # fmt: skip
+    if report.not_judged:
+        log.warning(f"{report.not_judged} documents could not be judged and stand last; --details says why")
+    if report.warned:
+        log.warning(f"{report.warned} queries are unlike those of the cut; the first: {report.warning}")
     if as_json:
         print_json({
             "run": str(output),
@@ -106,10 +118,12 @@ def rerank(
             "queries": len(job.queries),
             "documents": sum(map(len, job.candidates.values())),
             "skipped": [{"qid": qid, "docid": docid} for qid, docid in job.skipped],
-            "not_judged": unjudged,
+            "cut": report.cut,
+            "not_judged": report.not_judged,
             "unused_topics": job.unused_topics,
         })  # fmt: skip
-    log.info(f"{output}: {len(job.queries)} queries reranked")
+    left_out = f", {report.cut} documents left out" if report.cut else ""
+    log.info(f"{output}: {len(job.queries)} queries reranked{left_out}")
 
 
 def _documents(corpus: Path | None, index: Path | None, wanted: set[str]) -> Mapping[str, HasText]:

@@ -111,3 +111,53 @@ def test_a_calibration_that_the_pairs_do_not_determine_is_refused(
     assert result.exit_code == 5
     assert "240 pairs do not determine a calibration: the temperature ended at the end of its range" in result.output
     assert not (tmp_path / "new").exists()
+
+
+def test_cuts_and_grades_are_fitted_stored_and_used(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    result = call(tiny_model, pairs, "--output", new, "--device", "cpu", "--cut", "recall 0.8 of related", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)["decisions"]
+    checkpoint = Checkpoint.load(new)
+    (cut,) = checkpoint.decisions.cuts
+    assert told["cuts"][0]["promise"] == "recall 0.8 of related"
+    assert cut.facts["queries"] == 9
+    assert cut.facts["alpha"] == pytest.approx(0.2)
+    assert told["grades"]["points"] == list(checkpoint.grade_cuts.points)
+    reranker = Reranker.from_pretrained(new, engine="torch", device="cpu", precision="float32")
+    documents = [json.loads(line)["document"] for line in pairs.read_text().splitlines()][:30]
+    ranking = reranker.rerank("query 3", documents, cut="recall 0.8 of related")
+    assert ranking.cut == 30 - len(ranking)
+    assert all(sum(r.probabilities[1:]) >= cut.threshold for r in ranking)
+    # The shares of what was calibrated on are kept, and calibrating again fits new cuts.
+    assert sum(checkpoint.calibration.prevalence) == pytest.approx(1)
+    again = call(new, pairs, "--output", tmp_path / "again", "--device", "cpu", "--prevalence", "0.1,0.2,0.3,0.4")
+    assert again.exit_code == 0, again.output
+    assert Checkpoint.load(tmp_path / "again").decisions.cuts == ()
+    assert Checkpoint.load(tmp_path / "again").calibration.prevalence == (0.1, 0.2, 0.3, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cut", "recall 0.95 of related"], "9 queries with a relevant document can't promise a recall of 0.95"),
+        (["--cut", "precision 0.9 of related"], "it takes 22"),
+        (["--cut", "recall 1 of related"], "above 0 and below 1"),
+        (["--cut", "recall 0.8 of superb"], "no grade 'superb'"),
+        (["--prevalence", "0.5,0.5"], "share of each of the 4 grades"),
+        (["--cost", "missing.json"], "can't be read"),
+    ],
+)  # fmt: skip
+def test_decisions_that_cannot_be_fitted_say_why(
+    tiny_model: Path, pairs: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    result = call(tiny_model, pairs, "--output", tmp_path / "new", "--device", "cpu", *options)
+    assert result.exit_code == 3
+    assert said in " ".join(result.output.split())
+    assert not (tmp_path / "new").exists()
+
+
+def test_cuts_of_other_traffic_are_a_contradiction(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    words = [tiny_model, pairs, "--output", tmp_path / "new", "--cut", "recall 0.8 of related"]
+    assert call(*words, "--prevalence", "0.1,0.2,0.3,0.4").exit_code == 2
+    assert call(*words, "--traffic", pairs).exit_code == 2

@@ -98,6 +98,41 @@ def test_both_orders_are_fused(job: dict[str, Path], tiny_model: Path) -> None:
     assert changed
 
 
+def test_scores_are_fused_and_low_grades_left_out(
+    job: dict[str, Path], tiny_model: Path, tiny_reranker: Reranker, products: list[Document]
+) -> None:
+    result = call(job, tiny_model, "--fuse", "auto", "--min-grade", "related", "--top-k", 3, "--json")
+    assert result.exit_code == 0, result.output
+    texts = {product.docid: product.full_text for product in products}
+    cut = 0
+    after = read_run(job["out.trec"])
+    for qid, entries in read_run(job["run.trec"]).items():
+        documents = [{"id": entry.docid, "text": texts[entry.docid], "score": entry.score} for entry in entries]
+        expected = tiny_reranker.rerank(QUERIES[qid], documents, fuse="auto", min_grade="related")
+        assert [entry.docid for entry in after.get(qid, [])] == [ranked.docid for ranked in expected[:3]]
+        assert [entry.score for entry in after.get(qid, [])] == pytest.approx([r.fused for r in expected[:3]], abs=2e-5)
+        cut += expected.cut
+    assert json.loads(result.stdout)["cut"] == cut
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--cut", "recall 0.9 of relevant"], 3, "the checkpoint has no cut 'recall 0.9 of relevant'"),
+        (["--min-grade", "superb"], 3, "no grade 'superb'"),
+        (["--min-probability", "0.5"], 3, "give min_grade too"),
+        (["--prevalence", "a,b"], 2, "expected numbers with commas"),
+        (["--fuse", "sum"], 2, "'sum' is not one of 'auto', 'rrf'"),
+    ],
+)
+def test_rules_that_are_none_are_refused(
+    job: dict[str, Path], tiny_model: Path, options: list[str], code: int, said: str
+) -> None:
+    result = call(job, tiny_model, *options)
+    assert result.exit_code == code
+    assert said in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize("kill_at", [1, 2, 4])
 def test_a_killed_job_ends_with_the_same_bytes(
     job: dict[str, Path], tiny_model: Path, products: list[Document], kill_at: int

@@ -78,7 +78,9 @@ def fit_grade_cuts(
     if not allowed.any(axis=1).all() or allowed.all(axis=0).any():
         raise InputError(f"all {n} pairs may have the same grade: they say nothing of where one grade ends")
     distance = _checked(cost, grades)
-    edges = np.unique(np.quantile(score, np.linspace(0, 1, _CANDIDATES + 2)[1:-1]))
+    inner = np.quantile(score, np.linspace(0, 1, _CANDIDATES + 2)[1:-1])
+    # And one above all scores, for a grade that is best not given.
+    edges = np.unique(np.concatenate([inner, [np.nextafter(score.max(), np.inf)]]))
     bins = np.searchsorted(edges, score, side="right")
     of = np.zeros(n, dtype=np.intp) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     counted = [_count(bins[of == g], allowed[of == g], np.asarray(queries)[of == g], distance, len(edges)) for g in

@@ -31,6 +31,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from darl_rerank.errors import InputError
 from darl_rerank.model.checkpoint import Checkpoint
+from darl_rerank.model.decisions import Promise
 
 from .checked import checked, faults_of, place
 from .fields import Amount, Whole
@@ -133,6 +134,11 @@ class _Reader:
             None if file.interpolate is None else self._table(InterpolateStage, "interpolate", file.interpolate)
         )
         calibrate = self._table(CalibrateStage, "calibrate", file.calibrate)
+        for text in () if calibrate is None or model is None else calibrate.cuts:
+            try:
+                Promise.parse(text, model.scale)
+            except InputError as error:
+                self.faults.append(f"calibrate.cuts: {error}")
         if calibrate is not None and not calibrate.enabled:
             calibrate = None
         read = [source for source in sources if source is not None]

@@ -357,12 +357,14 @@ class CalibrateStage:
         novelty: whether the temperature follows novelty.
         bias: whether each grade gets a bias beside it.
         soft: whether pairs with soft labels count. Such a label is only as sure as whoever set it down meant to be.
+        cuts: promises to fit thresholds for on the held-out pairs that people graded, see `model.decisions.Promise`.
         enabled: false leaves the stage out.
     """
 
     novelty: bool = True
     bias: bool = False
     soft: bool = True
+    cuts: tuple[str, ...] = ()
     enabled: bool = True
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from darl_rerank.errors import InputError
 from darl_rerank.model.checkpoint import Checkpoint
+from darl_rerank.model.decisions import Decisions, Promise
 from darl_rerank.model.novelty import fit_novelty, middle_layer_weights
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair
@@ -19,6 +21,7 @@ from darl_rerank.trec.graded_pairs import GradedPair
 from ..context import Context
 from ..data.features import extract_features
 from ..data.labels import label_matrix, sampled_queries
+from ..decisions.decide import recalibrated
 from ..model.temperature import determined_calibration
 from ..recipe.settings import CalibrateStage
 
@@ -93,4 +96,19 @@ def calibrated(
         tqdm.write(f"Warning: calibrate: {fit.pairs} held-out pairs do not determine {fit.at_bound}", file=sys.stderr)
     medians = {name: float(np.median(found)) for name, found in novelty.items()}
     facts = {**asdict(fit), "calibration": fit.calibration.to_dict(), "median_novelty": medians}
-    return reranker.checkpoint.replace(novelty=model, calibration=fit.calibration), facts
+    final = reranker.checkpoint.replace(novelty=model, calibration=fit.calibration, decisions=Decisions())
+    # What people graded decides; soft labels say how sure to be, not where a grade begins.
+    graded = [(name, i) for name, members in sets.items() for i, p in enumerate(members) if p.grade is not None]
+    if len({sets[name][i].grade for name, i in graded}) < 2:
+        if stage.cuts:
+            raise InputError("calibrate.cuts needs held-out pairs that people graded, with different grades")
+        return final, facts
+    final = recalibrated(
+        final, fit.calibration,
+        np.stack([seen[name].logits[i] for name, i in graded]),
+        np.array([sets[name][i].grade for name, i in graded]),
+        np.array([f"{name}/{sets[name][i].qid}" for name, i in graded]),
+        novelty=np.array([novelty[name][i] for name, i in graded]),
+        promises=[Promise.parse(cut, reranker.scale) for cut in stage.cuts],
+    )  # fmt: skip
+    return final, {**facts, "decisions": final.decisions.to_dict(final.scale)}
