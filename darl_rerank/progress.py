@@ -5,6 +5,7 @@ Every function of the package that works for long takes one argument, `progress`
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 import time
@@ -142,6 +143,8 @@ def _shared_display() -> Iterator[Display]:
     with _lock:
         if _display is None:
             _display = _new_display()
+            # A terminal whose cursor is hidden stays so when a process ends in the middle of a bar.
+            atexit.register(_display.stop)
             _display.start()
         display = _display
         _shown += 1
@@ -152,6 +155,7 @@ def _shared_display() -> Iterator[Display]:
             _shown -= 1
             if not _shown:
                 display.stop()
+                atexit.unregister(display.stop)
                 _display = None
 
 

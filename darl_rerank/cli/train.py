@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .terminal import json_option, print_json
+
 if TYPE_CHECKING:
+    from ..training.data.training_set import TrainingSet
     from ..training.recipe.settings import Recipe
 
 
@@ -41,9 +44,10 @@ log = logging.getLogger(__name__)
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
 @click.option("--dry-run", is_flag=True, help="Print counts, the plan and an estimate of time; train nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
+@json_option
 def train(
     config: Path | None, pairs: Path | None, output: Path, work: Path | None, device: str, dry_run: bool,
-    overwrite: bool, **flags: Any,
+    overwrite: bool, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Train: probe, select, fine-tune, interpolate, calibrate, evaluate.
 
@@ -73,12 +77,11 @@ def train(
     data = load_training_set(recipe)
     if is_first_process():
         log.info(data.table())
+    used = None if device == "auto" else device
     if dry_run:
-        from ..training.estimate import estimate, plan_table
-
-        click.echo(plan_table(estimate(recipe, data, device=None if device == "auto" else device)))
+        _print_plan(recipe, data, used, as_json=as_json)
         return
-    trained = train_by(recipe, data, output, work, device=None if device == "auto" else device, overwrite=overwrite)
+    trained = train_by(recipe, data, output, work, device=used, overwrite=overwrite)
     if trained is None:
         return
     for name, result in trained.stages.items():
@@ -88,7 +91,19 @@ def train(
     against = trained.stages["merge"]["against_earlier"]
     if against is not None:
         log.info(against_earlier(against))
+    if as_json:
+        print_json({"checkpoint": str(output), "stages": trained.stages})
     log.info(f"{output}: trained; {output / 'README.md'} says on what and how well")
+
+
+def _print_plan(recipe: Recipe, data: TrainingSet, device: str | None, *, as_json: bool) -> None:
+    from ..training.estimate import estimate, plan_table
+
+    plan = estimate(recipe, data, device=device)
+    if as_json:
+        print_json({"plan": [asdict(stage) for stage in plan]})
+    else:
+        click.echo(plan_table(plan))
 
 
 # What calibration and the choice between models need at least to say anything, if the file has it.

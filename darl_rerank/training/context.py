@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from darl_rerank import __version__
 from darl_rerank.model.checkpoint import Checkpoint
+from darl_rerank.progress import Progress
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair
 
@@ -34,7 +35,7 @@ class Context:
         data: its pairs.
         work: a folder for each stage.
         device: "cpu" to stay off a GPU.
-        progress: show rates and times left on stderr.
+        progress: see `darl_rerank.progress`.
         results: what each finished stage returned, by name.
     """
 
@@ -42,11 +43,11 @@ class Context:
     data: TrainingSet
     work: WorkFolder
     device: str | None = None
-    progress: bool = True
+    progress: Progress = True
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, recipe: Recipe, data: TrainingSet, folder: Path, *, device: str | None, progress: bool) -> Self:
+    def open(cls, recipe: Recipe, data: TrainingSet, folder: Path, *, device: str | None, progress: Progress) -> Self:
         """Begin in `folder`, or go on with what is finished there.
 
         Raises:

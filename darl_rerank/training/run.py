@@ -8,6 +8,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from darl_rerank.progress import Progress
+
 from .context import Context
 from .data.examples import check_variety
 from .data.training_set import TrainingSet
@@ -25,7 +27,7 @@ def train_by(
     *,
     device: str | None = None,
     overwrite: bool = False,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> Trained | None:
     """Run all stages and write the checkpoint; what is finished in `work` is not run again.
 
@@ -36,7 +38,7 @@ def train_by(
         work: for the stages.
         device: "cpu" to stay off a GPU.
         overwrite: replace an existing checkpoint.
-        progress: show rates and times left on stderr.
+        progress: see `darl_rerank.progress`.
 
     Returns:
         None in all but the first of several processes.

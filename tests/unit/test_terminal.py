@@ -35,7 +35,7 @@ def test_every_command_has_json_and_quiet() -> None:
         options = {option for parameter in command.params for option in parameter.opts}
         assert "--quiet" in options, name
         # A server's results are its answers.
-        assert "--json" in options or name in ("serve", "train"), name
+        assert "--json" in options or name == "serve", name
 
 
 def test_warnings_of_python_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,10 +24,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from darl_rerank.errors import DarlRerankError, InputError
 from darl_rerank.files import atomic_write
+from darl_rerank.progress import Progress, progress_bar
 from darl_rerank.results import PairScores
 
 _FEATURES = "features.npy"
@@ -79,7 +79,7 @@ def extract_features(
     *,
     with_features: bool = True,
     restart: bool = False,
-    progress: bool = True,
+    progress: Progress = True,
     description: str = "features",
 ) -> PairFeatures:
     """Features and logits of `pairs`, from `folder` as far as they are there, else computed and written to it.
@@ -92,7 +92,7 @@ def extract_features(
         folder: made if it is not there.
         with_features: False for logits alone (a teacher's).
         restart: throw away what is there.
-        progress: show rate and time left on stderr.
+        progress: see `darl_rerank.progress`.
         description: what the progress bar calls the work.
 
     Raises:
@@ -110,7 +110,7 @@ def extract_features(
         raise InputError("there are no pairs to compute features of")
     job = {"model": reranker.fingerprint, "pairs": total, "sha256": digest, "features": with_features}
     state = _State.open(folder, job)
-    with tqdm(total=total, initial=state.done, unit="pair", desc=description, disable=not progress) as bar:
+    with progress_bar(description, total, unit="pair", done=state.done, progress=progress) as bar:
         for block in _blocks(islice(iter(pairs), state.done, None)):
             scores = reranker.score_pairs([(pair.query, pair.document) for pair in block], features=with_features)
             features = scores.features

@@ -7,11 +7,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
 from transformers import TrainerCallback
+
+from darl_rerank.progress import Bar, Progress, progress_bar
 
 if TYPE_CHECKING:
     from ..recipe.settings import FinetuneSettings
@@ -40,7 +42,7 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, folder: Path, sizes: Sequence[int], settings: FinetuneSettings, *, write: bool, show: bool
+        self, folder: Path, sizes: Sequence[int], settings: FinetuneSettings, *, write: bool, show: Progress
     ) -> None:
         self._path, self._sizes, self._settings = folder / LOG, sizes, settings
         self._write, self._show = write, show
@@ -49,7 +51,8 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
         self._started: float | None = None
         self._saved = self._last = time.monotonic()
         self._losses: deque[float] = deque(maxlen=max(1, len(sizes) // 10))
-        self._bar: tqdm[Any] | None = None
+        self._bars = ExitStack()
+        self._bar: Bar | None = None
 
     @property
     def elapsed(self) -> float:
@@ -90,9 +93,10 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
             if not self.step:
                 self._path.write_text("", "utf-8")
         if self._show:
-            self._bar = tqdm(
-                total=sum(self._sizes), initial=self.examples, unit="example", desc="fine-tuning", smoothing=0.05
+            shown = progress_bar(
+                "fine-tuning", sum(self._sizes), unit="example", done=self.examples, progress=self._show
             )
+            self._bar = self._bars.enter_context(shown)
 
     def finish_step(self, terms: Mapping[str, float], learning_rate: float, groups: Sequence[float] | None) -> None:
         now = time.monotonic()
@@ -116,8 +120,7 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
                 stream.write(json.dumps(line) + "\n")
         self._last = now
         if self._bar is not None:
-            self._bar.set_postfix(loss=f"{self.recent_loss():.3f}", mib=resident_mib(), refresh=False)
-            self._bar.update(size)
+            self._bar.update(size, f"loss {self.recent_loss():.3f}, {resident_mib():,} MiB")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # Saving is each process's own business except for the folder's name, so the clocks need not agree: only the
@@ -132,8 +135,11 @@ class ProgressLog(TrainerCallback):  # type: ignore[misc]
             self._saved = time.monotonic()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away; does nothing the second time."""
+        self._bars.close()
 
 
 def _step_of(line: str) -> int:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from darl_rerank.engines.hardware import cpu_has_bfloat16
 from darl_rerank.model.head import grade_logits
 from darl_rerank.model.prompt import PromptEncoder
+from darl_rerank.progress import Progress, progress_bar
 from darl_rerank.trec.graded_pairs import GradedPair
 
 from .grade_model import GradeModel
@@ -38,7 +38,7 @@ def predict_logits(
     pairs: Sequence[GradedPair],
     *,
     batch: int = 32,
-    progress: bool = True,
+    progress: Progress = True,
     description: str = "predicting",
 ) -> NDArray[np.float32]:
     """Grade logits of `pairs`, shape (n, K), in their order.
@@ -48,7 +48,7 @@ def predict_logits(
         encoder: the checkpoint's.
         pairs: labelled or not.
         batch: documents run together.
-        progress: show rate and time left on stderr.
+        progress: see `darl_rerank.progress`.
         description: what the progress bar calls the work.
     """
     model.eval()
@@ -60,7 +60,7 @@ def predict_logits(
         (query, rows[start : start + batch]) for query, rows in members.items() for start in range(0, len(rows), batch)
     ]
     logits = np.zeros((len(pairs), model.head.out_features), dtype=np.float32)
-    with tqdm(total=len(pairs), unit="pair", desc=description, disable=not progress) as bar:
+    with progress_bar(description, len(pairs), unit="pair", progress=progress) as bar:
         waiting: list[tuple[str, list[int]]] = []
         for i, chunk in enumerate(chunks):
             waiting.append(chunk)

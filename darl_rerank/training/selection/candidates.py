@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from darl_rerank.errors import InputError
 from darl_rerank.model.novelty import MAHALANOBIS, NEIGHBOUR, NoveltyModel
+from darl_rerank.progress import Progress, progress_bar
 
 _BLOCK_ROWS = 512
 # Below this the distance of two pairs is float16 rounding.
@@ -57,7 +57,7 @@ def describe_pool(
     *,
     rows: NDArray[np.intp] | None = None,
     workspace: str | Path | None = None,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> Candidates:
     """The candidates of a pool, computed block by block.
 
@@ -73,7 +73,7 @@ def describe_pool(
         novelty: fitted on `training` and a held-out part of the labelled set.
         rows: which rows of `features` the pool's pairs are, increasing, shape (n,); all if None.
         workspace: a folder for the positions, in a file "positions.npy"; in memory if None.
-        progress: show rate and time left on stderr.
+        progress: see `darl_rerank.progress`.
 
     Raises:
         InputError: shapes don't fit, there are no pairs, or a value is not finite.
@@ -87,7 +87,7 @@ def describe_pool(
     positions = _positions(n, novelty.dimensions, workspace)
     raw = {name: np.empty(n, dtype=np.float32) for name in (MAHALANOBIS, NEIGHBOUR)}
     percentile = np.empty(n, dtype=np.float32)
-    with tqdm(total=n, unit="pair", unit_scale=True, desc="novelty", disable=not progress) as bar:
+    with progress_bar("novelty", n, unit="pair", progress=progress) as bar:
         for start in range(0, n, _BLOCK_ROWS):
             block = slice(start, min(start + _BLOCK_ROWS, n))
             found, rest = novelty.project(np.asarray(features[rows[block]]))

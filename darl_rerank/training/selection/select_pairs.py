@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from darl_rerank.errors import InputError
 from darl_rerank.model.novelty import fit_novelty, middle_layer_weights
+from darl_rerank.progress import Progress
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair
 
@@ -53,7 +54,7 @@ def select_pairs(
     settings: SelectionSettings,
     rows: NDArray[np.intp] | None = None,
     pool_features: Path | None = None,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> SelectedPairs:
     """Compute what `select.select` needs, streamed to `folder`, and select.
 
@@ -68,7 +69,7 @@ def select_pairs(
         rows: numbers of the pairs of `pool` that may be chosen, shape (n,); all if None.
         pool_features: a folder with the finished features of `pool`, from an earlier selection or `extract_features`;
             they are computed, to `folder`, if None.
-        progress: show rate and time left on stderr.
+        progress: see `darl_rerank.progress`.
 
     Raises:
         InputError: `pool_features` is not finished, or is of another model or other pairs; or as in `select`.

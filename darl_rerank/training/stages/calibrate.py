@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from darl_rerank.errors import InputError
 from darl_rerank.model.checkpoint import Checkpoint
 from darl_rerank.model.decisions import Decisions, Promise
 from darl_rerank.model.novelty import fit_novelty, middle_layer_weights
+from darl_rerank.progress import Progress
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair
 
@@ -26,6 +26,8 @@ from ..model.temperature import determined_calibration
 from ..recipe.settings import CalibrateStage
 
 # Novelty statistics of a training set are a mean, covariances and a sample: more pairs than this change little.
+log = logging.getLogger(__name__)
+
 NOVELTY_PAIRS = 5_000
 
 
@@ -49,7 +51,7 @@ def calibrated(
     folder: Path,
     *,
     seed: int = 0,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> tuple[Checkpoint, dict[str, Any]]:
     """The model's checkpoint with novelty and calibration, and what was found in fitting them.
 
@@ -62,7 +64,7 @@ def calibrated(
         stage: what the calibration is, and whether soft labels count for it.
         folder: keeps features, so that an interrupted stage goes on.
         seed: of the draw.
-        progress: show rate and time left on stderr.
+        progress: see `darl_rerank.progress`.
     """
     pairs = sampled_queries(known, NOVELTY_PAIRS, seed)
     grades = len(reranker.scale)
@@ -92,8 +94,8 @@ def calibrated(
         logits, labels, novelties, weights=weights, with_novelty=stage.novelty, with_bias=stage.bias,
         earlier=reranker.checkpoint.calibration,
     )  # fmt: skip
-    if fit.at_bound and progress:
-        tqdm.write(f"Warning: calibrate: {fit.pairs} held-out pairs do not determine {fit.at_bound}", file=sys.stderr)
+    if fit.at_bound:
+        log.warning("calibrate: %d held-out pairs do not determine %s", fit.pairs, fit.at_bound)
     medians = {name: float(np.median(found)) for name, found in novelty.items()}
     facts = {**asdict(fit), "calibration": fit.calibration.to_dict(), "median_novelty": medians}
     final = reranker.checkpoint.replace(novelty=model, calibration=fit.calibration, decisions=Decisions())

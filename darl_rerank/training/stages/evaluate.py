@@ -13,6 +13,7 @@ from darl_rerank.evaluation.pairs import evaluate_pairs
 from darl_rerank.evaluation.report import write_report
 from darl_rerank.files import atomic_write
 from darl_rerank.model.calibration import Calibration
+from darl_rerank.progress import Progress
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair
 
@@ -44,7 +45,7 @@ def evaluate_test_sets(
     *,
     curve: Mapping[str, Any] | None = None,
     seed: int = 0,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> dict[str, Any]:
     """Measure the model on each set, write evaluation.json and report.html, and return the headline measures.
 
@@ -54,7 +55,7 @@ def evaluate_test_sets(
         folder: for the two files, and for the features, so that a killed evaluation goes on.
         curve: of the interpolation, for the report.
         seed: of the bootstrap.
-        progress: show rate and time left on stderr.
+        progress: see `darl_rerank.progress`.
     """
     checkpoint = reranker.checkpoint
     pairs = [pair for members in sets.values() for pair in members]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import TrainingArguments
 from darl_rerank.engines.hardware import cpu_has_bfloat16
 from darl_rerank.errors import InputError
 from darl_rerank.model.checkpoint import Checkpoint
+from darl_rerank.progress import Progress
 from darl_rerank.trec.graded_pairs import read_graded_pairs
 
 from ..context import LABELLED, WEIGHTS, Context
@@ -96,7 +98,7 @@ def finetune(
     folder: str | Path,
     *,
     device: str | None = None,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> FinetuneOutcome:
     """Train `model` in place.
 
@@ -107,7 +109,7 @@ def finetune(
         settings: how.
         folder: for what a resume needs and for the log, `log.jsonl`; an interrupted training goes on from there.
         device: "cpu" to stay off a GPU.
-        progress: show rate, loss and time left on stderr.
+        progress: see `darl_rerank.progress`.
 
     Raises:
         InputError: nothing to train on, one grade only, a step that can't be cut, or a number of processes that does
@@ -157,7 +159,7 @@ def finetune(
     gains = torch.tensor(checkpoint.scale.gains, dtype=torch.float32)
     sizes = [sum(len(examples[i]) for part in step for i in part) for step in plan]
     first = arguments.should_save
-    log = ProgressLog(folder, sizes, settings, write=first, show=progress and first)
+    log = ProgressLog(folder, sizes, settings, write=first, show=first and progress)
     trainer = GradeTrainer(
         model=model,
         args=arguments,
@@ -174,7 +176,8 @@ def finetune(
         if type(callback).__name__ == "PrinterCallback":
             trainer.remove_callback(callback)
     state = newest_state(folder)
-    trainer.train(resume_from_checkpoint=None if state is None else str(state))
+    with closing(log):
+        trainer.train(resume_from_checkpoint=None if state is None else str(state))
     model.eval()
     return FinetuneOutcome(log.step, log.examples, log.elapsed, log.recent_loss(), world)
 

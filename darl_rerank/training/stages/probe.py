@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from darl_rerank.model.head import Head, Link
+from darl_rerank.progress import Progress, progress_bar
 
 from ..context import Context
 from ..data.features import PairFeatures, extract_features
@@ -107,7 +107,7 @@ def fit_probe(
     settings: ProbeSettings | None = None,
     weights: NDArray[np.float32] | None = None,
     seed: int = 0,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> ProbeOutcome:
     """Train the head.
 
@@ -123,7 +123,7 @@ def fit_probe(
         settings: how.
         weights: of the examples, shape (n,).
         seed: of the order.
-        progress: show it on stderr.
+        progress: see `darl_rerank.progress`.
     """
     settings = settings or ProbeSettings()
     weight = torch.from_numpy(head.weight.copy()).requires_grad_(True)
@@ -153,7 +153,7 @@ def fit_probe(
     rng = np.random.default_rng(seed)
     data = [torch.from_numpy(np.ascontiguousarray(array)) for array in (states, targets, queries)]
     factors = None if weights is None else torch.from_numpy(weights)
-    with tqdm(total=settings.epochs, unit="epoch", desc="probing", disable=not progress) as bar:
+    with progress_bar("probing", settings.epochs, unit="epoch", progress=progress) as bar:
         for epoch in range(1, settings.epochs + 1):  # noqa: B007
             for i in rng.permutation(len(chunks)):
                 rows = chunks[i]
@@ -167,8 +167,7 @@ def fit_probe(
                     if norm > settings.max_norm * first_norm:
                         weight.mul_(settings.max_norm * first_norm / norm)
             now = dev_loss()
-            bar.set_postfix(dev=f"{now:.4f}", refresh=False)
-            bar.update()
+            bar.update(status=f"dev {now:.4f}")
             waited += 1
             if now < best - 1e-5:
                 best, waited = now, 0

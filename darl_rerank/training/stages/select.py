@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..context import ANNOTATIONS, Context
 from ..selection.annotation import Annotation, write_annotations
 from ..selection.select_pairs import select_pairs
+
+log = logging.getLogger(__name__)
 
 
 def run(context: Context, folder: Path) -> dict[str, Any]:
@@ -30,7 +30,6 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
         folder / ANNOTATIONS,
         (Annotation(*item) for item in zip(blank, chosen.novelty, chosen.predicted, strict=True)),
     )
-    if context.progress:
-        for warning in chosen.summary["warnings"]:
-            tqdm.write(f"Warning: select: {warning}", file=sys.stderr)
+    for warning in chosen.summary["warnings"]:
+        log.warning("select: %s", warning)
     return {"rows": rows, **chosen.summary}
