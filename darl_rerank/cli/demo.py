@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import load_reranker, model_options
-from .terminal import json_option, print_json
+from .terminal import json_option, line_width, print_json, show
 
 if TYPE_CHECKING:
     from ..evaluation.significance import PairedTest
@@ -88,7 +88,7 @@ def demo(
         })  # fmt: skip
         return
     for qid in asked:
-        click.echo(_before_and_after(topics[qid], retrieved[qid], rankings[qid], products, reranker.scale))
+        _print_before_and_after(topics[qid], retrieved[qid], rankings[qid], products, reranker.scale)
     click.echo(compared.told(depth))
     if not reranker.checkpoint.trained:
         click.echo("The model is untrained: it grades zero-shot, from the grade words alone.")
@@ -117,13 +117,13 @@ def _read_details(path: Path) -> dict[str, list[RankedDocument]]:
     return rankings
 
 
-def _before_and_after(
+def _print_before_and_after(
     query: str,
     retrieved: Sequence[RunEntry],
     ranking: Sequence[RankedDocument],
     products: Mapping[str, Document],
     scale: RelevanceScale,
-) -> str:
+) -> None:
     from .table import ranking_table
 
     old_ranks = {entry.docid: rank for rank, entry in enumerate(retrieved, 1)}
@@ -134,8 +134,10 @@ def _before_and_after(
     for rank, entry in enumerate(retrieved[:_SHOWN_DOCUMENTS], 1):
         lines.append(f"  {rank}  {entry.score:6.3f}  {' '.join(products[entry.docid].title.split())[:_TITLE_WIDTH]}")
     lines += ["", f"  Reranked; bars: probability of {grades}"]
-    table = ranking_table(best, titles, old_ranks=[old_ranks[str(ranked.docid)] for ranked in best])
-    return "\n".join([*lines, *(f"  {line}" for line in table.splitlines()), ""])
+    click.echo("\n".join(lines))
+    old = [old_ranks[str(ranked.docid)] for ranked in best]
+    show(ranking_table(best, titles, old_ranks=old, width=line_width() - 2), indent=2, fits=True)
+    click.echo()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .options import load_reranker, model_options
+from .terminal import json_option, line_width, print_json, show
 
 if TYPE_CHECKING:
     from ..reranker import Reranker
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 )
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Documents to show.")
 @click.option("--depth", type=click.IntRange(min=1), default=50, show_default=True, help="Documents to judge.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a query instead of a table.")
+@json_option
 @model_options
 def search(
     query: tuple[str, ...], indexes: tuple[Path, ...], k: int, depth: int, as_json: bool, **model: str | int | None
@@ -83,20 +83,26 @@ def _answer(query: str, first_stage: FirstStage, reranker: Reranker, k: int, dep
             {**ranked.to_dict(), "first_stage_rank": ranked.index + 1, "text": ranked.document.full_text}
             for ranked in ranking
         ]
-        click.echo(json.dumps({"query": query, "results": results}, ensure_ascii=False))
+        # One line a query.
+        print_json({"query": query, "results": results}, indent=None)
     else:
-        click.echo(_table(query, ranking, reranker, len(found)))
+        _print(query, ranking, reranker, len(found))
 
 
-def _table(query: str, ranking: Sequence[RankedDocument], reranker: Reranker, judged: int) -> str:
+def _print(query: str, ranking: Sequence[RankedDocument], reranker: Reranker, judged: int) -> None:
     from .table import ranking_table
 
     if not ranking:
-        return f"{query}: nothing found\n"
+        click.echo(f"{query}: nothing found\n")
+        return
     titles = [ranked.document.full_text.split("\n", 1)[0] for ranked in ranking]
     grades = ", ".join(f"{number} {grade.name}" for number, grade in enumerate(reranker.scale.grades))
-    table = ranking_table(ranking, titles, old_ranks=[ranked.index + 1 for ranked in ranking])
-    return f"{query}: the best {len(ranking)} of {judged} judged; probability of {grades}\n\n{table}\n"
+    click.echo(f"{query}: the best {len(ranking)} of {judged} judged; probability of {grades}\n")
+    show(
+        ranking_table(ranking, titles, old_ranks=[ranked.index + 1 for ranked in ranking], width=line_width()),
+        fits=True,
+    )
+    click.echo()
 
 
 def _catalogue() -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from ..results import RankedDocument
@@ -15,6 +17,11 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 # From this percentile on at most one in a hundred pairs like the training set's would be marked.
 NOVEL = 99.0
 _NARROWEST_TITLE = 12
+# On a terminal, from the lowest grade to the highest.
+_COLOURS = ("bright_black", "yellow", "cyan", "green")
+
+# Header, side that cells stand on, cells.
+_Column = tuple[str, Literal["left", "right"], Sequence[str | Text]]
 
 
 def ranking_table(
@@ -22,10 +29,10 @@ def ranking_table(
     titles: Sequence[str],
     *,
     old_ranks: Sequence[int | None] | None = None,
-    width: int | None = None,
+    width: int,
     blocks: bool | None = None,
-) -> str:
-    """The table of one query: header, one line a document, no line longer than `width`, no newline at the end.
+) -> RenderableType:
+    """The table of one query: header and one line a document, none longer than `width`.
 
     The bars stand for the probabilities of the grades, the lowest grade on the left, a full bar for 1. The column
     for novelty is there if any document has one; from the 99th percentile on it is marked with "!".
@@ -34,34 +41,37 @@ def ranking_table(
         ranking: what to show, in order.
         titles: what to call each document; white space is folded and what does not fit is cut, with "…".
         old_ranks: the place, from 1, that each document had before reranking, None where it is not known.
-        width: cells of a line; the terminal's if None.
+        width: cells of a line. Where that is too narrow for some cells of title, the terminal wraps the line.
         blocks: draw bars with block characters; if not, tenths are written as digits. If None, by what the standard
             output can encode.
     """
     if not ranking:
         return "(no documents)"
     blocks = can_draw_blocks() if blocks is None else blocks
-    bars = [" ".join(_bar(p, blocks) for p in ranked.probabilities) for ranked in ranking]
     grades = max(len(ranked.probabilities) for ranked in ranking)
-    columns = [("#", ">", [str(ranked.rank) for ranked in ranking])]
+    columns: list[_Column] = [("#", "right", [str(ranked.rank) for ranked in ranking])]
     if old_ranks is not None:
-        columns.append(("was", ">", ["-" if old is None else str(old) for old in old_ranks]))
-    columns.append(("score", ">", ["-" if r.score is None else f"{r.score:.3f}" for r in ranking]))
-    columns.append(("grade", "<", [ranked.grade_name or "not judged" for ranked in ranking]))
-    columns.append((" ".join(_grade_number(grade) for grade in range(grades)), "<", bars))
+        columns.append(("was", "right", ["-" if old is None else str(old) for old in old_ranks]))
+    columns.append(("score", "right", ["-" if r.score is None else f"{r.score:.3f}" for r in ranking]))
+    columns.append(("grade", "left", [ranked.grade_name or "not judged" for ranked in ranking]))
+    numbers = " ".join(f"{grade:<2}" for grade in range(grades))
+    columns.append((numbers, "left", [_bars(ranked.probabilities, blocks) for ranked in ranking]))
     if any(ranked.novelty is not None for ranked in ranking):
-        columns.append(("novelty", ">", [_novelty(ranked.novelty) for ranked in ranking]))
-    lines = [""] * (len(ranking) + 1)
-    for name, side, cells in columns:
-        wide = max(map(_cells, [name, *cells]))
-        for number, cell in enumerate([name, *cells]):
-            space = " " * (wide - _cells(cell))
-            lines[number] += (space + cell if side == ">" else cell + space) + "  "
-    width = shutil.get_terminal_size().columns if width is None else width
-    # In a terminal that is too narrow a line wraps, rather than saying nothing of the document.
-    left = max(width - _cells(lines[0]), _NARROWEST_TITLE)
-    shown = [_cut(" ".join(title.split()), left, "…" if blocks else "...") for title in ["document", *titles]]
-    return "\n".join((line + title).rstrip() for line, title in zip(lines, shown, strict=True))
+        columns.append(("novelty", "left", [_novelty(ranked.novelty) for ranked in ranking]))
+    # The titles take what the other columns leave.
+    taken = Console(width=10_000).measure(_table(columns)).maximum + 2
+    room = max(width - taken, _NARROWEST_TITLE)
+    columns.append(("document", "left", [_cut(title, room, "…" if blocks else "...") for title in titles]))
+    return _table(columns)
+
+
+def _table(columns: Sequence[_Column]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for header, side, _ in columns:
+        table.add_column(header, justify=side, no_wrap=True)
+    for row in zip(*(cells for _, _, cells in columns), strict=True):
+        table.add_row(*row)
+    return table
 
 
 def can_draw_blocks() -> bool:
@@ -73,28 +83,25 @@ def can_draw_blocks() -> bool:
     return True
 
 
-def _bar(probability: float, blocks: bool) -> str:
-    if blocks:
-        return _BLOCKS[round(probability * (len(_BLOCKS) - 1))] * 2
-    return f".{min(9, int(probability * 10))}"
+def _bars(probabilities: Sequence[float], blocks: bool) -> Text:
+    bars = []
+    for grade, probability in enumerate(probabilities):
+        drawn = _BLOCKS[round(probability * (len(_BLOCKS) - 1))] * 2 if blocks else f".{min(9, int(probability * 10))}"
+        place = grade / max(1, len(probabilities) - 1)
+        bars.append(Text(drawn, _COLOURS[round(place * (len(_COLOURS) - 1))]))
+    return Text(" ").join(bars)
 
 
-def _grade_number(grade: int) -> str:
-    return f"{grade:<2}"
+def _novelty(novelty: float | None) -> Text:
+    # The mark stands behind the number, which ends above and below where it does without one.
+    marked = novelty is not None and novelty >= NOVEL
+    number = "-" if novelty is None else str(int(novelty))
+    return Text(f"{number:>6}{'!' if marked else ''}", "bold yellow" if marked else "")
 
 
-def _novelty(novelty: float | None) -> str:
-    return "- " if novelty is None else f"{int(novelty)}{'!' if novelty >= NOVEL else ' '}"
-
-
-def _cells(text: str) -> int:
-    """How many cells of a terminal a text takes: wide East Asian characters take two, combining marks none."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def _cut(text: str, cells: int, mark: str) -> str:
-    if _cells(text) <= cells:
-        return text
-    while _cells(text) > cells - len(mark):
-        text = text[:-1]
-    return text + mark
+def _cut(title: str, cells: int, mark: str) -> Text:
+    text = Text(" ".join(title.split()))
+    if text.cell_len > cells:
+        text.truncate(cells - len(mark))
+        text.append(mark)
+    return text

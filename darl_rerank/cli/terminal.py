@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,9 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 # The root of all our loggers: what the package has to say goes through `logging`.
 _LOGGER = logging.getLogger(__package__.split(".", maxsplit=1)[0])
+
+# A file has no width: nothing is cut and nothing is wrapped.
+_WIDE = 100_000
 
 json_option: Callable[[_Command], _Command] = click.option(
     "--json", "as_json", is_flag=True, help="Print the results as JSON on the standard output."
@@ -121,12 +125,25 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str | Text]], *, 
         show(table)
 
 
-def show(what: RenderableType) -> None:
-    """Print what rich can draw on stdout, without the spaces that fill lines up: they are of no use in a file."""
+def show(what: RenderableType, *, indent: int = 0, fits: bool = False) -> None:
+    """Print what rich can draw on stdout, without the spaces that fill lines up: they are of no use in a file.
+
+    Args:
+        what: a table, a text.
+        indent: spaces before each line.
+        fits: it has the terminal's width already; a line that is longer all the same is the terminal's to wrap.
+    """
     out = console()
+    if fits:
+        out.width = _WIDE
     with out.capture() as captured:
         out.print(what)
-    out.file.write("\n".join(line.rstrip() for line in captured.get().split("\n")))
+    out.file.write("\n".join((" " * indent + line).rstrip() for line in captured.get().split("\n")))
+
+
+def line_width() -> int:
+    """Cells of a line on stdout; in a file what $COLUMNS says, else 80."""
+    return shutil.get_terminal_size().columns
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -135,6 +152,5 @@ def console(*, stderr: bool = False) -> Console:
 
     made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not made.is_terminal:
-        # A file has no width: nothing is cut and nothing is wrapped.
-        made.width = 100_000
+        made.width = _WIDE
     return made

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from darl_rerank.cli.table import can_draw_blocks, ranking_table
+from darl_rerank.cli import table as module
+from darl_rerank.cli.table import can_draw_blocks
 from darl_rerank.results import RankedDocument
 
 
@@ -16,6 +19,16 @@ def ranked(rank: int, probabilities: tuple[float, ...], novelty: float | None = 
     name = ("irrelevant", "related", "perfect")[grade]
     score = sum(p * k for k, p in enumerate(probabilities))
     return RankedDocument(rank, rank - 1, f"d{rank}", None, score, grade, name, probabilities, novelty)
+
+
+def ranking_table(*arguments: Any, colour: bool = False, width: int = 80, **options: Any) -> str:
+    """The table as text, lines without the spaces at their ends."""
+    console = Console(
+        file=io.StringIO(), width=1000, force_terminal=colour, color_system="standard" if colour else None
+    )
+    with console.capture() as captured:
+        console.print(module.ranking_table(*arguments, width=width, **options))
+    return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n"))
 
 
 RANKING = [ranked(1, (0.0, 0.0, 1.0), 12.0), ranked(2, (0.5, 0.25, 0.25), 99.6), ranked(10, (1.0, 0.0, 0.0))]
@@ -30,6 +43,13 @@ def test_every_column_says_its_document() -> None:
         " 2    -  0.750  irrelevant  ▄▄ ▂▂ ▂▂      99!  A sleeve A sleeve A sleeve A sle…",
         "10    1  0.000  irrelevant  ██             -   Hose",
     ]
+
+
+def test_colour_only_where_it_is_wanted() -> None:
+    assert "\x1b[" not in ranking_table(RANKING, TITLES, blocks=True)
+    coloured = ranking_table(RANKING, TITLES, blocks=True, colour=True)
+    assert "\x1b[32m██" in coloured, "the highest grade is green"
+    assert "99!" in coloured.split("\x1b[1;33m")[1]
 
 
 def test_what_is_not_known_has_no_column() -> None:
