@@ -20,13 +20,9 @@ from typing import Any
 
 import click
 import numpy as np
-import onnx
 from darl_rerank.export import folder as exporting
-from darl_rerank.export.graph import GradeGraph
 from darl_rerank.export.parity import compare
-from darl_rerank.export.precision import products
 from darl_rerank.export.sensitivity import effects, sensitive
-from darl_rerank.export.smoothing import smooth, smoothing
 from export_parity import judged_sample
 from provenance import write_result
 from speed.pairs import read_pairs
@@ -34,7 +30,7 @@ from speed.pairs import read_pairs
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.engines.onnx_engine import OnnxEngine
 from darl_rerank.engines.torch_engine import TorchEngine
-from darl_rerank.model.checkpoint import GRAPH
+from darl_rerank.model.checkpoint import PREFIX_GRAPH
 from darl_rerank.model.export_record import ExportRecord
 from darl_rerank.offline import prepare, wanted_documents
 from darl_rerank.trec.corpora import load_documents
@@ -62,21 +58,14 @@ def main(model: Path, collection: Path, work: Path, pairs: int, seed: int) -> No
     documents = load_documents(collection / "corpus.jsonl.gz", wanted_documents(run, 100))
     job = prepare(run, read_topics(collection / "topics.tsv"), documents, depth=100)
     sample = judged_sample(job, qrels, pairs, seed)
-    graph = GradeGraph(checkpoint, "fused").eval()
-    calibration = exporting._calibration(checkpoint, sample)
-    traced = exporting._traced(graph, work, exporting.OPSET, lambda step: click.echo(step, err=True))
-    errors = {"as they are": by_kind(effects(graph, traced[GRAPH], "int8", calibration))}
-    factors = smoothing(traced[GRAPH], of(traced[GRAPH]), calibration)
-    for path in traced.values():
-        smoothed = onnx.load(str(path))
-        smooth(smoothed, products(smoothed), factors)
-        path.with_name(path.name + ".data").unlink()
-        onnx.save(smoothed, str(path), save_as_external_data=True, location=path.name + ".data")
-    moved = effects(graph, traced[GRAPH], "int8", calibration)
+    source = exporting._Traced(checkpoint, work / PREFIX_GRAPH, exporting.OPSET)
+    graph, calibration = source.graph, exporting._calibration(checkpoint, sample)
+    errors = {"as they are": by_kind(effects(graph, {}, "int8", calibration))}
+    factors, moved = source.searched("int8", calibration)
     errors["smoothed"] = by_kind(moved)
     rerankers, chosen = {}, {f"{share:.0%}": sensitive(moved, share) for share in SHARES}
     for name, in_blocks in chosen.items():
-        made = converted(checkpoint, graph, traced, work / name, in_blocks)
+        made = converted(checkpoint, source, factors, work / name, in_blocks)
         rerankers[name] = Reranker(made, OnnxEngine(made, device="cpu"))
     rerankers["torch, bfloat16"] = Reranker(checkpoint, TorchEngine(checkpoint, device="cpu", precision="bfloat16"))
     rows = parities(checkpoint, rerankers, sample)
@@ -100,10 +89,6 @@ def main(model: Path, collection: Path, work: Path, pairs: int, seed: int) -> No
     click.echo(f"written: {write_result('int8_choices', values)}", err=True)
 
 
-def of(path: Path) -> dict[str, Any]:
-    return products(onnx.load(str(path)))
-
-
 def by_kind(moved: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """What all layers' products of a kind do to the logits, were they independent, and the one that does most."""
     found = {kind: {name: effect for name, effect in moved.items() if name.endswith(kind)} for kind in KINDS}
@@ -114,13 +99,13 @@ def by_kind(moved: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def converted(
-    checkpoint: Checkpoint, graph: GradeGraph, traced: Mapping[str, Path], folder: Path, in_blocks: list[str]
+    checkpoint: Checkpoint, source: exporting._Traced, factors: Mapping[str, Any], folder: Path, in_blocks: list[str]
 ) -> Checkpoint:
     """An int8 export with some products in blocks, without its gate."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    exporting._write_config(graph, checkpoint, folder)
-    exporting._write_graphs(traced, folder, "int8", in_blocks, lambda step: None)
+    exporting._write_config(source.graph, checkpoint, folder)
+    source.convert("int8", factors, in_blocks, folder)
     checkpoint.replace(export=ExportRecord("int8", exporting.OPSET, tuple(in_blocks))).write_into(folder)
     return Checkpoint.load(folder)
 

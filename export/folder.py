@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from ..engines.onnx_engine import OnnxEngine
 from ..engines.providers import require_provider
@@ -20,17 +22,20 @@ from ..files import atomic_folder
 from ..model.checkpoint import GRAPH, PREFIX_GRAPH, Checkpoint
 from ..model.export_record import ExportRecord
 from ..model.precisions import canonical_precision
+from ..progress import Bar, Progress, progress_bar
 from ..reranker import Reranker
 from ..results import PairScores
 from ..trec.graded_pairs import GradedPair
 from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, GradeGraph, trace
-from .parity import BOUNDS, NOVELTY_BOUND, Parity, bundled_sample, compare, layer_differences, name_products, violations
+from .parity import BOUNDS, NOVELTY_BOUND, Parity, bundled_sample, compare, layer_differences, violations
 from .precision import PRECISIONS, convert, products
-from .sensitivity import LEFT, effects, sensitive
+from .sensitivity import LEFT, effects, input_sizes, sensitive
 from .smoothing import smooth, smoothing
-from .weights import share_weights
+from .weights import write_graphs
 
-_CALIBRATION_PAIRS = 16
+_CALIBRATION_PAIRS = 8
+# What has products that take a finer way.
+_SEARCHED = ("int8", "int4")
 _SHOWN_LAYERS = 5
 # Of the held-out pairs half are stranger.
 _MEDIAN_NOVELTY = 50.0
@@ -45,7 +50,7 @@ def export(
     opset: int = OPSET,
     device: str = "cpu",
     overwrite: bool = False,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = True,
 ) -> Parity:
     """Write an exported folder, if it grades as torch does; otherwise nothing is written.
 
@@ -59,7 +64,7 @@ def export(
         opset: version of the ONNX operators; below 23 attention is written as products and a softmax.
         device: what ONNX Runtime runs the export on when it is compared: "cpu", "cuda" or "cuda:1".
         overwrite: replace an existing folder.
-        progress: told the name of each step as it begins.
+        progress: whether to show a bar, or a function that is called with what it shows.
 
     Raises:
         InputError: unknown precision or opset, an empty sample, or a model that can't be exported.
@@ -75,32 +80,36 @@ def export(
     pairs = bundled_sample() if sample is None else list(sample)
     if not pairs:
         raise InputError("the sample for parity is empty")
+    texts = [(pair.query, pair.document) for pair in pairs]
     with (
         atomic_folder(folder, overwrite=overwrite) as temporary,
         tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".export.") as scratch,
+        progress_bar(f"exporting in {precision}", 100, unit="%", progress=progress) as bar,
     ):
-        progress("load")
-        graph = GradeGraph(checkpoint, "fused" if opset >= FUSED_OPSET else "plain").eval()
-        calibration = _calibration(checkpoint, pairs)
-        traced = _traced(graph, Path(scratch), opset, progress)
-        moved = _prepared(graph, traced, precision, calibration, progress)
-        _write_config(graph, checkpoint, temporary)
-        texts = [(pair.query, pair.document) for pair in pairs]
-        progress("grade with torch")
+        steps = _Steps(bar, searches=precision in _SEARCHED)
+        steps.begin("grade with torch")
         reference = _torch_scores(checkpoint, texts)
+        steps.begin("load and trace")
+        source = _Traced(checkpoint, Path(scratch) / PREFIX_GRAPH, opset)
+        _write_config(source.graph, checkpoint, temporary)
+        calibration = _calibration(checkpoint, pairs)
+        steps.begin("find the sensitive products")
+        factors, moved = source.searched(precision, calibration)
+        # Of half a gigabyte for 135 million weights, which the graph's file has as well.
+        source.forget_weights()
         for left in LEFT if moved else (1.0,):
             finer = sensitive(moved, left)
-            _write_graphs(traced, temporary, precision, finer, progress)
+            steps.begin("convert")
+            source.convert(precision, factors, finer, temporary)
             record = ExportRecord(precision, opset, tuple(finer))
             exported, left_out = checkpoint.replace(export=record), ""
             exported.write_into(temporary)
-            progress("compare with torch")
+            steps.begin(f"compare with torch ({len(finer)} products finer)" if finer else "compare with torch")
             parity = compare(pairs, reference, _scores(temporary, device, texts))
             distance = parity.novelty_mean_difference
             # A novelty that is not a number is within no bound.
             if distance is not None and not distance <= NOVELTY_BOUND:
                 left_out = f"left out: {distance:.2g} points from torch's in the mean"
-                progress(f"compare without novelty ({left_out})")
                 exported = exported.replace(novelty=None, calibration=checkpoint.calibration.at(_MEDIAN_NOVELTY))
                 exported.write_into(temporary)
                 without = checkpoint.replace(novelty=None, calibration=exported.calibration)
@@ -109,20 +118,97 @@ def export(
             if not faults:
                 break
         if faults:
-            differences = layer_differences(graph, traced[GRAPH], temporary / GRAPH, calibration[0])
-            worst = sorted(enumerate(differences), key=lambda item: -item[1])[:_SHOWN_LAYERS]
-            layers = ", ".join(f"{layer} ({share:.2g})" for layer, share in worst)
-            raise CheckFailedError(
-                f"the {precision} export does not grade as torch does: {'; '.join(faults)}. Layers that differ most "
-                f"(relative error of their MLP's output): {layers}. Nothing was written"
-            )
+            raise _refusal(checkpoint, precision, faults, source.products(), temporary / GRAPH, calibration[0])
         report = {"precision": precision, "device": device, "bounds": BOUNDS[precision], "measures": asdict(parity)}
         if left_out:
             report["novelty"] = left_out
         (temporary / "parity.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
         card = exported.card(_card(exported, precision, parity, left_out), kind="quantized")
         exported.write_into(temporary, card=card)
+        steps.begin("")
     return parity
+
+
+def _refusal(
+    checkpoint: Checkpoint, precision: str, faults: Sequence[str], made: Mapping[str, Any], path: Path,
+    inputs: dict[str, Any],
+) -> CheckFailedError:  # fmt: skip
+    """What the gate found, and the layers that differ most."""
+    differences = layer_differences(GradeGraph(checkpoint, "plain").eval(), made, path, inputs)
+    worst = sorted(enumerate(differences), key=lambda item: -item[1])[:_SHOWN_LAYERS]
+    layers = ", ".join(f"{layer} ({share:.2g})" for layer, share in worst)
+    return CheckFailedError(
+        f"the {precision} export does not grade as torch does: {'; '.join(faults)}. Layers that differ most "
+        f"(relative error of their MLP's output): {layers}. Nothing was written"
+    )
+
+
+class _Steps:
+    """The bar's share of each step, about what it takes of the time."""
+
+    _SHARES: ClassVar = {"grade": 30, "load": 25, "find": 25, "convert": 8, "compare": 12}
+
+    def __init__(self, bar: Bar, *, searches: bool) -> None:
+        self._bar, self._under_way = bar, 0
+        # Each counts once, however often it has to be repeated.
+        self._shares = self._SHARES if searches else {**self._SHARES, "grade": 45, "load": 35, "find": 0}
+        self._left = dict(self._shares)
+
+    def begin(self, name: str) -> None:
+        """The step before is done; "" if nothing follows."""
+        self._bar.update(self._under_way, name)
+        self._under_way = self._left.pop(name.partition(" ")[0], 0)
+
+
+class _Traced:
+    """A checkpoint's graph with a prefix in float32, in a file.
+
+    Args:
+        checkpoint: what to trace.
+        path: the file; its weights lie beside it.
+        opset: version of the ONNX operators.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, path: Path, opset: int) -> None:
+        self.graph: Any = GradeGraph(checkpoint, "fused" if opset >= FUSED_OPSET else "plain").eval()
+        self._path = path
+        trace(self.graph, path, opset=opset)
+
+    def model(self) -> Any:
+        """The graph, its weights left in the file."""
+        return onnx.load(str(self._path), load_external_data=False)
+
+    def products(self) -> dict[str, Any]:
+        """The MatMul node of each weight."""
+        return products(self.model())
+
+    def searched(
+        self, precision: str, calibration: Sequence[Mapping[str, Any]]
+    ) -> tuple[dict[str, NDArray[np.float32]], dict[str, float]]:
+        """Factors of `smoothing`, and how far each product moves the logits, for precisions that need them."""
+        if precision not in _SEARCHED:
+            return {}, {}
+        model, factors = self.model(), {}
+        if precision == "int8":
+            factors = smoothing(
+                model, products(model), lambda readers: input_sizes(self.graph, readers, calibration), self._path.parent
+            )
+        return factors, effects(self.graph, factors, precision, calibration)
+
+    def forget_weights(self) -> None:
+        """Free the memory of the module that was traced."""
+        self.graph = None
+        gc.collect()
+
+    def convert(
+        self, precision: str, factors: Mapping[str, NDArray[np.float32]], finer: Sequence[str], target: Path
+    ) -> None:
+        """Write both graphs in `precision` into the folder `target`."""
+        model = self.model()
+        if factors:
+            smooth(model, products(model), factors, self._path.parent)
+        convert(model, precision, finer, self._path.parent)
+        write_graphs(model, self._path.parent, target)
 
 
 def _torch_scores(checkpoint: Checkpoint, texts: Sequence[tuple[str, str]]) -> PairScores:
@@ -132,58 +218,6 @@ def _torch_scores(checkpoint: Checkpoint, texts: Sequence[tuple[str, str]]) -> P
 def _scores(folder: Path, device: str, texts: Sequence[tuple[str, str]]) -> PairScores:
     candidate = Checkpoint.load(folder)
     return Reranker(candidate, OnnxEngine(candidate, device=device)).score_pairs(texts)
-
-
-def _traced(graph: GradeGraph, scratch: Path, opset: int, progress: Any) -> dict[str, Path]:
-    """Both graphs in float32, by their file's name."""
-    traced = {}
-    for name, prefix in ((GRAPH, False), (PREFIX_GRAPH, True)):
-        progress(f"trace {name}")
-        traced[name] = scratch / name
-        trace(graph, traced[name], prefix=prefix, opset=opset)
-        name_products(traced[name], graph.body)
-    return traced
-
-
-def _prepared(
-    graph: GradeGraph,
-    traced: Mapping[str, Path],
-    precision: str,
-    calibration: Sequence[Mapping[str, Any]],
-    progress: Callable[[str], None],
-) -> dict[str, float]:
-    """Smooth both graphs in place if they are to be int8; how far each product moves the logits, if it may be finer."""
-    plain = traced[GRAPH]
-    if precision == "int8":
-        progress("smooth")
-        factors = smoothing(plain, products(onnx.load(str(plain))), calibration)
-        for path in traced.values():
-            model = onnx.load(str(path))
-            smooth(model, products(model), factors)
-            path.with_name(path.name + ".data").unlink()
-            onnx.save(model, str(path), save_as_external_data=True, location=path.name + ".data")
-    if precision not in ("int8", "int4"):
-        return {}
-    progress("find the sensitive products")
-    return effects(graph, plain, precision, calibration)
-
-
-def _write_graphs(
-    traced: Mapping[str, Path], target: Path, precision: str, finer: Sequence[str], progress: Any
-) -> None:
-    """Convert both graphs and write them with one file of weights."""
-    sources = {}
-    for name, path in traced.items():
-        source = path
-        if precision != "float32":
-            how = f" ({len(finer)} sensitive products finer)" if finer else ""
-            progress(f"convert {name} to {precision}{how}")
-            source = path.with_name(f"{precision}_{name}")
-            source.with_name(source.name + ".data").unlink(missing_ok=True)
-            convert(path, source, precision, finer)
-        sources[source] = target / name
-    progress("write")
-    share_weights(sources, target / f"{GRAPH}_data")
 
 
 def _calibration(checkpoint: Checkpoint, pairs: Sequence[GradedPair]) -> list[dict[str, Any]]:

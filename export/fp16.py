@@ -8,10 +8,13 @@ beyond what float16 holds, is never rounded to it, and between two products valu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
+
+from .weights import values
 
 # Operators that stay in float16 if the first of these inputs is: what they do to others is to cast them.
 _FOLLOWS = {
@@ -68,17 +71,17 @@ class Halves:
         self.nodes.append(node)
 
 
-def halve(model: Any, chosen: Mapping[str, Any]) -> None:
+def halve(model: Any, chosen: Mapping[str, Any], folder: Path | None = None) -> None:
     """Bring a float32 graph to float16 as above, in place.
 
     Args:
-        model: the graph, weights loaded.
+        model: the graph.
         chosen: MatMul nodes by the name of their constant weight.
+        folder: where the graph's external data are.
     """
     for tensor in model.graph.initializer:
         if tensor.name in chosen:
-            values = numpy_helper.to_array(tensor).astype(np.float16)
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(values(tensor, folder).astype(np.float16), tensor.name))
     halves = Halves(chosen)
     for node in model.graph.node:
         halves.add(node)

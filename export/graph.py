@@ -1,6 +1,6 @@
 """The ONNX graphs of a checkpoint: last token's state, K head rows in float32, novelty features.
 
-Two graphs come from one module, so that they can share one file of weights:
+One graph is traced, that with a prefix; the plain one is the same with an empty prefix built in (`weights`):
 
     plain         input_ids (n, t), attention_mask (n, t) -> logits (n, K), features (n, 3·hidden)
     with prefix   input_ids, attention_mask of what follows the prefix, prefix_keys_values (layers, 2, heads, p, size),
@@ -17,10 +17,11 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx
 import torch
 
 from ..errors import InputError
@@ -33,6 +34,7 @@ OPSET = 23
 # The first opset with the Attention operator.
 FUSED_OPSET = 23
 OLDEST_OPSET = 18
+PREFIX_INPUTS = ("prefix_keys_values", "prefix_own_sum")
 _IMPLEMENTATION = "darl_rerank_export"
 
 
@@ -55,6 +57,20 @@ class _Prefix:
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         return 0 if self._prefix is None else self._prefix.shape[3]
+
+
+class Product(torch.nn.Module):
+    """A linear layer y = x W + b whose weight, shape (in, out), is what the traced MatMul reads, under its own name."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(linear.weight.detach().T, requires_grad=False)
+        self.bias = linear.bias
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """`states`, shape (…, in), to (…, out)."""
+        product = states @ self.weight
+        return product if self.bias is None else product + self.bias
 
 
 class GradeGraph(torch.nn.Module):
@@ -80,6 +96,10 @@ class GradeGraph(torch.nn.Module):
             raise InputError(
                 f"the head expects hidden size {checkpoint.head.weight.shape[1]}, {checkpoint.base.name} has another"
             )
+        for part in list(self.body.modules()):
+            for name, child in part.named_children():
+                if isinstance(child, torch.nn.Linear):
+                    setattr(part, name, Product(child))
         self.head = torch.nn.Linear(*checkpoint.head.weight.T.shape)
         self.head.weight.data = torch.from_numpy(checkpoint.head.weight)
         self.head.bias.data = torch.from_numpy(checkpoint.head.bias)
@@ -99,6 +119,10 @@ class GradeGraph(torch.nn.Module):
         for layer in layers:
             # Not as a submodule: it would be traced as the layer's own.
             layer.self_attn.__dict__["export_graph"] = self
+
+    def products(self) -> dict[str, Product]:
+        """The products with a constant weight, by the module's name in the decoder: that of the weight in the graph."""
+        return {name: module for name, module in self.body.named_modules() if isinstance(module, Product)}
 
     def _keep_middle(self, module: Any, arguments: Any, output: Any) -> None:
         self._middle = output[0] if isinstance(output, tuple) else output
@@ -202,38 +226,30 @@ def _quiet() -> Iterator[None]:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def trace(graph: GradeGraph, path: Path, *, prefix: bool, opset: int = OPSET) -> None:
-    """Write one graph, with its weights beside it in external data.
+def trace(graph: GradeGraph, path: Path, *, opset: int = OPSET) -> None:
+    """Write the graph with a prefix, its weights beside it in external data; products bear their modules' names.
 
     Args:
         graph: the module.
         path: the .onnx file to write; weights go to the same name with ".data" added.
-        prefix: the graph that takes a prefix's keys and values.
         opset: version of the ONNX operators.
 
     Raises:
         InputError: the decoder can't be traced.
     """
-    rows, length, before = torch.export.Dim("rows"), torch.export.Dim("length"), torch.export.Dim("prefix")
+    config = graph.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     ids = torch.arange(2 * 7).reshape(2, 7) + 3
-    inputs: tuple[torch.Tensor, ...] = (ids, torch.ones_like(ids))
-    # AUTO lets the tracer find what dimensions share; the names are given by the graph's inputs below.
-    shapes: tuple[Any, ...] = ({0: rows, 1: length}, {0: rows, 1: length})
-    names = ["logits", "features"]
-    input_names = ["input_ids", "attention_mask"]
-    if prefix:
-        config = graph.config
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        state = torch.randn(config.num_hidden_layers, 2, config.num_key_value_heads, 5, size)
-        inputs = (*inputs, state, torch.randn(config.hidden_size))
-        shapes = (*shapes, {3: before}, {})
-        input_names += ["prefix_keys_values", "prefix_own_sum"]
-        names += ["keys_values", "own_sum"]
+    state = torch.randn(config.num_hidden_layers, 2, config.num_key_value_heads, 5, size)
+    inputs = (ids, torch.ones_like(ids), state, torch.randn(config.hidden_size))
+    rows, length, before = torch.export.Dim("rows"), torch.export.Dim("length"), torch.export.Dim("prefix")
     try:
         with _quiet():
             program = torch.onnx.export(
-                graph, inputs, dynamo=True, dynamic_shapes=shapes, opset_version=opset, input_names=input_names,
-                output_names=names, external_data=True, verbose=False,
+                graph, inputs, dynamo=True, opset_version=opset, external_data=True, verbose=False,
+                dynamic_shapes=({0: rows, 1: length}, {0: rows, 1: length}, {3: before}, {}),
+                input_names=["input_ids", "attention_mask", *PREFIX_INPUTS],
+                output_names=["logits", "features", "keys_values", "own_sum"],
             )  # fmt: skip
             assert program is not None
             program.save(str(path), external_data=True)
@@ -242,3 +258,19 @@ def trace(graph: GradeGraph, path: Path, *, prefix: bool, opset: int = OPSET) ->
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{graph.config.model_type} can't be exported to ONNX: {reason}") from error
+    _name_products(path, {f"body.{name}.weight": name for name in graph.products()})
+
+
+def _name_products(path: Path, names: Mapping[str, str]) -> None:
+    """Rename weights in a graph; their data stay where they are."""
+    model = onnx.load(str(path), load_external_data=False)
+    for tensor in model.graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name in names:
+                node.input[place] = names[name]
+    stale = [value for value in model.graph.value_info if value.name in names]
+    for value in stale:
+        model.graph.value_info.remove(value)
+    path.write_bytes(model.SerializeToString())

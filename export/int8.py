@@ -15,11 +15,14 @@ Before, `smoothing` evens out the channels that a product reads.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from .weights import values
 
 _TINY = 1e-12
 _CONSTANTS = {
@@ -31,15 +34,16 @@ _CONSTANTS = {
 }
 
 
-def quantize(model: Any, chosen: Mapping[str, Any]) -> None:
+def quantize(model: Any, chosen: Mapping[str, Any], folder: Path | None = None) -> None:
     """Replace products in place.
 
     Args:
-        model: the float32 graph, weights loaded.
+        model: the float32 graph.
         chosen: MatMul nodes by the name of their constant weight, shape (in, out).
+        folder: where the graph's external data are.
     """
     for tensor in [t for t in model.graph.initializer if t.name in chosen]:
-        weight, scale = quantized_columns(numpy_helper.to_array(tensor))
+        weight, scale = quantized_columns(values(tensor, folder))
         tensor.CopyFrom(numpy_helper.from_array(weight.astype(np.int8), tensor.name))
         model.graph.initializer.append(numpy_helper.from_array(scale[0], f"{tensor.name}.scale"))
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in _CONSTANTS.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -10,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from .. import icecat
 from ..results import PairScores
 from ..trec.graded_pairs import GradedPair
 from .activations import activations
 from .graph import GradeGraph
-from .precision import products
 
 _QUERIES = 8
 _DOCUMENTS = 8
@@ -136,17 +132,16 @@ def _ndcg(gains: NDArray[Any], scores: NDArray[Any]) -> float:
     return float((found * discount[: len(found)]).sum() / (best * discount[: len(best)]).sum())
 
 
-def layer_differences(graph: GradeGraph, traced: Path, path: Path, inputs: dict[str, NDArray[Any]]) -> list[float]:
+def layer_differences(graph: GradeGraph, made: Any, path: Path, inputs: dict[str, NDArray[Any]]) -> list[float]:
     """For each decoder layer how far its MLP's output in the exported graph lies from torch's: relative error in L2.
 
     Args:
         graph: the module that was traced.
-        traced: its float32 graph without a prefix, products named.
-        path: what that was made into.
+        made: its float32 graph's products, by the name of their weight.
+        path: the plain graph of the export.
         inputs: of the graph, without padding.
     """
     layers = graph.body.layers
-    made = products(onnx.load(str(traced)))
     names = [made[f"layers.{i}.mlp.down_proj"].output[0] for i in range(len(layers))]
     seen: list[torch.Tensor] = []
     hooks = [layer.mlp.down_proj.register_forward_hook(lambda _, __, out: seen.append(out)) for layer in layers]
@@ -162,37 +157,3 @@ def layer_differences(graph: GradeGraph, traced: Path, path: Path, inputs: dict[
         float(np.linalg.norm(found[name] - e) / max(float(np.linalg.norm(e)), 1e-12))
         for name, e in zip(names, exact, strict=True)
     ]
-
-
-def name_products(path: Path, body: torch.nn.Module) -> None:
-    """Give each product's weight the name of the module it comes from, the same in every graph.
-
-    Modules are told by their weights; a product that is no module's keeps its weight's name.
-
-    Args:
-        path: the graph; written anew.
-        body: the decoder that it was traced from.
-    """
-    model = onnx.load(str(path))
-    modules: dict[bytes, list[str]] = {}
-    for name, module in body.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            modules.setdefault(_digest(module.weight.detach().T.numpy()), []).append(name)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    names = {}
-    for weight in products(model):
-        same = modules.get(_digest(numpy_helper.to_array(weights[weight])))
-        if same:  # the decoder's order, where several are alike
-            names[weight] = same.pop(0)
-    for weight, node in products(model).items():
-        weights[weight].name = node.input[1] = names.get(weight, weight)
-    stale = [value for value in model.graph.value_info if value.name in names]
-    for value in stale:
-        model.graph.value_info.remove(value)
-    data = path.with_name(path.name + ".data")
-    data.unlink(missing_ok=True)
-    onnx.save(model, str(path), save_as_external_data=True, location=data.name)
-
-
-def _digest(weight: NDArray[Any]) -> bytes:
-    return hashlib.sha256(weight.tobytes()).digest()

@@ -1,6 +1,6 @@
 """A float32 graph in another number format.
 
-- all three: the token embedding in float16.
+- all but float32: the token embedding in float16.
 - float16: products and attention in float16, norms, softmax, sums and head in float32; see `fp16`.
 - int8: weights and activations in int8, activations with one scale a token (see `int8`); products for which that is too
   coarse in blocks of 32, weights and activations alike (com.microsoft MatMulNBits), which is slower and finer.
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from .fp16 import halve
 from .int8 import quantize
+from .weights import values
 
 PRECISIONS = ("float32", "float16", "int8", "int4")
 # Weights of a block, by bits.
@@ -29,44 +29,61 @@ BLOCK = {4: 32, 8: 32}
 _INT8 = 4
 
 
-def convert(source: Path, target: Path, precision: str, finer: Collection[str] = ()) -> None:
-    """Write `source` in `precision` to `target`, with external data beside it.
+def convert(model: Any, precision: str, finer: Collection[str] = (), folder: Path | None = None) -> None:
+    """Bring a graph to `precision`, in place.
 
     Args:
-        source: a float32 graph.
-        target: the graph to write.
-        precision: one of `PRECISIONS` but "float32".
+        model: a float32 graph.
+        precision: one of `PRECISIONS`.
         finer: names of weights that take the finer way, under int8 blocks, under int4 8 bits.
+        folder: where the graph's external data are.
     """
-    model = onnx.load(str(source))
-    _half_embedding(model)
+    if precision == "float32":
+        return
+    _half_embedding(model, folder)
     if precision == "float16":
-        halve(model, products(model))
+        halve(model, products(model), folder)
+        return
+    in_blocks(model, finer, 8, folder)
+    if precision == "int4":
+        in_blocks(model, products(model), 4, folder)
     else:
-        model = _in_blocks(model, finer, bits=8)
-        if precision == "int4":
-            model = _in_blocks(model, products(model), bits=4)
-        else:
-            quantize(model, products(model))
-    onnx.save(model, str(target), save_as_external_data=True, location=target.name + ".data")
+        quantize(model, products(model), folder)
 
 
-def _in_blocks(model: Any, chosen: Collection[str], *, bits: int) -> Any:
-    """`model` with the products of the weights called `chosen` as MatMulNBits; what it computes in is int8."""
+def in_blocks(model: Any, chosen: Collection[str], bits: int, folder: Path | None = None) -> None:
+    """Turn the products of the weights called `chosen` to MatMulNBits, in place; what it computes in is int8."""
+    places = {node.input[1]: i for i, node in enumerate(model.graph.node) if {*node.input[1:2]} & {*chosen}}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name in places]:
+        node = model.graph.node[places[tensor.name]]
+        made, constants = _blocks(node, values(tensor, folder), bits)
+        node.CopyFrom(made)
+        model.graph.initializer.remove(tensor)
+        model.graph.initializer.extend(constants)
+    stale = [value for value in model.graph.value_info if value.name in places]
+    for value in stale:
+        model.graph.value_info.remove(value)
+    if places and all(entry.domain != "com.microsoft" for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+
+
+def _blocks(node: Any, weight: NDArray[np.float32], bits: int) -> tuple[Any, list[Any]]:
+    """A MatMulNBits node for a MatMul, and its constants, as onnxruntime's quantiser makes them."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    if not chosen:
-        return model
-    # It reports every node that it leaves alone.
+    # It reports every node that it looks at.
     logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
-    others = [
-        node.name for node in model.graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] not in chosen
-    ]
+    source, name = node.input
+    ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, None) for end in (source, node.output[0])]
+    alone = helper.make_graph([node], "product", ends[:1], ends[1:], [numpy_helper.from_array(weight, name)])
     quantizer = MatMulNBitsQuantizer(
-        model, bits=bits, block_size=BLOCK[bits], is_symmetric=bits == 8, accuracy_level=_INT8, nodes_to_exclude=others
-    )
+        helper.make_model(alone, opset_imports=[helper.make_opsetid("", 21)]), bits=bits, block_size=BLOCK[bits],
+        is_symmetric=bits == 8, accuracy_level=_INT8,
+    )  # fmt: skip
     quantizer.process()
-    return quantizer.model.model
+    graph = quantizer.model.model.graph
+    (made,) = graph.node
+    return made, [tensor for tensor in graph.initializer if tensor.name in made.input]
 
 
 def quantized_blocks(weight: NDArray[np.float32], bits: int = 4) -> NDArray[np.float32]:
@@ -88,7 +105,7 @@ def products(model: Any) -> dict[str, Any]:
     return {node.input[1]: node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights}
 
 
-def _half_embedding(model: Any) -> None:
+def _half_embedding(model: Any, folder: Path | None) -> None:
     """Keep the token embedding in float16, the format most models come in, and turn only the rows used to float32.
 
     It is half of what a small model weighs, and no product touches it.
@@ -102,7 +119,7 @@ def _half_embedding(model: Any) -> None:
         kinds = {node.op_type for node in users.get(name, ())}
         if tensor.data_type != TensorProto.FLOAT or kinds != {"Gather"}:
             continue
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), name))
+        tensor.CopyFrom(numpy_helper.from_array(values(tensor, folder).astype(np.float16), name))
         for node in users[name]:
             rows = f"{node.output[0]}.fp16"
             cast = helper.make_node("Cast", [rows], [node.output[0]], to=TensorProto.FLOAT)

@@ -11,88 +11,113 @@ with the gradients that torch gives, one backward pass a logit for all products 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
-from .activations import activations
-from .graph import GradeGraph
+from .graph import GradeGraph, Product
 from .int8 import quantized_columns, quantized_tokens
-from .precision import products, quantized_blocks
+from .precision import quantized_blocks
+from .smoothing import channel_sizes
 
 # Products take the finer way until this share of the squared movement is left; the next is tried where the graph
 # as a whole does not grade as torch does. Small steps, because the finer way is slow: one product less in it is worth
 # an attempt of some seconds. The last takes them all.
 LEFT = (0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.0)
-_TINY = 1e-12
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
 def effects(
-    graph: GradeGraph, traced: Path, precision: str, calibration: Sequence[Mapping[str, NDArray[Any]]]
+    graph: GradeGraph,
+    factors: Mapping[str, NDArray[np.float32]],
+    precision: str,
+    calibration: Iterable[Mapping[str, NDArray[Any]]],
 ) -> dict[str, float]:
     """How far one product alone in `precision` moves the logits less their mean: root mean square over batches, grades.
 
     Args:
         graph: the module.
-        traced: its float32 graph without a prefix, products named by their modules; it may be smoothed.
+        factors: of `smoothing`, by the product's name; what has none is not smoothed.
         precision: "int8" or "int4".
         calibration: inputs of the graph, one row each, without padding.
 
     Returns:
-        effect in logits by the product's name; infinite for a product that no module has the name of.
+        effect in logits by the product's name.
     """
-    made = products(onnx.load(str(traced)))
-    modules: dict[str, Any] = {name: module for name, module in graph.body.named_modules() if name in made}
-    squares = {name: 0.0 if name in modules else np.inf for name in made}
-    for batch, errors in zip(calibration, product_errors(traced, precision, calibration), strict=True):
-        logits, outputs = _forward(graph, modules, batch)
-        gradients = [torch.autograd.grad(logit, list(outputs.values()), retain_graph=True) for logit in logits]
-        for i, (name, output) in enumerate(outputs.items()):
-            exact, error = errors[name]
-            scaled = torch.from_numpy(error * _scale(output, modules[name].bias, exact))
-            moved = [float((gradient[i][0] * scaled).sum()) for gradient in gradients]
-            squares[name] += float(np.mean(np.square(moved))) / len(calibration)
-    return {name: float(np.sqrt(square)) for name, square in squares.items()}
+    modules = graph.products()
+    low = {name: _Lowered(module.weight, factors.get(name), precision) for name, module in modules.items()}
+    squares, count = dict.fromkeys(modules, 0.0), 0
+    for batch in calibration:
+        logits, seen = _forward(graph, modules, batch)
+        count += 1
+        gradients = [
+            torch.autograd.grad(logit, [output for _, output in seen.values()], retain_graph=True) for logit in logits
+        ]
+        for i, (name, (given, output)) in enumerate(seen.items()):
+            error = torch.from_numpy(low[name].error(given[0].detach().numpy(), _product(output, modules[name])))
+            squares[name] += float(np.mean([float((gradient[i][0] * error).sum()) ** 2 for gradient in gradients]))
+    return {name: float(np.sqrt(square / max(count, 1))) for name, square in squares.items()}
 
 
-def product_errors(
-    traced: Path, precision: str, calibration: Sequence[Mapping[str, NDArray[Any]]]
-) -> Iterator[dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]]:
-    """For each batch what each product gives and what `precision` adds to that, by its name, both (tokens, out).
-
-    Every product is computed from the float32 graph's own activations, quantised and not.
+class _Lowered:
+    """One product in a low precision.
 
     Args:
-        traced: the float32 graph.
+        weight: shape (in, out).
+        factor: what the channels of its input are divided by, shape (in,), and the weight's rows multiplied by.
         precision: "int8" or "int4"; the latter's activations are quantised so finely that they count as exact.
-        calibration: inputs of the graph.
     """
-    model = onnx.load(str(traced))
-    made = products(model)
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in made}
-    low = {name: _lowered(weight, precision) for name, weight in weights.items()}
-    for seen in activations(traced, [node.input[0] for node in made.values()], calibration):
-        found = {}
-        for name, node in made.items():
-            tokens = seen[node.input[0]].reshape(-1, weights[name].shape[0])
-            exact = tokens @ weights[name]
-            found[name] = exact, (quantized_tokens(tokens) if precision == "int8" else tokens) @ low[name] - exact
-        yield found
+
+    def __init__(self, weight: torch.Tensor, factor: NDArray[np.float32] | None, precision: str) -> None:
+        self._factor, self._tokens = factor, precision == "int8"
+        exact = weight.detach().numpy()
+        if factor is not None:
+            exact = exact * factor[:, None]
+        if precision == "int8":
+            whole, scale = quantized_columns(exact)
+            # A quarter of the memory: all products of the model are held at once.
+            self._whole, self._scale = whole.astype(np.int8), scale
+        else:
+            self._whole, self._scale = quantized_blocks(exact), np.ones((1, exact.shape[1]), np.float32)
+
+    def error(self, tokens: NDArray[np.float32], exact: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the precision adds to the product `exact`, shape (tokens, out), of `tokens`, shape (tokens, in)."""
+        if self._factor is not None:
+            tokens = tokens / self._factor
+        if self._tokens:
+            tokens = quantized_tokens(tokens)
+        found: NDArray[np.float32] = tokens @ self._whole.astype(np.float32) * self._scale - exact
+        return found
 
 
-def _lowered(weight: NDArray[np.float32], precision: str) -> NDArray[np.float32]:
-    if precision == "int4":
-        return quantized_blocks(weight)
-    whole, scale = quantized_columns(weight)
-    return whole * scale
+def _product(output: torch.Tensor, module: Product) -> NDArray[np.float32]:
+    """The product itself, without the bias, shape (tokens, out)."""
+    found: NDArray[np.float32] = (output if module.bias is None else output - module.bias).detach()[0].numpy()
+    return found
+
+
+@torch.inference_mode()
+def input_sizes(
+    graph: GradeGraph, readers: Mapping[str, str], calibration: Iterable[Mapping[str, NDArray[Any]]]
+) -> dict[str, NDArray[np.float32]]:
+    """`channel_sizes` of what products read.
+
+    Args:
+        graph: the module.
+        readers: for each name that a size is returned under the product, by its module's name.
+        calibration: inputs of the graph, without padding.
+    """
+    squares: dict[str, list[NDArray[np.float32]]] = {name: [] for name in readers}
+    modules = graph.products()
+    for batch in calibration:
+        _, seen = _forward(graph, {name: modules[reader] for name, reader in readers.items()}, batch)
+        for name, (given, _) in seen.items():
+            squares[name].append(channel_sizes([given.numpy()]))
+    return {name: np.sqrt(np.mean(np.square(found), axis=0)) for name, found in squares.items()}
 
 
 def sensitive(moved: Mapping[str, float], left: float) -> list[str]:
@@ -113,18 +138,19 @@ def sensitive(moved: Mapping[str, float], left: float) -> list[str]:
 
 
 def _forward(
-    graph: GradeGraph, modules: Mapping[str, Any], batch: Mapping[str, NDArray[Any]]
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits of the only row less their mean, shape (K,), and what each module gives, (1, tokens, out)."""
-    outputs: dict[str, torch.Tensor] = {}
+    graph: GradeGraph, modules: Mapping[str, Product], batch: Mapping[str, NDArray[Any]]
+) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """Logits of the only row less their mean, shape (K,), and what each module is given and gives, (1, tokens, …)."""
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def keep(name: str) -> Any:
-        return lambda _, __, output: outputs.__setitem__(name, output)
+        return lambda _, given, output: seen.__setitem__(name, (given[0], output))
 
     hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    # No weight takes a gradient, so the first states have to.
-    embedding = graph.body.get_input_embeddings()
-    hooks.append(embedding.register_forward_hook(lambda _, __, states: states.requires_grad_()))
+    if torch.is_grad_enabled():
+        # No weight takes a gradient, so the first states have to.
+        embedding = graph.body.get_input_embeddings()
+        hooks.append(embedding.register_forward_hook(lambda _, __, states: states.requires_grad_()))
     attention, graph.attention = graph.attention, "plain"  # the operator Attention has no gradient
     try:
         logits = graph(torch.from_numpy(batch["input_ids"]), torch.from_numpy(batch["attention_mask"]))[0][0]
@@ -132,11 +158,4 @@ def _forward(
         graph.attention = attention
         for hook in hooks:
             hook.remove()
-    return logits - logits.mean(), outputs
-
-
-def _scale(output: torch.Tensor, bias: torch.Tensor | None, exact: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What smoothing divided each channel of a product's output by, shape (out,): it did so to all tokens alike."""
-    own = (output if bias is None else output - bias).detach()[0].numpy()
-    scale: NDArray[np.float32] = np.linalg.norm(own, axis=0) / np.maximum(np.linalg.norm(exact, axis=0), _TINY)
-    return scale
+    return logits - logits.mean(), seen

@@ -15,16 +15,15 @@ weighted sums of values, in the product of the values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from .activations import activations
+from .weights import values
 
 # A channel counts as no smaller than this share of the largest.
 _SMALLEST = 1e-5
@@ -32,7 +31,10 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 
 def smoothing(
-    source: Path, products: Mapping[str, Any], calibration: Sequence[Mapping[str, NDArray[Any]]]
+    model: Any,
+    products: Mapping[str, Any],
+    sizes: Callable[[Mapping[str, str]], Mapping[str, NDArray[np.float32]]],
+    folder: Path | None = None,
 ) -> dict[str, NDArray[np.float32]]:
     """For each product what its input's channels are to be divided by, shape (in,), by the weight's name.
 
@@ -40,38 +42,49 @@ def smoothing(
     of a value is the source of, in heads that share keys and values, get the largest of theirs.
 
     Args:
-        source: the float32 graph.
+        model: the float32 graph.
         products: its MatMul nodes by the name of their weight.
-        calibration: inputs of the graph.
+        sizes: `channel_sizes` of the tensors it is asked for, each with the name of a product that reads it.
+        folder: where the graph's external data are.
     """
-    graph = _Graph(onnx.load(str(source)))
+    graph = _Graph(model)
     places = {
         name: (members, place)
         for name, members in _by_input(products).items()
         if (place := graph.scale_of(name, members)) is not None
     }
-    seen = activations(source, list(places), calibration) if places else []
+    seen = sizes({name: members[0] for name, (members, _) in places.items()}) if places else {}
     factors: dict[str, NDArray[np.float32]] = {}
     for name, (members, place) in places.items():
-        tokens = np.concatenate([batch[name].reshape(-1, len(place.channels)) for batch in seen])
-        tokens /= np.maximum(np.linalg.norm(tokens, axis=1, keepdims=True), _TINY)
-        squares = [numpy_helper.to_array(graph.constants[member]) ** 2 for member in members]
+        squares = [values(graph.constants[member], folder) ** 2 for member in members]
         rows = np.sqrt(np.mean([square.mean(axis=1) / square.mean() for square in squares], axis=0))
-        channels = np.sqrt(np.mean(tokens**2, axis=0))
-        factor = np.sqrt(_floored(channels) / _floored(rows))
+        factor = np.sqrt(_floored(seen[name]) / _floored(rows))
         shared = np.zeros(place.channels.max() + 1, dtype=np.float32)
         np.maximum.at(shared, place.channels, factor)
         factors |= dict.fromkeys(members, shared[place.channels])
     return factors
 
 
-def smooth(model: Any, products: Mapping[str, Any], factors: Mapping[str, NDArray[np.float32]]) -> None:
+def channel_sizes(batches: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Root mean square of each channel, shape (in,), over tokens of length 1; batches are of shape (…, in)."""
+    total, count = np.zeros(1, np.float32), 0
+    for batch in batches:
+        tokens = batch.reshape(-1, batch.shape[-1])
+        tokens = tokens / np.maximum(np.linalg.norm(tokens, axis=1, keepdims=True), _TINY)
+        total, count = total + (tokens**2).sum(axis=0), count + len(tokens)
+    return np.sqrt(total / max(count, 1))
+
+
+def smooth(
+    model: Any, products: Mapping[str, Any], factors: Mapping[str, NDArray[np.float32]], folder: Path | None = None
+) -> None:
     """Divide the inputs of products by `factors` of `smoothing` and multiply their weights, in place.
 
     Args:
-        model: the graph that `smoothing` read, or another of the same module; weights loaded.
+        model: the graph that `smoothing` read.
         products: its MatMul nodes by the name of their weight.
         factors: one per product, shape (in,).
+        folder: where the graph's external data are.
     """
     graph = _Graph(model)
     for name, members in _by_input(products).items():
@@ -83,14 +96,14 @@ def smooth(model: Any, products: Mapping[str, Any], factors: Mapping[str, NDArra
         shared = np.ones(place.channels.max() + 1, dtype=np.float32)
         shared[place.channels] = factor
         old = place.node.input[place.input]
-        scale = numpy_helper.to_array(graph.constants[old]) / shared
+        scale = values(graph.constants[old], folder) / shared
         if scale.ndim == 1:  # of a norm, which may share it with another
             place.node.input[place.input] = f"{name}.norm"
             model.graph.initializer.append(numpy_helper.from_array(scale, f"{name}.norm"))
         else:
             graph.constants[old].CopyFrom(numpy_helper.from_array(scale, old))
         for member in members:
-            weight = numpy_helper.to_array(graph.constants[member]) * factor[:, None]
+            weight = values(graph.constants[member], folder) * factor[:, None]
             graph.constants[member].CopyFrom(numpy_helper.from_array(weight, member))
     read = {name for node in model.graph.node for name in node.input}
     for tensor in [t for t in model.graph.initializer if t.name not in read]:

@@ -63,8 +63,8 @@ def export(
 
     parity = export_folder(
         checkpoint, out, precision=precision, sample=sample, opset=opset, device=device, overwrite=overwrite,
-        progress=lambda step: log.info(f"{step} …"),
     )  # fmt: skip
+    log.info(f"Use it with --model {out}, or in Python: Reranker.from_pretrained({str(out)!r})")
     if as_json:
         print_json(asdict(parity))
         return

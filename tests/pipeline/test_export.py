@@ -22,10 +22,10 @@ from click.testing import CliRunner
 from darl_rerank.export import folder as export_folder
 from darl_rerank.export.graph import GradeGraph, trace
 from darl_rerank.export.int8 import quantize
-from darl_rerank.export.parity import name_products
-from darl_rerank.export.precision import _in_blocks, products
-from darl_rerank.export.sensitivity import effects, sensitive
+from darl_rerank.export.precision import in_blocks, products
+from darl_rerank.export.sensitivity import effects, input_sizes, sensitive
 from darl_rerank.export.smoothing import smooth, smoothing
+from darl_rerank.export.weights import without_prefix
 
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.cli import cli
@@ -337,24 +337,27 @@ def test_what_one_product_alone_does_to_the_logits(
 ) -> None:
     """The first-order effects are those of the smoothed graph with that product alone quantised; Qwen has biases."""
     checkpoint = family_checkpoint(family, tiny_model, tmp_path)
-    traced, ids = tmp_path / GRAPH, np.random.default_rng(1).integers(3, 384, (4, 1, 24))
+    traced, ids = tmp_path / PREFIX_GRAPH, np.random.default_rng(1).integers(3, 384, (4, 1, 24))
     inputs = [{"input_ids": row, "attention_mask": np.ones_like(row)} for row in ids]
     module = GradeGraph(checkpoint).eval()
-    trace(module, traced, prefix=False)
-    name_products(traced, module.body)
-    model = onnx.load(str(traced))
+    trace(module, traced)
+    model = without_prefix(onnx.load(str(traced)))
     assert {"layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"} < set(products(model))
-    smooth(model, products(model), smoothing(traced, products(model), inputs))
-    onnx.save(model, str(traced))
+    factors = {}
+    if precision == "int8":
+        factors = smoothing(model, products(model), lambda readers: input_sizes(module, readers, inputs))
+        assert factors
+        smooth(model, products(model), factors)
     exact = centred_logits(model, inputs)
-    moved = effects(module, traced, precision, inputs)
-    assert list(moved) == list(products(model))
+    moved = effects(module, factors, precision, inputs)
+    assert set(moved) == set(products(model))
     for name, effect in moved.items():
-        one = onnx.load(str(traced))
+        one = onnx.ModelProto()
+        one.CopyFrom(model)
         if precision == "int8":
             quantize(one, {name: products(one)[name]})
         else:
-            one = _in_blocks(one, [name], bits=4)
+            in_blocks(one, [name], 4)
         measured = np.sqrt(np.mean((centred_logits(one, inputs) - exact) ** 2))
         assert effect == pytest.approx(measured, rel=0.2), name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from darl_rerank.export.activations import activations
 from darl_rerank.export.fp16 import halve
-from darl_rerank.export.int8 import quantize, quantized_columns
+from darl_rerank.export.int8 import quantize, quantized_columns, quantized_tokens
 from darl_rerank.export.precision import convert, products, quantized_blocks
-from darl_rerank.export.sensitivity import product_errors
-from darl_rerank.export.smoothing import smooth, smoothing
+from darl_rerank.export.smoothing import channel_sizes, smooth, smoothing
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -61,10 +62,28 @@ def states() -> NDArray[np.float32]:
     return x
 
 
+def seen(path: Path, names: Collection[str], batch: list[dict[str, NDArray[np.float32]]]) -> dict[str, Any]:
+    (found,) = activations(path, list(names), batch)
+    return found
+
+
+def sizes(path: Path, batch: list[dict[str, NDArray[np.float32]]]) -> Any:
+    return lambda readers: {name: channel_sizes([value]) for name, value in seen(path, readers, batch).items()}
+
+
 def lost(path: Path, batch: list[dict[str, NDArray[np.float32]]]) -> dict[str, float]:
     """The share of each product's output that int8 costs it."""
-    (errors,) = product_errors(path, "int8", batch)
-    return {name: float(np.linalg.norm(error) / np.linalg.norm(exact)) for name, (exact, error) in errors.items()}
+    model = onnx.load(str(path))
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    found = {}
+    for name, node in products(model).items():
+        (tokens,) = seen(path, [node.input[0]], batch).values()
+        tokens = tokens.reshape(-1, tokens.shape[-1])
+        whole, scale = quantized_columns(weights[name])
+        exact = tokens @ weights[name]
+        error = quantized_tokens(tokens) @ (whole * scale) - exact
+        found[name] = float(np.linalg.norm(error) / np.linalg.norm(exact))
+    return found
 
 
 def test_int8_takes_each_token_on_its_own(states: NDArray[np.float32]) -> None:
@@ -86,17 +105,17 @@ def test_int8_columns_round_to_the_nearest_step() -> None:
     np.testing.assert_allclose(scale, [[1 / 127, 1, 2]], rtol=1e-6)
 
 
-def test_int4_blocks_are_those_of_the_quantizer(states: NDArray[np.float32], tmp_path: Path) -> None:
+def test_int4_blocks_are_those_of_the_quantizer(states: NDArray[np.float32]) -> None:
     """What the sensitivity takes int4 for is what ONNX Runtime makes of it, but for rounded activations."""
-    onnx.save(graph(), str(tmp_path / "graph.onnx"))
-    convert(tmp_path / "graph.onnx", tmp_path / "int4.onnx", "int4")
-    found = run(onnx.load(str(tmp_path / "int4.onnx")), states)
+    low = graph()
+    convert(low, "int4")
+    found = run(low, states)
     model = graph()
     exact = run(model, states)
     for tensor in model.graph.initializer:
         if tensor.name in ("up", "down"):
-            low = quantized_blocks(numpy_helper.to_array(tensor))
-            tensor.CopyFrom(numpy_helper.from_array(low, tensor.name))
+            rounded = quantized_blocks(numpy_helper.to_array(tensor))
+            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
     error, expected = found - exact, run(model, states) - exact
     assert np.linalg.norm(error - expected) < 0.15 * np.linalg.norm(expected)
 
@@ -122,7 +141,7 @@ def test_smoothing_moves_large_channels_into_the_weights(states: NDArray[np.floa
     exact = run(model, states)
     batch = [{"x": states}]
     before = lost(path, batch)
-    factors = smoothing(path, products(model), batch)
+    factors = smoothing(model, products(model), sizes(path, batch))
     assert set(factors) == {"up"}  # what the second product reads comes from no norm
     smooth(model, products(model), factors)
     np.testing.assert_allclose(run(model, states), exact, rtol=1e-5, atol=1e-4)
@@ -148,7 +167,7 @@ def test_smoothing_reaches_behind_a_gate(states: NDArray[np.float32], tmp_path: 
     exact = run(model, states)
     batch = [{"x": states}]
     before = lost(path, batch)
-    factors = smoothing(path, products(model), batch)
+    factors = smoothing(model, products(model), sizes(path, batch))
     assert set(factors) == {"down"}
     smooth(model, products(model), factors)
     np.testing.assert_allclose(run(model, states), exact, rtol=1e-5, atol=1e-4)
@@ -160,7 +179,7 @@ def test_smoothing_reaches_behind_a_gate(states: NDArray[np.float32], tmp_path: 
     twice.graph.node.insert(4, helper.make_node("Mul", ["wide", "wide"], ["inner"]))
     twice.graph.node[5].input[0] = "inner"
     onnx.save(twice, str(path))
-    assert smoothing(path, products(twice), batch) == {}
+    assert smoothing(twice, products(twice), sizes(path, batch)) == {}
 
 
 def test_smoothing_reaches_through_attention(tmp_path: Path) -> None:
@@ -196,7 +215,9 @@ def test_smoothing_reaches_through_attention(tmp_path: Path) -> None:
     path = tmp_path / "graph.onnx"
     onnx.save(model, str(path))
     batch = [{"x": RNG.normal(size=(3, 5, WIDTH)).astype(np.float32)}]
-    assert smoothing(path, products(model), batch) == {}  # here the keys are the values: they can't be divided
+    assert (
+        smoothing(model, products(model), sizes(path, batch)) == {}
+    )  # here the keys are the values: they can't be divided
     keys = numpy_helper.from_array(RNG.normal(size=values.shape).astype(np.float32) / 8, "keys")
     model.graph.initializer.append(keys)
     model.graph.node.insert(0, node("MatMul", ["x", "keys"], ["flat_keys"], name="fourth"))
@@ -206,7 +227,7 @@ def test_smoothing_reaches_through_attention(tmp_path: Path) -> None:
     onnx.save(model, str(path))
     exact = run(model, batch[0]["x"])
     before = lost(path, batch)
-    factors = smoothing(path, products(model), batch)
+    factors = smoothing(model, products(model), sizes(path, batch))
     assert set(factors) == {"down"}
     grouped = factors["down"].reshape(shared, heads // shared, size)
     np.testing.assert_array_equal(grouped[:, 0], grouped[:, 1])
