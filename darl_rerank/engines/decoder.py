@@ -10,8 +10,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-
 
 @dataclass(frozen=True, slots=True)
 class DecoderStates:
@@ -87,9 +85,3 @@ class PlainDecoder:
         start = before[0][0].shape[2]
         positions = torch.arange(start, start + length, device=self._model.device)[None].expand(count, -1)
         return {"position_ids": positions, "past_key_values": cache, "use_cache": True}
-
-
-def check_feature_layer(model: Any, feature_layer: int) -> None:
-    """Raise InputError unless the model has a layer number `feature_layer`, counted from 1."""
-    if not 1 <= feature_layer <= len(model.layers):
-        raise InputError(f"feature_layer {feature_layer} is not one of the {len(model.layers)} layers")

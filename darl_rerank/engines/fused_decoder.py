@@ -25,21 +25,13 @@ from torch.nn import functional as F
 
 from .block_attention import BlockAttention, Heads, Packed
 from .decoder import DecoderStates
+from .fused_weights import FusedWeights
 from .products import Product, product_kind
 from .varlen_attention import VarlenAttention, varlen_works
 
-# Decoders whose layers are: RMS norm, attention with rotary positions, RMS norm, gated MLP, two residual sums.
-_MODEL_TYPES = {"llama", "mistral", "qwen2", "qwen3"}
 # Packed lengths are multiples of this: each new size takes memory that is not given back (blocks that fit no other
 # size, and what oneDNN keeps for it), so that there should be few.
 _TOKEN_MULTIPLE = 32
-
-
-def is_fusable(model: Any, longest: int) -> bool:
-    """Whether `FusedDecoder` computes what `model`, a transformers decoder, does for up to `longest` tokens."""
-    config = model.config
-    window = getattr(config, "sliding_window", None)
-    return config.model_type in _MODEL_TYPES and config.hidden_act == "silu" and (window is None or window >= longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,59 +53,56 @@ class FusedDecoder:
     """See the module.
 
     Args:
-        model: a transformers decoder for which `is_fusable` holds, on its device and in its precision. Its weights are
-            taken out of it.
+        weights: a decoder's, in the precision it is to run in; they are taken out of it.
         feature_layer: the middle layer, counted from 1.
+        device: where it runs.
     """
 
-    def __init__(self, model: Any, feature_layer: int) -> None:
-        config = model.config
-        query_heads = int(config.num_attention_heads)
-        size = int(getattr(config, "head_dim", None) or config.hidden_size // query_heads)
-        self._heads = Heads(query_heads, int(config.num_key_value_heads), size)
-        self._epsilon = float(config.rms_norm_eps)
+    def __init__(self, weights: FusedWeights, feature_layer: int, device: torch.device | None = None) -> None:
+        shape, tensors = weights.shape, weights.tensors
+        self._device = device or torch.device("cpu")
+        self._heads = Heads(shape.heads, shape.key_heads, shape.size)
+        self._epsilon, self._rotary_scale = shape.epsilon, shape.rotary_scale
         self._feature_layer = feature_layer
-        self._embedding = model.embed_tokens.weight.detach()
-        self._device, self._dtype = self._embedding.device, self._embedding.dtype
-        self._rotary = model.rotary_emb
-        self._norm = model.norm.weight.detach()
+        self._embedding = tensors.pop("embed_tokens.weight").to(self._device)
+        self._dtype = self._embedding.dtype
+        self._frequencies = tensors.pop("rotary.frequencies").to(self._device)
+        self._norm = tensors.pop("norm.weight").to(self._device)
         on_cpu = self._device.type == "cpu"
         packed = not on_cpu and varlen_works(self._device, self._dtype)
         self._attention: Any = VarlenAttention(self._heads) if packed else BlockAttention(self._heads, fused=not on_cpu)
         self._token_multiple = _TOKEN_MULTIPLE if on_cpu else 1
         kind = product_kind(self._device, self._dtype)
-        self._layers = [self._take(layer, kind) for layer in model.layers]
+        self._layers = [self._take(tensors, f"layers.{i}.", kind) for i in range(shape.layers)]
         # The layer behind whose keys and values only the sequences' last tokens are run: the last one, or none where
         # all tokens' states there are the middle ones.
-        self._shortened = len(self._layers) - (feature_layer < len(self._layers))
+        self._shortened = shape.layers - (feature_layer < shape.layers)
 
-    @staticmethod
-    def _take(layer: Any, kind: type[Product]) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
+    def _take(self, tensors: dict[str, Tensor], layer: str, kind: type[Product]) -> _Layer:
+        def taken(name: str) -> Tensor | None:
+            # The weights stand in the product afterwards, perhaps in another layout: once is enough.
+            found = tensors.pop(layer + name, None)
+            return None if found is None else found.to(self._device)
 
-        def product(*modules: Any) -> Product:
-            taken = kind(
-                [module.weight.detach() for module in modules],
-                [None if module.bias is None else module.bias.detach() for module in modules],
-            )
-            # The weights stand in the product now, perhaps in another layout: once is enough.
-            for module in modules:
-                module.weight = None
-            return taken
+        def product(*names: str) -> Product:
+            pairs = [(taken(f"{name}.weight"), taken(f"{name}.bias")) for name in names]
+            return kind([weight for weight, _ in pairs if weight is not None], [bias for _, bias in pairs])
 
-        def norm(module: Any) -> Tensor | None:
-            return None if module is None else module.weight.detach()
+        def norm(name: str) -> Tensor:
+            found = taken(f"{name}.weight")
+            assert found is not None, name
+            return found
 
         return _Layer(
-            attention_norm=layer.input_layernorm.weight.detach(),
-            query_norm=norm(getattr(attention, "q_norm", None)),
-            key_norm=norm(getattr(attention, "k_norm", None)),
-            qkv=product(attention.q_proj, attention.k_proj, attention.v_proj),
-            output=product(attention.o_proj),
-            mlp_norm=layer.post_attention_layernorm.weight.detach(),
-            gate=product(mlp.gate_proj),
-            up=product(mlp.up_proj),
-            down=product(mlp.down_proj),
+            attention_norm=norm("input_layernorm"),
+            query_norm=taken("self_attn.q_norm.weight"),
+            key_norm=taken("self_attn.k_norm.weight"),
+            qkv=product("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            output=product("self_attn.o_proj"),
+            mlp_norm=norm("post_attention_layernorm"),
+            gate=product("mlp.gate_proj"),
+            up=product("mlp.up_proj"),
+            down=product("mlp.down_proj"),
         )
 
     def run(
@@ -148,9 +137,10 @@ class FusedDecoder:
     def _factors(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """cos and sin of the tokens' positions, shape (T, 1, head size); the first half of sin is negated."""
         positions = F.pad(packed.inside + packed.before, (0, packed.padding))
-        cos, sin = self._rotary(self._embedding[:1], positions[None])
-        half = self._heads.size // 2
-        return cos[0, :, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[0, :, None]
+        # In float32 whatever the precision, and half of it twice, as transformers does it.
+        angles = positions[:, None].float() * self._frequencies
+        cos, sin = ((part * self._rotary_scale).to(self._dtype)[:, None] for part in (angles.cos(), angles.sin()))
+        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
     def _normed(self, states: Tensor, weight: Tensor) -> Tensor:
         """RMS norm over the last axis, taken in float32 (Zhang and Sennrich 2019), as transformers does it."""

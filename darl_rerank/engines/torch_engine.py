@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..model.base_weights import load_body
 from ..model.checkpoint import Checkpoint
 from ..model.head import grade_logits
 from ..model.precisions import canonical_precision
 from .base import GradeOutput, OutOfMemoryError
 from .batching import MicroBatch
-from .decoder import Decoder, PlainDecoder, check_feature_layer
-from .fused_decoder import FusedDecoder, is_fusable
+from .decoder_loading import load_decoder
 from .hardware import cpu_has_bfloat16
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -76,23 +74,13 @@ class TorchEngine:
         self.precision = canonical_precision(precision, _DTYPES)
         # On a CPU small batches keep their activations in cache: 512 to 1024 tokens ran fastest, 4096 half as fast.
         self.batch_tokens = 65536 if on_gpu else 1024
-        model = load_body(checkpoint, _DTYPES[self.precision]).to(self._device)
-        model.requires_grad_(False)
-        hidden = model.config.get_text_config().hidden_size
         self._link = checkpoint.link
         self._weight = torch.from_numpy(checkpoint.head.weight).to(self._device)
         self._bias = torch.from_numpy(checkpoint.head.bias).to(self._device)
-        if self._weight.shape[1] != hidden:
-            raise InputError(
-                f"the head expects hidden size {self._weight.shape[1]}, {checkpoint.base.name} has another"
-            )
         self._instruction_length = checkpoint.encoder().instruction_length
-        check_feature_layer(model, checkpoint.feature_layer)
-        kind = FusedDecoder if fused and is_fusable(model, checkpoint.prompt.max_length) else PlainDecoder
-        self._decoder: Decoder = kind(model, checkpoint.feature_layer)
+        self._decoder = load_decoder(checkpoint, _DTYPES[self.precision], self._device, fused=fused)
         # Each layer's activations, some megabytes, come and go. Once so large a block has been let go of, glibc keeps
         # that much memory instead of giving it back and asking anew, a page fault for every four kilobytes.
-        del model
         torch.empty(_LARGEST_KEPT - 4096, dtype=torch.uint8)
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -327,7 +328,7 @@ class Checkpoint:
         return path if path is not None and path.is_dir() else None
 
     def encoder(self) -> PromptEncoder:
-        return PromptEncoder(self.prompt, self.tokenizer_json)
+        return _encoder(self.prompt, self.tokenizer_json)
 
     def replace(self, **changes: Any) -> Checkpoint:
         return replace(self, **changes)
@@ -360,6 +361,12 @@ class Checkpoint:
                 f"A reranker of the family {self.provenance['reranker']['family']}, with its own prompt and answers."
             )
         return f"# A darl-rerank checkpoint\n\n{state}\n\nBase model: {self.base.name}. Grades: {grades}.\n"
+
+
+@lru_cache(maxsize=2)
+def _encoder(prompt: Prompt, tokenizer_json: str) -> PromptEncoder:
+    """Reranker and engine both want one, and reading a tokenizer takes a tenth of a second."""
+    return PromptEncoder(prompt, tokenizer_json)
 
 
 def _digest(array: NDArray[Any]) -> str:

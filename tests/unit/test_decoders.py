@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import torch.nn.attention.varlen
 from transformers import AutoConfig, AutoModel
 
 from darl_rerank import Checkpoint, Reranker
-from darl_rerank.engines import products
+from darl_rerank.engines import decoder_loading, fused_weights, products
 from darl_rerank.engines.block_attention import BlockAttention
 from darl_rerank.engines.decoder import DecoderStates, PlainDecoder
-from darl_rerank.engines.fused_decoder import FusedDecoder, is_fusable
+from darl_rerank.engines.decoder_loading import load_decoder
+from darl_rerank.engines.fused_decoder import FusedDecoder
+from darl_rerank.engines.fused_weights import FusedWeights, cache_path
 from darl_rerank.engines.products import OneDnnProduct, Product, product_kind
 from darl_rerank.engines.torch_engine import TorchEngine
 from darl_rerank.engines.varlen_attention import VarlenAttention, varlen_works
+from darl_rerank.model.base_model import BaseModel
 
 CPU = torch.device("cpu")
 PREFIX = [5, 9, 2, 30, 7]
@@ -55,13 +59,19 @@ def random_model(kind: str, dtype: torch.dtype = torch.float32) -> Any:
     return model.to(dtype)
 
 
+def fused_decoder(model: Any, feature_layer: int = 2) -> FusedDecoder:
+    weights = FusedWeights.of_model(model)
+    assert weights is not None
+    return FusedDecoder(weights, feature_layer)
+
+
 @torch.inference_mode()
 def both(
     kind: str, dtype: torch.dtype = torch.float32, feature_layer: int = 2
 ) -> list[tuple[DecoderStates, DecoderStates]]:
     """States without a prefix and behind one, each by transformers and by the fused decoder."""
     plain = PlainDecoder(random_model(kind, dtype), feature_layer)
-    fused = FusedDecoder(random_model(kind, dtype), feature_layer)
+    fused = fused_decoder(random_model(kind, dtype), feature_layer)
     befores = [decoder.run([PREFIX], keep=True).keys_values for decoder in (plain, fused)]
     return [
         (plain.run(SEQUENCES), fused.run(SEQUENCES)),
@@ -97,7 +107,7 @@ def test_the_fused_decoder_rounds_no_worse_than_transformers(dtype: torch.dtype)
 
 @pytest.mark.parametrize("prefix", [None, PREFIX])
 def test_the_gpu_way_of_attention_gives_the_same(prefix: list[int] | None) -> None:
-    decoder = FusedDecoder(random_model("qwen3"), 2)
+    decoder = fused_decoder(random_model("qwen3"))
     with torch.inference_mode():
         before = None if prefix is None else decoder.run([prefix], keep=True).keys_values
         expected = decoder.run(SEQUENCES, before)
@@ -135,7 +145,7 @@ def test_attention_by_lengths_gives_the_same(
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", of_each_length)
     states = []
     for packed in (False, True):
-        decoder = FusedDecoder(random_model(kind), 2)
+        decoder = fused_decoder(random_model(kind))
         if packed:
             decoder._attention, decoder._token_multiple = VarlenAttention(decoder._heads), 1
         with torch.inference_mode():
@@ -159,9 +169,10 @@ def test_attention_by_lengths_is_tried_before_it_is_used(monkeypatch: pytest.Mon
 
 
 def test_the_fused_decoder_keeps_no_second_copy_of_the_weights() -> None:
-    model = random_model("llama")
-    FusedDecoder(model, 2)
-    assert sum(p.numel() for p in model.layers.parameters()) == 2 * 3 * SHAPE["hidden_size"]  # norms
+    weights = FusedWeights.of_model(random_model("llama"))
+    assert weights is not None
+    FusedDecoder(weights, 2)
+    assert weights.tensors == {}
 
 
 @pytest.mark.parametrize(
@@ -177,9 +188,79 @@ def test_the_fused_decoder_keeps_no_second_copy_of_the_weights() -> None:
     ],
 )
 def test_what_is_fused(kind: str, more: dict[str, Any], longest: int, expected: bool) -> None:
-    config = AutoConfig.for_model(kind, **(SHAPE | more))
-    model = type("Model", (), {"config": config})
-    assert is_fusable(model, longest) is expected
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **(SHAPE | more)))
+    weights = FusedWeights.of_model(model)
+    assert (weights is not None and weights.fits(longest)) is expected
+
+
+def test_rotary_factors_that_hang_on_the_length_are_left_to_transformers() -> None:
+    config = AutoConfig.for_model(
+        "llama", **SHAPE, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    )
+    assert FusedWeights.of_model(AutoModel.from_config(config)) is None
+
+
+@pytest.fixture
+def kept(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+    """The tiny checkpoint, with a cache of its own that keeps small models as well."""
+    monkeypatch.setenv("DARL_RERANK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fused_weights, "_SMALLEST", 0)
+    return Checkpoint.load(tiny_model)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_weights_from_the_cache_grade_the_same_without_transformers(
+    kept: Checkpoint, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [("laptop", "a garden hose"), ("laptop", "a notebook")]
+    first = Reranker(kept, TorchEngine(kept, device="cpu", precision=precision)).score_pairs(pairs)
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("the model should not be read again")
+
+    monkeypatch.setattr(decoder_loading, "load_body", never)
+    again = Reranker(kept, TorchEngine(kept, device="cpu", precision=precision)).score_pairs(pairs)
+    assert np.array_equal(first.logits, again.logits)
+    assert first.novelty is None or np.array_equal(first.novelty, again.novelty)  # type: ignore[arg-type]
+
+
+def test_a_damaged_file_in_the_cache_is_made_again(kept: Checkpoint) -> None:
+    load_decoder(kept, torch.float32, CPU)
+    path = cache_path(kept, torch.float32)
+    assert path is not None
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:1000])
+    load_decoder(kept, torch.float32, CPU)
+    assert path.stat().st_size == size
+
+
+def test_what_the_weights_depend_on_names_their_file(kept: Checkpoint) -> None:
+    paths = [
+        cache_path(kept, torch.float32),
+        cache_path(kept, torch.bfloat16),
+        cache_path(
+            kept.replace(sha256={"adapter/adapter_model.safetensors": "a"}, base=BaseModel("x", sha256="b")),
+            torch.float32,
+        ),
+        cache_path(
+            kept.replace(sha256={"adapter/adapter_model.safetensors": "a"}, base=BaseModel("x", sha256="c")),
+            torch.float32,
+        ),
+    ]
+    assert None not in paths
+    assert len(set(paths)) == len(paths)
+    assert cache_path(kept.replace(sha256={}, base=BaseModel("org/model")), torch.float32) is None
+
+
+def test_the_cache_keeps_the_few_used_last(kept: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_weights, "_KEPT", 2)
+    dtypes = [torch.float32, torch.bfloat16, torch.float16]
+    paths = [cache_path(kept, dtype) for dtype in dtypes]
+    for age, (dtype, path) in enumerate(zip(dtypes, paths, strict=True)):
+        load_decoder(kept, dtype, CPU)
+        assert path is not None
+        os.utime(path, (1000 + age, 1000 + age))
+    assert [path is not None and path.is_file() for path in paths] == [False, True, True]
 
 
 @pytest.mark.parametrize("kind", ["granite", "olmo2"])

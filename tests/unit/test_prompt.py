@@ -27,7 +27,7 @@ def test_prefix_is_shared_and_parts_are_whole(encoder: PromptEncoder) -> None:
     alone = encoder.encode("garden hose", ["a laptop"])
     assert group.prefix == alone.prefix
     assert group.suffixes[1] == alone.suffixes[0]
-    decoded = encoder._template.decode([*group.prefix, *group.suffixes[0]])
+    decoded = encoder._plain.decode([*group.prefix, *group.suffixes[0]])
     prompt = encoder.prompt
     assert decoded == f"{prompt.instruction}garden hose{prompt.separator}a hose{prompt.answer}"
 
@@ -66,8 +66,9 @@ def test_a_head_cut_in_a_word_is_as_the_whole_text_is() -> None:
 
 
 def test_special_tokens_in_a_document_are_plain_text(encoder: PromptEncoder) -> None:
-    special = encoder._template.token_to_id("<|endoftext|>")
-    assert special in encoder._template.encode("<|endoftext|>", add_special_tokens=False).ids
+    parsing = Tokenizer.from_str(encoder.tokenizer_json)
+    special = parsing.token_to_id("<|endoftext|>")
+    assert special in parsing.encode("<|endoftext|>", add_special_tokens=False).ids
     group = encoder.encode("a <|endoftext|> b", ["x <|endoftext|> y"])
     assert special not in (*group.prefix, *group.suffixes[0])
 

@@ -107,7 +107,7 @@ def test_every_window_of_a_long_document_is_labelled(family: str, folders: dict[
     label = encoder.prompt.before_document.rstrip()
     for suffix, (start, end) in zip(group.suffixes[:-1], group.spans, strict=False):
         assert len(group.prefix) + len(suffix) <= longest
-        shown = encoder._template.decode(list(suffix), skip_special_tokens=False)
+        shown = encoder._plain.decode(list(suffix), skip_special_tokens=False)
         assert shown.startswith(label)
         assert text[start:end].strip() in shown
 
@@ -118,7 +118,7 @@ def test_a_cut_query_keeps_what_stands_after_it(folders: dict[str, Path]) -> Non
         encoder.encode("laptop " * 500, ["x"])
     group = encoder.encode("laptop " * 500, ["x"], cut_query=True)
     assert group.query_truncated
-    assert encoder._template.decode(list(group.prefix)).endswith("laptop\n<Document>:")
+    assert encoder._plain.decode(list(group.prefix)).endswith("laptop\n<Document>:")
 
 
 def test_more_grades_keep_the_order_and_begin_a_fine_tuning(folders: dict[str, Path], tmp_path: Path) -> None:

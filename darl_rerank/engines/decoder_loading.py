@@ -1,0 +1,56 @@
+"""From a checkpoint to the decoder that runs it: the fused one where it computes what the model does."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ..errors import InputError
+from ..model.base_weights import load_body
+from ..model.checkpoint import Checkpoint
+from .decoder import Decoder, PlainDecoder
+from .fused_decoder import FusedDecoder
+from .fused_weights import FusedWeights, cache_path, keep
+
+
+def load_decoder(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, fused: bool = True) -> Decoder:
+    """The checkpoint's decoder with its adapter merged.
+
+    Args:
+        checkpoint: what to run.
+        dtype: number format of the weights.
+        device: where it runs.
+        fused: False for transformers' own forward pass, which is slower.
+
+    Raises:
+        InputError: the model can't be read, or head or feature layer do not fit it.
+    """
+    path = cache_path(checkpoint, dtype) if fused else None
+    weights = None if path is None else FusedWeights.load(path)
+    if weights is not None and path is not None:
+        os.utime(path)  # of several, the cache keeps those used last
+    if weights is None:
+        model = load_body(checkpoint, dtype)
+        model.requires_grad_(False)
+        weights = FusedWeights.of_model(model) if fused else None
+        if weights is None or not weights.fits(checkpoint.prompt.max_length):
+            _check(checkpoint, model.config.get_text_config().hidden_size, len(model.layers))
+            return PlainDecoder(model.to(device), checkpoint.feature_layer)
+        if path is not None:
+            keep(weights, path)
+        # What is taken out of `weights` is then free to go.
+        del model
+    elif not weights.fits(checkpoint.prompt.max_length):
+        return load_decoder(checkpoint, dtype, device, fused=False)
+    _check(checkpoint, weights.tensors["embed_tokens.weight"].shape[1], weights.shape.layers)
+    return FusedDecoder(weights, checkpoint.feature_layer, device)
+
+
+def _check(checkpoint: Checkpoint, hidden: int, layers: int) -> None:
+    """Raise InputError unless head and feature layer fit a decoder of `layers` layers and this hidden size."""
+    found = checkpoint.head.weight.shape[1]
+    if found != hidden:
+        raise InputError(f"the head expects hidden size {found}, {checkpoint.base.name} has another")
+    if not 1 <= checkpoint.feature_layer <= layers:
+        raise InputError(f"feature_layer {checkpoint.feature_layer} is not one of the {layers} layers")
