@@ -85,7 +85,8 @@ class Reranker:
                 (`darl_rerank.model.shipped.shipped_names`), or "org/name" on the Hugging Face hub; None for
                 "smollm2-darl".
             revision: a branch, tag or commit on the hub; the main branch if None.
-            engine: "torch", "onnx", or "auto": onnx for an exported folder, torch otherwise.
+            engine: "torch", "onnx", or "auto": onnx for an exported folder; on a CPU with int8 and without bfloat16
+                products onnx too, with an int8 export that is made once and passed its gate; torch otherwise.
             device: "cpu", "cuda", "cuda:1" …; the first GPU that the engine can use, else the CPU, if None.
             precision: number format; the best that the device has in hardware if None (an export has its own).
             batch_tokens: token budget of a micro-batch; one that suits engine and device if None.
@@ -96,9 +97,12 @@ class Reranker:
             DarlRerankError: the hub was not reached, and its cache does not have the model.
             MissingDependencyError: the engine's runtime is not installed.
         """
+        from .engines.fast_export import fast_export
         from .engines.loading import load_engine
 
         checkpoint = Checkpoint.load(DEFAULT if model is None else model, revision=revision)
+        if engine == "auto":
+            checkpoint = fast_export(checkpoint, device=device, precision=precision) or checkpoint
         runner = load_engine(checkpoint, engine, device=device, precision=precision)
         return cls(checkpoint, runner, batch_tokens=batch_tokens, long_documents=long_documents)
 
