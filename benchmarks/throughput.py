@@ -59,11 +59,18 @@ class Setting:
     largest: int
     cache: Path
     exported: dict[str, Path]
+    only: tuple[str, ...] = ()
+
+    def chosen(self, contenders: Sequence[c.Contender]) -> list[c.Contender]:
+        """Those whose names `only` has parts of; torch in float32 always, since logits are compared with its."""
+        kept = (*self.only, "torch, float32")
+        return [one for one in contenders if not self.only or any(part in one.name for part in kept)]
 
     def exports(self) -> tuple[dict[str, Path], dict[str, str]]:
         """Folder of each precision that passes its own checks, and why the others don't."""
         folders, faults = dict(self.exported), {}
-        for precision in sorted({"float32", "int8"} - folders.keys()):
+        wanted = {p for p in ("float32", "int8") if not self.only or any(p in part for part in self.only)}
+        for precision in sorted(wanted - folders.keys()):
             try:
                 folders[precision] = c.exported_folder(self.checkpoint, precision, self.cache)
             except DarlRerankError as error:
@@ -121,7 +128,7 @@ def rows(setting: Setting) -> dict[str, Any]:
     ceiling = ceilings(shapes)
     ready = []
     skipped = {f"darl-rerank, ONNX Runtime, {precision}": fault for precision, fault in faults.items()}
-    for contender, run in c.loaded(wanted):
+    for contender, run in c.loaded(setting.chosen(wanted)):
         if isinstance(run, str):
             skipped[contender.name] = run
         else:
@@ -287,10 +294,11 @@ def chosen_parts(text: str) -> Sequence[str]:
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--largest", default=10_000, show_default=True, help="pairs of the largest run of `scaling`")
 @click.option("--exported", multiple=True, type=(str, click.Path(path_type=Path)), help="PRECISION FOLDER")
+@click.option("--only", default="", help="comma-separated parts of names: which rows of `rows`; all if not given")
 @click.option("--name", default="throughput", show_default=True, help="of the file in results/")
 def main(
     collection: Path | None, model: Path | None, parts: str, count: int, per_query: int, repeats: int, largest: int,
-    exported: tuple[tuple[str, Path], ...], name: str,
+    exported: tuple[tuple[str, Path], ...], only: str, name: str,
 ) -> None:  # fmt: skip
     """Measure and write results/throughput.json."""
     names = chosen_parts(parts)
@@ -300,6 +308,7 @@ def main(
         checkpoint, Path(checkpoint.folder).resolve(), read_pairs(collection, count, per_query),
         lambda most: read_pairs(collection, most, 100), repeats, largest, cache_folder() / "throughput",
         {precision: folder.resolve() for precision, folder in exported},  # fresh processes run elsewhere
+        tuple(part for part in only.split(",") if part),
     )  # fmt: skip
     common = {
         "collection": "icecat" if collection is None else collection.name,

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from .errors import InputError
 from .files import atomic_write, check_output_file
-from .model.base_model import file_sha256
+from .model.digests import file_sha256
 from .progress import Progress, progress_bar
 from .results import Ranking
 from .trec.fusion import fuse as fuse_rankings

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 
 from ..engines.onnx_engine import OnnxEngine
@@ -19,6 +20,7 @@ from ..engines.providers import require_provider
 from ..engines.torch_engine import TorchEngine
 from ..errors import CheckFailedError, InputError
 from ..files import atomic_folder
+from ..model.base_weights import load_body
 from ..model.checkpoint import GRAPH, PREFIX_GRAPH, Checkpoint
 from ..model.export_record import ExportRecord
 from ..model.precisions import canonical_precision
@@ -71,15 +73,7 @@ def export(
         CheckFailedError: the results lie beyond the precision's bounds; the message names the layers that differ most.
         DarlRerankError: `folder` exists, or can't be written.
     """
-    precision = canonical_precision(precision, PRECISIONS)
-    if opset < OLDEST_OPSET:
-        raise InputError(f"opset must be at least {OLDEST_OPSET}, got {opset}")
-    if checkpoint.exported:
-        raise InputError("is exported already; export the checkpoint it was made from", path=checkpoint.folder)
-    require_provider(device)
-    pairs = bundled_sample() if sample is None else list(sample)
-    if not pairs:
-        raise InputError("the sample for parity is empty")
+    precision, pairs = _checked(checkpoint, precision, opset, device, sample)
     texts = [(pair.query, pair.document) for pair in pairs]
     with (
         atomic_folder(folder, overwrite=overwrite) as temporary,
@@ -87,10 +81,12 @@ def export(
         progress_bar(f"exporting in {precision}", 100, unit="%", progress=progress) as bar,
     ):
         steps = _Steps(bar, searches=precision in _SEARCHED)
-        steps.begin("grade with torch")
-        reference = _torch_scores(checkpoint, texts)
-        steps.begin("load and trace")
-        source = _Traced(checkpoint, Path(scratch) / PREFIX_GRAPH, opset)
+        steps.begin("load and grade with torch")
+        body = load_body(checkpoint, torch.float32)
+        reference = _torch_scores(checkpoint, texts, body)
+        steps.begin("trace")
+        source = _Traced(checkpoint, Path(scratch) / PREFIX_GRAPH, opset, body)
+        del body
         _write_config(source.graph, checkpoint, temporary)
         calibration = _calibration(checkpoint, pairs)
         steps.begin("find the sensitive products")
@@ -129,6 +125,22 @@ def export(
     return parity
 
 
+def _checked(
+    checkpoint: Checkpoint, precision: str, opset: int, device: str, sample: Sequence[GradedPair] | None
+) -> tuple[str, list[GradedPair]]:
+    """The precision's full name and the sample, if all arguments are what they should be."""
+    precision = canonical_precision(precision, PRECISIONS)
+    if opset < OLDEST_OPSET:
+        raise InputError(f"opset must be at least {OLDEST_OPSET}, got {opset}")
+    if checkpoint.exported:
+        raise InputError("is exported already; export the checkpoint it was made from", path=checkpoint.folder)
+    require_provider(device)
+    pairs = bundled_sample() if sample is None else list(sample)
+    if not pairs:
+        raise InputError("the sample for parity is empty")
+    return precision, pairs
+
+
 def _refusal(
     checkpoint: Checkpoint, precision: str, faults: Sequence[str], made: Mapping[str, Any], path: Path,
     inputs: dict[str, Any],
@@ -146,12 +158,12 @@ def _refusal(
 class _Steps:
     """The bar's share of each step, about what it takes of the time."""
 
-    _SHARES: ClassVar = {"grade": 30, "load": 25, "find": 25, "convert": 8, "compare": 12}
+    _SHARES: ClassVar = {"load": 35, "trace": 20, "find": 25, "convert": 8, "compare": 12}
 
     def __init__(self, bar: Bar, *, searches: bool) -> None:
         self._bar, self._under_way = bar, 0
         # Each counts once, however often it has to be repeated.
-        self._shares = self._SHARES if searches else {**self._SHARES, "grade": 45, "load": 35, "find": 0}
+        self._shares = self._SHARES if searches else {**self._SHARES, "load": 50, "trace": 30, "find": 0}
         self._left = dict(self._shares)
 
     def begin(self, name: str) -> None:
@@ -167,10 +179,11 @@ class _Traced:
         checkpoint: what to trace.
         path: the file; its weights lie beside it.
         opset: version of the ONNX operators.
+        body: the checkpoint's decoder in float32, if it is loaded already; it is changed.
     """
 
-    def __init__(self, checkpoint: Checkpoint, path: Path, opset: int) -> None:
-        self.graph: Any = GradeGraph(checkpoint, "fused" if opset >= FUSED_OPSET else "plain").eval()
+    def __init__(self, checkpoint: Checkpoint, path: Path, opset: int, body: Any = None) -> None:
+        self.graph: Any = GradeGraph(checkpoint, "fused" if opset >= FUSED_OPSET else "plain", body).eval()
         self._path = path
         trace(self.graph, path, opset=opset)
 
@@ -211,8 +224,9 @@ class _Traced:
         write_graphs(model, self._path.parent, target)
 
 
-def _torch_scores(checkpoint: Checkpoint, texts: Sequence[tuple[str, str]]) -> PairScores:
-    return Reranker(checkpoint, TorchEngine(checkpoint, device="cpu", precision="float32")).score_pairs(texts)
+def _torch_scores(checkpoint: Checkpoint, texts: Sequence[tuple[str, str]], body: Any = None) -> PairScores:
+    engine = TorchEngine(checkpoint, device="cpu", precision="float32", model=body)
+    return Reranker(checkpoint, engine).score_pairs(texts)
 
 
 def _scores(folder: Path, device: str, texts: Sequence[tuple[str, str]]) -> PairScores:

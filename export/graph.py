@@ -79,11 +79,12 @@ class GradeGraph(torch.nn.Module):
     Args:
         checkpoint: what to export; its adapter is merged.
         attention: "fused" for the ONNX operator Attention, "plain" for products and a softmax.
+        body: its decoder as `load_body` gives it in float32, if it is loaded already; it is changed.
     """
 
-    def __init__(self, checkpoint: Checkpoint, attention: Attention = "fused") -> None:
+    def __init__(self, checkpoint: Checkpoint, attention: Attention = "fused", body: Any = None) -> None:
         super().__init__()
-        self.body = load_body(checkpoint, torch.float32)
+        self.body = load_body(checkpoint, torch.float32) if body is None else body
         self.body.requires_grad_(False)
         self.config = self.body.config.get_text_config()
         layers = getattr(self.body, "layers", None)

@@ -54,12 +54,13 @@ def effects(
     for batch in calibration:
         logits, seen = _forward(graph, modules, batch)
         count += 1
-        gradients = [
-            torch.autograd.grad(logit, [output for _, output in seen.values()], retain_graph=True) for logit in logits
-        ]
+        outputs = [output for _, output in seen.values()]
+        # The logits add up to 0, so that the last one moves by what the others do together, the other way.
+        gradients = [torch.autograd.grad(logit, outputs, retain_graph=True) for logit in logits[:-1]]
         for i, (name, (given, output)) in enumerate(seen.items()):
             error = torch.from_numpy(low[name].error(given[0].detach().numpy(), _product(output, modules[name])))
-            squares[name] += float(np.mean([float((gradient[i][0] * error).sum()) ** 2 for gradient in gradients]))
+            moved = [float((gradient[i][0] * error).sum()) for gradient in gradients]
+            squares[name] += float(np.mean(np.square([*moved, -sum(moved)])))
     return {name: float(np.sqrt(square / max(count, 1))) for name, square in squares.items()}
 
 

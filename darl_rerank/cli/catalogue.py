@@ -34,7 +34,7 @@ def faiss_index() -> Path:
 
 def _cached(name: str) -> Path:
     from ..cache import cache_folder
-    from ..model.base_model import file_sha256
+    from ..model.digests import file_sha256
 
     # A catalogue that changes with the package gets an index of its own.
     return cache_folder() / f"{name}-{file_sha256(icecat.FOLDER / 'corpus.jsonl.gz')[:12]}"

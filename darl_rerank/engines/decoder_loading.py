@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
@@ -14,7 +15,9 @@ from .fused_decoder import FusedDecoder
 from .fused_weights import FusedWeights, cache_path, keep
 
 
-def load_decoder(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, fused: bool = True) -> Decoder:
+def load_decoder(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, fused: bool = True, model: Any = None
+) -> Decoder:
     """The checkpoint's decoder with its adapter merged.
 
     Args:
@@ -22,20 +25,23 @@ def load_decoder(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devic
         dtype: number format of the weights.
         device: where it runs.
         fused: False for transformers' own forward pass, which is slower.
+        model: the decoder as `load_body` gives it, if it is loaded already; it is not changed.
 
     Raises:
         InputError: the model can't be read, or head or feature layer do not fit it.
     """
-    path = cache_path(checkpoint, dtype) if fused else None
+    path = cache_path(checkpoint, dtype) if fused and model is None else None
     weights = None if path is None else FusedWeights.load(path)
     if weights is not None and path is not None:
         os.utime(path)  # of several, the cache keeps those used last
     if weights is None:
-        model = load_body(checkpoint, dtype)
+        given, model = model, load_body(checkpoint, dtype) if model is None else model
         model.requires_grad_(False)
         weights = FusedWeights.of_model(model) if fused else None
         if weights is None or not weights.fits(checkpoint.prompt.max_length):
             _check(checkpoint, model.config.get_text_config().hidden_size, len(model.layers))
+            # One of its own: it hooks into the model.
+            model = model if given is None else load_body(checkpoint, dtype)
             return PlainDecoder(model.to(device), checkpoint.feature_layer)
         if path is not None:
             keep(weights, path)

@@ -46,6 +46,7 @@ class TorchEngine:
         precision: "float32", "bfloat16" or "float16", or short ("bf16"); if None bfloat16 on a GPU and on CPUs that
             multiply it in hardware, float32 otherwise.
         fused: False to run every decoder by transformers' own forward pass, which is slower.
+        model: the decoder, if it is loaded already: as `load_body` gives it, in this precision.
 
     Raises:
         InputError: unknown precision, or a device that is not there.
@@ -60,6 +61,7 @@ class TorchEngine:
         device: str | None = None,
         precision: str | None = None,
         fused: bool = True,
+        model: Any = None,
     ) -> None:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -78,7 +80,7 @@ class TorchEngine:
         self._weight = torch.from_numpy(checkpoint.head.weight).to(self._device)
         self._bias = torch.from_numpy(checkpoint.head.bias).to(self._device)
         self._instruction_length = checkpoint.encoder().instruction_length
-        self._decoder = load_decoder(checkpoint, _DTYPES[self.precision], self._device, fused=fused)
+        self._decoder = load_decoder(checkpoint, _DTYPES[self.precision], self._device, fused=fused, model=model)
         # Each layer's activations, some megabytes, come and go. Once so large a block has been let go of, glibc keeps
         # that much memory instead of giving it back and asking anew, a page fault for every four kilobytes.
         torch.empty(_LARGEST_KEPT - 4096, dtype=torch.uint8)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .digests import noted_sha256
 
 SMOLLM2 = "smollm2"
 
@@ -93,10 +94,5 @@ def weights_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode())
-        digest.update(file_sha256(file).encode())
+        digest.update(noted_sha256(file).encode())
     return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

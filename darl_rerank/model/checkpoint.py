@@ -29,10 +29,11 @@ from safetensors.numpy import load_file, save
 
 from ..errors import InputError
 from ..files import atomic_folder
-from .base_model import BaseModel, file_sha256
+from .base_model import BaseModel
 from .calibration import Calibration
 from .card import Kind, card_metadata, has_metadata, with_license
 from .decisions import Decisions, GradeCuts
+from .digests import file_sha256, noted_sha256
 from .export_record import ExportRecord
 from .head import Head, Link
 from .hub import CARD, push
@@ -382,7 +383,7 @@ def _file_faults(folder: Path, files: Mapping[str, str]) -> list[str]:
         path = folder / name
         if not path.is_file():
             faults.append(f"{name} is missing")
-        elif file_sha256(path) != expected:
+        elif noted_sha256(path) != expected:
             faults.append(f"{name} is not the file that was saved (sha256 differs)")
     return faults
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from darl_rerank.errors import InputError
-from darl_rerank.model.base_model import file_sha256
 from darl_rerank.model.checkpoint import Checkpoint
+from darl_rerank.model.digests import file_sha256
 from darl_rerank.trec.graded_pairs import read_graded_pairs
 
 from ..context import ANNOTATIONS, LABELLED, Context
