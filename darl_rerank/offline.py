@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -39,14 +39,8 @@ class _CanRerank(Protocol):
     @property
     def batch_tokens(self) -> int: ...
 
-    def rerank_many(
-        self,
-        queries: Sequence[str],
-        documents_per_query: Sequence[Sequence[Any]],
-        *,
-        top_k: int | None = None,
-        **rules: Any,
-    ) -> Sequence[Ranking]: ...
+    @property
+    def rerank_many(self) -> Callable[..., Sequence[Ranking]]: ...
 
 
 @dataclass(frozen=True, slots=True)

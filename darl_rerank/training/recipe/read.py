@@ -32,6 +32,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from darl_rerank.errors import InputError
 from darl_rerank.model.checkpoint import Checkpoint
 from darl_rerank.model.decisions import Promise
+from darl_rerank.model.scale import RelevanceScale
 
 from .checked import checked, faults_of, place
 from .fields import Amount, Whole
@@ -134,11 +135,8 @@ class _Reader:
             None if file.interpolate is None else self._table(InterpolateStage, "interpolate", file.interpolate)
         )
         calibrate = self._table(CalibrateStage, "calibrate", file.calibrate)
-        for text in () if calibrate is None or model is None else calibrate.cuts:
-            try:
-                Promise.parse(text, model.scale)
-            except InputError as error:
-                self.faults.append(f"calibrate.cuts: {error}")
+        if calibrate is not None and model is not None:
+            self._check_cuts(calibrate.cuts, model.scale)
         if calibrate is not None and not calibrate.enabled:
             calibrate = None
         read = [source for source in sources if source is not None]
@@ -159,6 +157,13 @@ class _Reader:
             trainable=trainable, finetune=finetune, replay=runs.replay, seeds=runs.seeds, interpolate=interpolate,
             calibrate=calibrate, seed=file.seed,
         )  # fmt: skip
+
+    def _check_cuts(self, cuts: tuple[str, ...], scale: RelevanceScale) -> None:
+        for text in cuts:
+            try:
+                Promise.parse(text, scale)
+            except InputError as error:
+                self.faults.append(f"calibrate.cuts: {error}")
 
     def _table(
         self, kind: type[T], where: str, values: dict[str, Any], keys: set[str] | None = None, **given: Any
