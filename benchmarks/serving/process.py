@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -59,6 +60,16 @@ class Served:
         """Status and JSON of a POST."""
         status, _, values = self.call("POST", path, body, headers)
         return status, values
+
+    def raw(self, request: bytes, seconds: float = 0.5) -> bytes:
+        """What comes back for bytes that need not be HTTP, until the server ends it or is silent so long."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
+            answer = b""
+            with contextlib.suppress(OSError):
+                connection.sendall(request)
+                while chunk := connection.recv(65536):
+                    answer += chunk
+            return answer
 
     def wait_until_ready(self) -> float:
         """Seconds from the start of the process to ready."""

@@ -18,6 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+from serving.abuse import check_raw_requests, check_requests
 from serving.process import Served, darl_rerank, served
 
 from darl_rerank import Reranker
@@ -205,6 +206,14 @@ def test_http_that_servers_may_read_differently_is_refused_in_json(server: Serve
     assert b"application/json" in head.lower()
     assert json.loads(body)["error"]["code"] in ("malformed_http", "ambiguous_length")
     assert server.call("GET", "/health")[0] == 200
+
+
+def test_made_up_requests_get_json_and_never_a_500(server: Served) -> None:
+    # 10,000 of them: benchmarks/serving/run.py --parts fuzz.
+    assert sum(check_requests(server, 100).values()) == 100
+    assert sum(check_raw_requests(server, 20).values()) == 20
+    assert "Traceback" not in server.log.read_text("utf-8")
+    assert server.post("/rerank", RERANK)[0] == 200
 
 
 @pytest.mark.parametrize("authorization", [f"Bearer {KEY}", f"bearer {KEY}", KEY, "Bearer other"])

@@ -17,10 +17,11 @@ import export_tables
 import first_stages_tables
 import page
 import performance_tables
+import serving_tables
 from bundled import tables as bundled_tables
 from study import tables as study_tables
 
-PAGES = (performance_tables, export_tables, first_stages_tables, study_tables, bundled_tables)
+PAGES = (performance_tables, export_tables, first_stages_tables, study_tables, bundled_tables, serving_tables)
 
 
 @pytest.mark.parametrize("script", PAGES)

@@ -1,0 +1,53 @@
+"""What docs/serving.md tells people to run and import exists."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from darl_rerank.cli.serve import serve
+from darl_rerank.serving.app import RERANK_PATHS
+from darl_rerank.serving.metrics import Metrics
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = (DOCS / "serving.md").read_text("utf-8")
+
+
+def commands() -> list[list[str]]:
+    """The words of every `darl-rerank serve` in the page: shell, container file and systemd unit."""
+    shell = re.findall(r"^(?:ExecStart=\S*/)?darl-rerank serve ?(.*)$", PAGE, re.MULTILINE)
+    container = [
+        json.loads(found)[2:] for found in re.findall(r'^CMD (\["darl-rerank", "serve".*\])$', PAGE, re.MULTILINE)
+    ]
+    return [*map(shlex.split, shell), *container]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_a_command_of_the_page_has_options_that_exist(words: list[str]) -> None:
+    serve.make_context("serve", words, resilient_parsing=False)
+
+
+def test_all_three_ways_to_run_are_there() -> None:
+    assert len(commands()) == 3
+
+
+def test_the_page_names_every_path() -> None:
+    assert all(f"`{path}`" in PAGE or f" {path}`" in PAGE for path in RERANK_PATHS)
+
+
+def test_the_dashboard_asks_for_metrics_that_exist() -> None:
+    dashboard = (DOCS / "grafana.json").read_text("utf-8")
+    wanted = set(re.findall(r"darl_[a-z0-9_]+", dashboard))
+    lines = Metrics().text().decode().splitlines()
+    types = dict(line.split()[2:4] for line in lines if line.startswith("# TYPE"))
+    offered = {
+        name + ending
+        for name, kind in types.items()
+        for ending in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",))
+    }
+    assert wanted <= offered, wanted - offered
+    assert len(wanted) > 10
