@@ -114,10 +114,8 @@ def hang_up(tiny: Path, asked: list[dict[str, Any]]) -> dict[str, Any]:
             client.wait()
             client.stdout.close()
             if number % 50 == 49:
-                settle(server)
+                settle(server, number + 1)
                 watch.look()
-        settle(server)
-        watch.look()
         statuses = Counter(str(line["status"]) for line in server.log_lines() if line.get("path") == "/rerank")
         alive = server.post("/rerank", asked[0])[0] == 200
     return {
@@ -126,10 +124,11 @@ def hang_up(tiny: Path, asked: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def settle(server: Served) -> None:
-    for _ in range(1000):
-        if server.metric("darl_queue_tokens") == 0:
-            return
+def settle(server: Served, requests: int) -> None:
+    """Wait until the server is through with so many requests."""
+    end = time.monotonic() + 60
+    while server.metric("darl_e2e_request_latency_seconds_count") < requests:
+        assert time.monotonic() < end, "the server is not through after a minute"
         time.sleep(0.02)
 
 
