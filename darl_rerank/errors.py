@@ -52,6 +52,17 @@ class MissingDependencyError(DarlRerankError):
         super().__init__(f"{module} is needed{reason} but not installed: {command}")
 
 
+class OutdatedDependencyError(MissingDependencyError):
+    """A package of an extra is installed in a version that lacks what is needed."""
+
+    def __init__(self, module: str, extra: str, *, found: str, at_least: str) -> None:
+        self.module, self.extra = module, extra
+        DarlRerankError.__init__(
+            self,
+            f"{module} {found} is installed, but at least {at_least} is needed: pip install -U 'darl-rerank[{extra}]'",
+        )
+
+
 class CheckFailedError(DarlRerankError):
     """A check the user asked for did not pass: parity, a threshold."""
 

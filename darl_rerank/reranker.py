@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from .model.shipped import DEFAULT
 from .ranking import rank
 from .results import PairScores, Ranking
 from .rules import Fuse, Prevalence, Rules
+
+if TYPE_CHECKING:
+    from .cross_encoder import CrossEncoderView
 
 # Lengths of the documents of `Reranker.warm_up`, in sentences of eight words; twice, since the first run of a length is
 # the slow one.
@@ -124,6 +127,15 @@ class Reranker:
     def batch_tokens(self) -> int:
         """Token budget of a micro-batch."""
         return self._judge.batch_tokens
+
+    def as_cross_encoder(self) -> CrossEncoderView:
+        """This reranker with `predict` and `rank` as sentence-transformers' CrossEncoder has them.
+
+        For what takes a CrossEncoder: BEIR's `Rerank`, `mine_hard_negatives`, evaluators.
+        """
+        from .cross_encoder import CrossEncoderView
+
+        return CrossEncoderView(self)
 
     def __repr__(self) -> str:
         folder = self.checkpoint.folder

@@ -60,6 +60,12 @@ class RelevanceScale:
         """Gain of every grade, shape (K,)."""
         return np.array([grade.gain for grade in self.grades], dtype=np.float64)
 
+    def relevance(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Expected gains as shares of the range of gains, in [0, 1], shape as given; 0 for NaN, what was not judged."""
+        low, high = self.gains[0], self.gains[-1]
+        shares: NDArray[np.float64] = np.nan_to_num(np.clip((scores - low) / (high - low), 0.0, 1.0), nan=0.0)
+        return shares
+
     @classmethod
     def named(cls, name: str) -> RelevanceScale:
         """One of the scales that come with the package; see `SCALES`."""
