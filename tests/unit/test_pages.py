@@ -15,13 +15,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import export_tables
 import first_stages_tables
+import other_models_tables
 import page
 import performance_tables
 import serving_tables
 from bundled import tables as bundled_tables
 from study import tables as study_tables
 
-PAGES = (performance_tables, export_tables, first_stages_tables, study_tables, bundled_tables, serving_tables)
+PAGES = (
+    performance_tables, export_tables, first_stages_tables, other_models_tables, study_tables, bundled_tables,
+    serving_tables,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("script", PAGES)

@@ -88,6 +88,21 @@ def test_scores_are_the_authors(family: str, fused: bool, folders: dict[str, Pat
     np.testing.assert_allclose(found.score, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_pair_scores_the_same_in_any_batch(family: str, fused: bool, folders: dict[str, Path]) -> None:
+    checkpoint = Checkpoint.from_reranker(folders[family])
+    engine = TorchEngine(checkpoint, device="cpu", precision="float32", fused=fused)
+    pairs = [(query, f"{document} " * (1 + i % 5)) for query in QUERIES[:3] for i, document in enumerate(DOCUMENTS[:9])]
+    alone = [Reranker(checkpoint, engine).score_pairs([pair], features=True) for pair in pairs]
+    for batch_tokens, share_prefix in ((400, True), (4000, True), (400, False), (4000, False)):
+        reranker = Reranker(checkpoint, engine, batch_tokens=batch_tokens, share_prefix=share_prefix)
+        found = reranker.score_pairs(pairs, features=True)
+        np.testing.assert_allclose(found.logits, np.concatenate([one.logits for one in alone]), atol=1e-4)
+        assert found.features is not None
+        np.testing.assert_allclose(found.features, np.concatenate([one.features for one in alone]), atol=1e-5)
+
+
 def test_what_a_document_says_in_special_tokens_stays_text(folders: dict[str, Path]) -> None:
     checkpoint = Checkpoint.from_reranker(folders["qwen3-reranker"])
     tokenizer = tokenizer_of("qwen3-reranker")
