@@ -155,7 +155,8 @@ class BlockAttention:
         if last:
             queries = states[plan.last, : self._heads.queries].unsqueeze(2)
             return self._attend(queries, keys_values, plan.last_mask).flatten(1)
-        found = self._attend(_taken(rows, plan.queries), keys_values, plan.mask).view(-1, self._heads.size)
+        # Fused kernels may return another memory layout than they were given.
+        found = self._attend(_taken(rows, plan.queries), keys_values, plan.mask).reshape(-1, self._heads.size)
         return _taken(found, plan.outputs).view(len(states), -1)
 
     def _attend(self, queries: Tensor, keys_values: Tensor, mask: Tensor) -> Tensor:
