@@ -257,9 +257,7 @@ class Measured:
         return evaluate_run(self.qrels, run, [MEASURE]).per_query[MEASURE]
 
     def ranking(self, reranker: Reranker, output: Path) -> dict[str, Any]:
-        start = time.monotonic()
         rerank_run(reranker, self.job, output)
-        seconds = time.monotonic() - start
         reranked = read_run(output)
         per_query = {}
         for cut in CUTS:
@@ -269,7 +267,7 @@ class Measured:
                 per_query[str(cut)] = self.ndcg(shallow).tolist()
         return {
             "depth": self.depth, "per query": per_query, "documents": sum(map(len, self.job.candidates.values())),
-            "rerank seconds": seconds, "precision": reranker.engine.precision,
+            "precision": reranker.engine.precision,
         }  # fmt: skip
 
 

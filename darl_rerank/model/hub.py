@@ -143,7 +143,7 @@ def _clear_errors(repository: str, revision: str | None) -> Iterator[None]:
     except errors.EntryNotFoundError as error:
         raise InputError(
             f"{name}: the model on the hub is no checkpoint of darl-rerank, or lacks a file ({_first_line(error)}); "
-            "`darl-rerank init --base` makes one from a decoder LLM"
+            "`darl-rerank init` makes one of a decoder LLM, with --base, or of a reranker, with --from"
         ) from error
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)

@@ -37,7 +37,10 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise InputError(f"expected a checkpoint folder (no {MANIFEST} there)", path=folder)
+        hint = ""
+        if (folder / "config.json").is_file():
+            hint = "; `darl-rerank init` makes one of a model, with --base, or of a reranker, with --from"
+        raise InputError(f"expected a checkpoint folder (no {MANIFEST} there){hint}", path=folder)
     try:
         values = json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -207,3 +207,10 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"lacks 1 weights, the first of them lm_head\.weight"):
         Checkpoint.from_reranker(folder)
+
+
+def test_a_reranker_that_is_no_checkpoint_yet_is_told_how_to_become_one(folders: dict[str, Path]) -> None:
+    with pytest.raises(
+        InputError, match=r"no checkpoint\.json there\); `darl-rerank init` .* of a reranker, with --from"
+    ):
+        Reranker.from_pretrained(folders["qwen3-reranker"])
