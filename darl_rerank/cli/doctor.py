@@ -23,6 +23,7 @@ _PACKAGES = {
     "transformers": ("torch", "the torch engine, training, export"),
     "peft": ("torch", "checkpoints that are adapters"),
     "accelerate": ("train", "training"),
+    "pydantic": ("train", "recipes"),
     "onnx": ("export", "export"),
     "onnxscript": ("export", "export"),
     "ir-measures": ("eval", "evaluate"),

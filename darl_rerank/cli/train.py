@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,11 @@ def train(
     is worse on what was held out. A killed training goes on in the stage it was in when the same command is given
     again. `accelerate launch` or torchrun starts it in several processes.
     """
+    from ..errors import MissingDependencyError
+
+    for module in ("torch", "transformers", "accelerate", "pydantic", "sklearn", "scipy"):
+        if find_spec(module) is None:
+            raise MissingDependencyError(module, "train")
     from ..files import check_output_folder
     from ..training.card import against_earlier
     from ..training.data.training_set import load_training_set
@@ -90,7 +96,7 @@ def train(
             log.info(f"{name}: {result['examples']} examples, {rate:.1f} examples/s")
     against = trained.stages["merge"]["against_earlier"]
     if against is not None:
-        log.info(against_earlier(against))
+        log.log(logging.WARNING if against["keep"] else logging.INFO, against_earlier(against))
     if as_json:
         print_json({"checkpoint": str(output), "stages": trained.stages})
     log.info(f"{output}: trained; {output / 'README.md'} says on what and how well")

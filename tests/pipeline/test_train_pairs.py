@@ -101,6 +101,13 @@ def test_faulty_pairs_are_named(base: Path, tmp_path: Path, text: str, message: 
     assert not (tmp_path / "model").exists()
 
 
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("darl_rerank.cli.train.find_spec", lambda name: None if name == "accelerate" else name)
+    result = call("--pairs", tmp_path / "pairs.jsonl", "--output", tmp_path / "model")
+    assert result.exit_code == 4
+    assert "pip install 'darl-rerank[train]'" in result.stderr
+
+
 def test_all_faults_of_a_file_are_reported(base: Path, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, Field, ValidationError
-from pydantic.dataclasses import dataclass
+from darl_rerank.errors import InputError, MissingDependencyError
 
-from darl_rerank.errors import InputError
+try:
+    from pydantic import ConfigDict, Field, ValidationError
+    from pydantic.dataclasses import dataclass
+except ImportError as error:
+    raise MissingDependencyError("pydantic", "train", "it checks settings") from error
 
 T = TypeVar("T")
 # pydantic's words, and those of someone who writes TOML.

@@ -185,7 +185,7 @@ class _Reader:
         try:
             # As JSON, since pydantic's strictness takes lists for tuples and texts for paths there, but nothing else.
             text = json.dumps({k: v for k, v in values.items() if k not in unknown} | given, default=str)
-            return TypeAdapter(kind).validate_json(text, strict=True, context=context)  # type: ignore[no-any-return]
+            return TypeAdapter(kind).validate_json(text, strict=True, context=context)
         except ValidationError as error:
             self.faults += faults_of(error, where)
             return None
