@@ -41,7 +41,13 @@ class Seed:
 
 def prepare_seed(data: Collections, study: Study, states: BaseStates, checkpoint: Checkpoint, number: int) -> Seed:
     """Fit novelty and the first head, and describe the pool."""
-    sets = seed_sets(data, study, number)
+    return prepare_pool(seed_sets(data, study, number), data, study, states, checkpoint, number)
+
+
+def prepare_pool(
+    sets: SeedSets, data: Collections, study: Study, states: BaseStates, checkpoint: Checkpoint, number: int
+) -> Seed:
+    """`prepare_seed` with a pool of one's own."""
     train, dev = sets.train, data.roles["home_dev"]
     features = states.features
     novelty = fit_novelty(

@@ -57,11 +57,7 @@ def train(
     is worse on what was held out. A killed training goes on in the stage it was in when the same command is given
     again. `accelerate launch` or torchrun starts it in several processes.
     """
-    from ..errors import MissingDependencyError
-
-    for module in ("torch", "transformers", "accelerate", "pydantic", "sklearn", "scipy"):
-        if find_spec(module) is None:
-            raise MissingDependencyError(module, "train")
+    _require_packages()
     from ..files import check_output_folder
     from ..training.card import against_earlier
     from ..training.data.training_set import load_training_set
@@ -110,6 +106,14 @@ def _print_plan(recipe: Recipe, data: TrainingSet, device: str | None, *, as_jso
         print_json({"plan": [asdict(stage) for stage in plan]})
     else:
         click.echo(plan_table(plan))
+
+
+def _require_packages() -> None:
+    from ..errors import MissingDependencyError
+
+    for module in ("torch", "transformers", "accelerate", "pydantic", "sklearn", "scipy"):
+        if find_spec(module) is None:
+            raise MissingDependencyError(module, "train")
 
 
 # What calibration and the choice between models need at least to say anything, if the file has it.

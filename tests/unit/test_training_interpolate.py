@@ -276,5 +276,5 @@ def test_the_probe_learns_and_keeps_to_its_norm() -> None:
         )  # fmt: skip
         assert outcome.loss_after < 0.7 * outcome.loss_before
         assert outcome.norm <= cap + 1e-5
-    with pytest.raises(InputError, match="max_norm = 0"):
+    with pytest.raises(InputError, match="max_norm: expected a number greater than 0, found 0"):
         ProbeSettings(max_norm=0)
