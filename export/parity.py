@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import kendalltau
 
 from .. import icecat
+from ..evaluation.ranking import ndcg as ndcg_of_queries
 from ..results import PairScores
 from ..trec.graded_pairs import GradedPair
 from .activations import activations
@@ -82,12 +84,8 @@ def compare(pairs: Sequence[GradedPair], torch_scores: PairScores, exported: Pai
     taus = [kendall_tau(torch_scores.score[g], exported.score[g]) for g in groups.values() if len(g) > 1]
     ndcg = None
     if all(pair.labelled for pair in pairs):
-        gains = np.array([pair.hard_grade for pair in pairs], dtype=float)
-        found = [
-            [_ndcg(gains[g], scores.score[g]) for g in groups.values() if gains[g].max() > 0]
-            for scores in (torch_scores, exported)
-        ]
-        ndcg = float(abs(np.mean(found[0]) - np.mean(found[1]))) if found[0] else None
+        means = [_mean_ndcg(pairs, groups, scores.score) for scores in (torch_scores, exported)]
+        ndcg = None if means[0] is None or means[1] is None else abs(means[0] - means[1])
     novelty = None
     if torch_scores.novelty is not None and exported.novelty is not None:
         novelty = np.abs(torch_scores.novelty - exported.novelty)
@@ -120,16 +118,22 @@ def violations(parity: Parity, bounds: dict[str, float]) -> list[str]:
 
 def kendall_tau(first: NDArray[Any], second: NDArray[Any]) -> float:
     """Tau-b (Kendall 1945) of two score vectors, shape (n,); 1 if either has ties only."""
-    upper = np.triu_indices(len(first), 1)
-    a, b = (np.sign(np.subtract.outer(x, x))[upper] for x in (first, second))
-    norm = np.sqrt((a**2).sum() * (b**2).sum())
-    return float((a * b).sum() / norm) if norm else 1.0
+    tau = float(kendalltau(first, second).statistic)
+    return 1.0 if np.isnan(tau) else tau
 
 
-def _ndcg(gains: NDArray[Any], scores: NDArray[Any]) -> float:
-    discount = 1 / np.log2(np.arange(2, _DEPTH + 2))
-    found, best = (gains[np.argsort(-by, kind="stable")][:_DEPTH] for by in (scores, gains))
-    return float((found * discount[: len(found)]).sum() / (best * discount[: len(best)]).sum())
+def _mean_ndcg(pairs: Sequence[GradedPair], groups: Mapping[str, list[int]], scores: NDArray[Any]) -> float | None:
+    """nDCG@10 over the queries that have a relevant document; None if none has. Equal scores keep the pairs' order."""
+    qrels = {qid: {str(i): pairs[i].hard_grade or 0 for i in group} for qid, group in groups.items()}
+    relevant = [qid for qid, judged in qrels.items() if max(judged.values()) > 0]
+    if not relevant:
+        return None
+    run = {
+        qid: {str(group[i]): -float(place) for place, i in enumerate(np.argsort(-scores[group], kind="stable"))}
+        for qid, group in groups.items()
+    }
+    values = ndcg_of_queries(qrels, run, _DEPTH)
+    return float(np.mean([values[qid] for qid in relevant]))
 
 
 def layer_differences(graph: GradeGraph, made: Any, path: Path, inputs: dict[str, NDArray[Any]]) -> list[float]:

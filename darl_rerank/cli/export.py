@@ -49,7 +49,7 @@ def export(
     from ..trec.graded_pairs import read_graded_pairs
 
     require_torch()
-    for module in ("onnx", "onnxscript", "onnxruntime"):
+    for module in ("onnx", "onnxscript", "onnxruntime", "scipy", "ir_measures"):
         if find_spec(module) is None:
             raise MissingDependencyError(module, "export")
     check_output_folder(out, overwrite=overwrite)

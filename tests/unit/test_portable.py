@@ -15,16 +15,27 @@ _WITHOUT_POSIX = """
 import os, sys
 for name in ("fcntl", "grp", "pwd", "resource", "termios"):
     sys.modules[name] = None
-for name in ("fchmod", "fork", "getuid", "sched_getaffinity", "sysconf"):
+for name in ("fchmod", "fork", "getuid", "sched_getaffinity"):
     delattr(os, name)
 import pkgutil
 from importlib import import_module
 from pathlib import Path
 import darl_rerank
-left_out = ("training", "export", "cli.__main__", "engines.torch", "engines.onnx", "distributed", "serving", "adapters")
-for module in pkgutil.walk_packages(darl_rerank.__path__, "darl_rerank."):
-    if not module.name.removeprefix("darl_rerank.").startswith(left_out):
+# Training, export and the engines need libraries that have their own say on where they run.
+for name in ("torch", "transformers", "onnx", "onnxruntime", "ray"):
+    sys.modules[name] = None
+imported = 0
+for module in pkgutil.walk_packages(darl_rerank.__path__, "darl_rerank.", onerror=lambda name: None):
+    if module.name == "darl_rerank.cli.__main__":
+        continue
+    try:
         import_module(module.name)
+        imported += 1
+    except ImportError as error:
+        # What an extra brings may be missing here.
+        if (error.name or "darl_rerank").split(".")[0] in ("fcntl", "grp", "pwd", "resource", "termios", "darl_rerank"):
+            raise
+assert imported > 40, imported
 from darl_rerank.adapters import document_store, lucene, vector_file
 from darl_rerank.files import atomic_write
 with atomic_write(Path(sys.argv[1]) / "out") as stream:
