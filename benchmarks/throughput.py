@@ -60,6 +60,11 @@ class Setting:
     cache: Path
     exported: dict[str, Path]
     only: tuple[str, ...] = ()
+    clock: str = "wall"
+
+    def now(self) -> float:
+        """Seconds of the clock that rows are measured by."""
+        return time.perf_counter() if self.clock == "wall" else time.process_time()
 
     def chosen(self, contenders: Sequence[c.Contender]) -> list[c.Contender]:
         """Those whose names `only` has parts of; torch in float32 always, since logits are compared with its."""
@@ -138,9 +143,9 @@ def rows(setting: Setting) -> dict[str, Any]:
         run(setting.pairs[: c.BATCH])
     for _ in range(setting.repeats):
         for _, run, seconds, logits in ready:
-            start = time.perf_counter()
+            start = setting.now()
             found = run(setting.pairs)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(setting.now() - start)
             logits[:] = [found]
     ceiling = higher(ceiling, ceilings(shapes))
     reference: NDArray[np.float32] = next(found[0] for of, _, _, found in ready if of.name.endswith("torch, float32"))
@@ -159,7 +164,7 @@ def rows(setting: Setting) -> dict[str, Any]:
         click.echo(f"{contender.name:60} {rate:6.2f} pairs/s", err=True)
     return {
         "pairs": len(setting.pairs), "tokens_per_pair": tokens, "linear_parameters": parameters, "ceiling": ceiling,
-        "rows": table, "skipped": skipped, "load_average": os.getloadavg()[0],
+        "rows": table, "skipped": skipped, "load_average": os.getloadavg()[0], "clock": setting.clock,
     }  # fmt: skip
 
 
@@ -295,20 +300,29 @@ def chosen_parts(text: str) -> Sequence[str]:
 @click.option("--largest", default=10_000, show_default=True, help="pairs of the largest run of `scaling`")
 @click.option("--exported", multiple=True, type=(str, click.Path(path_type=Path)), help="PRECISION FOLDER")
 @click.option("--only", default="", help="comma-separated parts of names: which rows of `rows`; all if not given")
+@click.option(
+    "--clock",
+    type=click.Choice(["wall", "processor"]),
+    default="wall",
+    show_default=True,
+    help="of `rows`; with one thread (OMP_NUM_THREADS=1) a processor's clock is right on a shared machine too",
+)
 @click.option("--name", default="throughput", show_default=True, help="of the file in results/")
 def main(
     collection: Path | None, model: Path | None, parts: str, count: int, per_query: int, repeats: int, largest: int,
-    exported: tuple[tuple[str, Path], ...], only: str, name: str,
+    exported: tuple[tuple[str, Path], ...], only: str, clock: str, name: str,
 ) -> None:  # fmt: skip
     """Measure and write results/throughput.json."""
     names = chosen_parts(parts)
+    if clock == "processor" and os.environ.get("OMP_NUM_THREADS") != "1":
+        raise click.UsageError("--clock processor counts every thread's waiting: set OMP_NUM_THREADS=1")
     checkpoint = Checkpoint.load(DEFAULT if model is None else model)
     assert checkpoint.folder is not None
     setting = Setting(
         checkpoint, Path(checkpoint.folder).resolve(), read_pairs(collection, count, per_query),
         lambda most: read_pairs(collection, most, 100), repeats, largest, cache_folder() / "throughput",
         {precision: folder.resolve() for precision, folder in exported},  # fresh processes run elsewhere
-        tuple(part for part in only.split(",") if part),
+        tuple(part for part in only.split(",") if part), clock,
     )  # fmt: skip
     common = {
         "collection": "icecat" if collection is None else collection.name,
