@@ -33,7 +33,9 @@ def engine_options(command: _Command) -> _Command:
     options = [
         click.option("--engine", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True),
         click.option("--device", help="cpu, cuda, cuda:1 …  [default: a GPU if there is one]"),
-        click.option("--precision", help="float32, bfloat16, float16.  [default: the best the device has in hardware]"),
+        click.option(
+            "--precision", help="float32, bfloat16, float16, int8.  [default: the best the device has in hardware]"
+        ),
         click.option("--batch-tokens", type=click.IntRange(min=1), help="Tokens that are run together."),
         click.option(
             "--long-documents",

@@ -2,7 +2,8 @@
 
 On a CPU without bfloat16 the torch engine has to take float32, which int8 products outrun where the CPU has them. The
 export is made by `darl-rerank export` in a process of its own, whose memory is then free again, and kept in the cache
-under the checkpoint's fingerprint. Where its gate refuses, that is noted too, and torch is used.
+under the checkpoint's fingerprint. Where its gate refuses, that is noted too, and torch is used. On other CPUs with int8
+products `precision="int8"` asks for it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def fast_export(checkpoint: Checkpoint, *, device: str | None, precision: str | 
     if not folder.is_dir():
         if refused.is_file() or any(find_spec(name) is None for name in _NEEDED):
             return None
-        log.warning("making an int8 export, the faster engine on this CPU; made once (engine=torch: never)")
+        log.warning("making an int8 export, once; engine=torch runs without")
         if (code := _make(checkpoint.folder, folder)) != 0:
             reason = "it did not grade as torch does" if code == CheckFailedError.exit_code else f"exit code {code}"
             log.warning(f"there is no int8 export, so torch is used: {reason}")
@@ -66,12 +67,11 @@ def fast_export(checkpoint: Checkpoint, *, device: str | None, precision: str | 
 
 
 def _wanted(checkpoint: Checkpoint, device: str | None, precision: str | None) -> bool:
-    hidden = checkpoint.head.weight.shape[1]
+    asked = precision is not None and canonical_precision(precision) == "int8"
+    fast = int8_is_faster() and _SMALLEST <= checkpoint.head.weight.shape[1] <= _LARGEST
     return (
-        int8_is_faster()
-        and (precision is None or canonical_precision(precision) == "int8")
+        (bool(cpu_flags() & _INT8) if asked else precision is None and fast)
         and (device == "cpu" or (device is None and not _gpu()))
-        and _SMALLEST <= hidden <= _LARGEST
         and find_spec("onnxruntime") is not None
     )
 

@@ -69,6 +69,19 @@ def test_what_the_caller_asks_for_counts(
     assert (fast_export(checkpoint, device=device, precision=precision) is not None) is expected
 
 
+@pytest.mark.parametrize(("precision", "expected"), [(None, False), ("int8", True), ("bf16", False)])
+def test_with_bfloat16_it_has_to_be_asked_for(
+    checkpoint: Checkpoint,
+    made: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str | None,
+    expected: bool,
+) -> None:
+    monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(module, "_SMALLEST", 256)
+    assert (fast_export(checkpoint, device=None, precision=precision) is not None) is expected
+
+
 @pytest.mark.parametrize(
     ("flags", "bfloat16", "expected"), [(VNNI, False, True), (VNNI, True, False), (frozenset({"avx2"}), False, False)]
 )

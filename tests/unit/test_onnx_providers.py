@@ -133,3 +133,15 @@ def test_a_session_gets_that_many_threads(graph: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     session, _ = providers.open_session(graph, "cpu", "float32")
     assert session.get_session_options().intra_op_num_threads == 1
+
+
+def test_the_doctor_says_that_cuda_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    from darl_rerank.cli import doctor
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: BOTH)
+    monkeypatch.setattr(doctor.shutil, "which", lambda _: "nvidia-smi")
+    monkeypatch.setattr(providers, "cuda_fault", lambda: "libcublasLt.so.13: cannot open shared object file")
+    finding = doctor._onnxruntime()
+    assert finding.state == "problem"
+    assert "CUDA does not start: libcublasLt" in finding.found
+    assert "darl-rerank[gpu]" in finding.advice
