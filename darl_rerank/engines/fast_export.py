@@ -2,8 +2,8 @@
 
 On a CPU without bfloat16 the torch engine has to take float32, which int8 products outrun where the CPU has them. The
 export is made by `darl-rerank export` in a process of its own, whose memory is then free again, and kept in the cache
-under the checkpoint's fingerprint. Where its gate refuses, that is noted too, and torch is used. On other CPUs with int8
-products `precision="int8"` asks for it.
+under the checkpoint's fingerprint. Where its gate refuses, that is noted too, and torch is used. On any other CPU with
+int8 products `precision="int8"` asks for it.
 """
 
 from __future__ import annotations
