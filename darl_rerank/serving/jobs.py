@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
-from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..documents import QueryGroup
+from ..effort import Effort
 from ..judging import Judge
 from ..model.prompt import PromptGroup
+from ..model.reach import STEP
 from ..ranking import rank
-from ..results import PairScores, Ranking
+from ..results import PairScores, Ranking, joined
 from ..rules import Rules
-
-BUDGET_USED = "time budget used up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +42,12 @@ class Job:
     Attributes:
         group: query and documents, as they came.
         rules: what the caller wants of the ranking.
+        effort: how much of the list is to be judged.
         prompts: token ids of the distinct texts to judge; equal texts are judged once, so that they get equal scores
             even where they would run in different steps.
-        places: for each readable document of the group, which text it has.
+        places: which text each document has, by the document's place; those that are not to be judged are left out.
         costs: tokens of each text.
         deadline: when it must be answered (`time.monotonic`).
-        partial: whether the answer at the deadline is what was judged by then; otherwise it is an error.
         arrived: when it came.
         result: the answer; cancelling it takes the job out of the queue.
         started: when its first step began; None before.
@@ -61,11 +58,11 @@ class Job:
 
     group: QueryGroup
     rules: Rules
+    effort: Effort
     prompts: PromptGroup
-    places: tuple[int, ...]
+    places: dict[int, int]
     costs: tuple[int, ...]
     deadline: float
-    partial: bool
     arrived: float
     result: Future[Answer] = field(default_factory=Future)
     started: float | None = None
@@ -74,85 +71,87 @@ class Job:
     failed: dict[int, str] = field(default_factory=dict)
 
     @property
+    def partial(self) -> bool:
+        """Whether the answer at the deadline is what was judged by then; otherwise it is an error."""
+        return self.effort.budget_ms is not None
+
+    @property
     def tokens(self) -> int:
         """Tokens of the whole: the prefix once, and every text."""
         return len(self.prompts.prefix) + sum(self.costs)
 
     @property
-    def left(self) -> int:
-        """Texts that no step has been given."""
-        return len(self.costs) - self.taken
+    def through(self) -> bool:
+        """Whether all is judged that is to be."""
+        if self.taken == len(self.costs):
+            return True
+        reach = self.effort.reach
+        if reach is None or not self.parts:
+            return False
+        scores = np.concatenate([part.score for part in self.parts])
+        return reach.probability(scores[~np.isnan(scores)], self.effort.top_k) <= reach.bound
 
     def take(self, tokens: float) -> PromptGroup | None:
         """The next texts, in the order of the input, that fit into so many tokens; None if the first doesn't."""
         start, used = self.taken, len(self.prompts.prefix)
+        # Where every so many documents are a reason to stop, no more than these are run together.
+        end = len(self.costs) if self.effort.reach is None else min(len(self.costs), start + STEP)
         stop = start
-        while stop < len(self.costs) and used + self.costs[stop] <= tokens:
+        while stop < end and used + self.costs[stop] <= tokens:
             used += self.costs[stop]
             stop += 1
         if stop == start:
             return None
         self.taken = stop
-        return part(self.prompts, start, stop)
+        return self.prompts.part(start, stop)
 
     def answer(self, judge: Judge, now: float) -> Answer:
         """The ranking of what was judged so far; the rest stands behind it in the order of the input."""
-        documents = self.group.documents
-        reasons = {i: document.fault for i, document in enumerate(documents) if document.fault is not None}
-        texts = len(self.costs)
         found = joined(self.parts) if self.parts else judge.judge([])
-        done = len(found)
-        rows, columns = [], []
-        for place, text in zip(self.group.readable, self.places, strict=True):
-            if text >= done:
-                reasons[place] = BUDGET_USED
-            elif text in self.failed:
-                reasons[place] = self.failed[text]
-            else:
-                rows.append(place)
-                columns.append(text)
-        scores = found[np.array(columns, dtype=np.intp)].spread(len(documents), np.array(rows, dtype=np.intp))
+        rows = {place: text for place, text in self.places.items() if text < len(found) and text not in self.failed}
+        places, texts = (np.array(list(values), dtype=np.intp) for values in (rows.keys(), rows.values()))
+        scores = found[texts].spread(len(self.group.documents), places)
+        reasons = {i: self._reason(i) for i in range(len(self.group.documents)) if i not in rows}
         ranking = rank(self.group, scores, self.rules, reasons=reasons)
         started = now if self.started is None else self.started
-        tokens = self.tokens if done == texts else len(self.prompts.prefix) * bool(done) + sum(self.costs[:done])
+        tokens = len(self.prompts.prefix) * bool(len(found)) + sum(self.costs[: len(found)])
         return Answer(ranking, tokens, started - self.arrived, now - started)
 
+    def _reason(self, place: int) -> str:
+        """Why a document was not judged."""
+        fault = self.group.documents[place].fault
+        if fault is not None:
+            return fault
+        if place not in self.places:
+            return f"lies below depth {self.effort.depth}"
+        if self.places[place] in self.failed:
+            return self.failed[self.places[place]]
+        if self.through:
+            return f"depth='auto': so far down, a document hardly reaches the first {self.effort.top_k}"
+        return f"the budget of {self.effort.budget_ms:g} ms was spent"
 
-def make_job(judge: Judge, group: QueryGroup, rules: Rules, *, seconds: float, partial: bool) -> Job:
+
+def make_job(judge: Judge, group: QueryGroup, rules: Rules, effort: Effort | None, *, timeout_s: float) -> Job:
     """A job for a query group, tokenised.
 
     Args:
         judge: what will judge it.
         group: query and documents.
         rules: see `Job`.
-        seconds: from now to its deadline.
-        partial: see `Job`.
+        effort: see `Job`; None to judge all.
+        timeout_s: seconds from now after which it is too late for an answer.
     """
     now = time.monotonic()
+    effort = effort or Effort()
+    seconds = timeout_s if effort.budget_ms is None else min(timeout_s, effort.budget_ms / 1000)
     texts: dict[str, int] = {}
-    places = tuple(texts.setdefault(group.documents[i].text, len(texts)) for i in group.readable)
+    places = {
+        place: texts.setdefault(group.documents[place].text, len(texts))
+        for place in group.readable
+        if not isinstance(effort.depth, int) or place < effort.depth
+    }
     prompts = judge.encode(group.query, list(texts))
     costs = [0] * len(texts)
     for owner, suffix in zip(prompts.owners, prompts.suffixes, strict=True):
         costs[owner] += len(suffix)
-    return Job(group, rules, prompts, places, tuple(costs), now + seconds, partial, now)
-
-
-def part(prompts: PromptGroup, start: int, stop: int) -> PromptGroup:
-    """The documents `start` to `stop` of a group, as a group."""
-    # The sequences of a document stand together, in the order of the documents.
-    first, last = bisect_left(prompts.owners, start), bisect_left(prompts.owners, stop)
-    return replace(
-        prompts,
-        suffixes=prompts.suffixes[first:last],
-        owners=tuple(owner - start for owner in prompts.owners[first:last]),
-        truncated=prompts.truncated[start:stop],
-        spans=prompts.spans[first:last],
-    )
-
-
-def joined(parts: Sequence[PairScores]) -> PairScores:
-    """Scores of one group's parts as one."""
-    columns = {name: [getattr(p, name) for p in parts] for name in PairScores.__slots__}
-    whole: dict[str, Any] = {n: None if c[0] is None else np.concatenate(c) for n, c in columns.items()}
-    return PairScores(**whole)
+    return Job(group, rules, effort, prompts, places, tuple(costs), now + seconds, now)

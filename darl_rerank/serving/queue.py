@@ -15,12 +15,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..documents import QueryGroup
 from ..judging import Judge
 from ..model.prompt import PromptGroup
-from ..results import PairScores
+from ..pace import Prediction
+from ..results import PairScores, joined
 from .errors import ApiError
-from .jobs import Job, joined, part
+from .jobs import Job
 from .metrics import Metrics
 
 _log = logging.getLogger("darl_rerank.serving")
@@ -29,8 +29,6 @@ _log = logging.getLogger("darl_rerank.serving")
 _STEP_BATCHES = 4
 # Micro-batches that the queue holds unless told otherwise: 13 s of work for two cores at 5,000 tokens a second.
 QUEUE_BATCHES = 64
-# Weight of what was known before in the measured speed, for each step.
-_MEMORY = 0.9
 _LONGEST_RETRY = 60
 
 
@@ -53,21 +51,11 @@ class TokenQueue:
         self._jobs: list[Job] = []
         self._tokens = 0
         self._closed = False
-        # Tokens and seconds of the last steps, the older the less they weigh.
-        self._ran, self._seconds = 0.0, 0.0
         self._worker = threading.Thread(target=self._work, name="darl-rerank worker", daemon=True)
 
     def start(self) -> None:
         """Start the worker."""
         self._worker.start()
-
-    def warm_up(self, group: QueryGroup) -> None:
-        """Judge a group twice in this thread, before `start`: what runs once has then run, and the speed is known."""
-        prompts = self.judge.encode(group.query, [document.text for document in group.documents])
-        self.judge.judge([prompts])
-        begun = time.monotonic()
-        self.judge.judge([prompts])
-        self._ran, self._seconds = _tokens(prompts), time.monotonic() - begun
 
     @property
     def tokens(self) -> int:
@@ -120,7 +108,8 @@ class TokenQueue:
         return not self._worker.is_alive()
 
     def _full(self, tokens: int) -> ApiError:
-        seconds = self._tokens * self._seconds / self._ran if self._ran else 1.0
+        prediction = self.judge.pace.prediction()
+        seconds = 1.0 if prediction is None else prediction.likely(self._tokens)
         message = f"the queue is full: {self._tokens} tokens wait, {tokens} more don't fit into {self.max_tokens}"
         return ApiError(429, "queue_full", message, retry_after=min(_LONGEST_RETRY, 1 + int(seconds)))
 
@@ -155,7 +144,7 @@ class TokenQueue:
         """Answer those of `jobs`, in order of deadline, that are done or too late, and run one step for the others."""
         now = time.monotonic()
         for job in jobs:
-            if not job.left or (job.partial and job.deadline <= now):
+            if job.through or (job.partial and job.deadline <= now):
                 self._finish(job)
             elif job.deadline <= now:
                 self._fail(job, _late(job, now))
@@ -167,25 +156,23 @@ class TokenQueue:
         for (job, _), scores in zip(chosen, self._judge(chosen), strict=True):
             job.parts.append(scores)
         seconds = time.monotonic() - now
-        groups = [group for _, group in chosen]
-        tokens = sum(map(_tokens, groups))
-        self._ran = self._ran * _MEMORY + tokens
-        self._seconds = self._seconds * _MEMORY + seconds
+        tokens = sum(group.tokens for _, group in chosen)
         self._metrics.step(tokens, seconds, [job.parts[-1] for job, _ in chosen], self.judge.checkpoint.scale)
         for job, _ in chosen:
-            if not job.left:
+            if job.through:
                 self._finish(job)
 
     def _choose(self, jobs: Sequence[Job], now: float) -> list[tuple[Job, PromptGroup]]:
         """What the next step runs: documents of the jobs with the nearest deadlines."""
         chosen: list[tuple[Job, PromptGroup]] = []
+        prediction = self.judge.pace.prediction()
         room: float = self._step_tokens
         used = 0
         for job in jobs:
             least = len(job.prompts.prefix) + job.costs[job.taken]
-            if job.partial and self._ran:
+            if job.partial and prediction is not None:
                 # The step must end by its deadline; where not even one document more fits, it is answered now.
-                in_time = (job.deadline - now) * self._ran / self._seconds
+                in_time = _tokens_within(job.deadline - now, prediction)
                 if in_time < used + least:
                     self._finish(job)
                     continue
@@ -198,7 +185,7 @@ class TokenQueue:
                 group = job.take(least)
                 assert group is not None
             chosen.append((job, group))
-            used += _tokens(group)
+            used += group.tokens
         return chosen
 
     def _judge(self, chosen: Sequence[tuple[Job, PromptGroup]]) -> list[PairScores]:
@@ -220,7 +207,7 @@ class TokenQueue:
         parts, places = [self.judge.judge([])], []
         for i in range(count):
             try:
-                parts.append(self.judge.judge([part(group, i, i + 1)]))
+                parts.append(self.judge.judge([group.part(i, i + 1)]))
             except Exception as error:
                 job.failed[job.taken - count + i] = f"the model could not judge it: {error}"
             else:
@@ -264,5 +251,7 @@ def _broken(why: object) -> ApiError:
     return ApiError(503, "engine_failed", f"the model could not judge the documents: {why}")
 
 
-def _tokens(group: PromptGroup) -> int:
-    return len(group.prefix) + sum(map(len, group.suffixes))
+def _tokens_within(seconds: float, prediction: Prediction) -> float:
+    """How many tokens a step may have to end within so many seconds, cautiously predicted; below 0 for none."""
+    left = seconds / prediction.caution - prediction.fixed
+    return left / prediction.each if prediction.each else float("inf") if left > 0 else -1.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..documents import read_group
+from ..effort import Effort
 from ..errors import DarlRerankError, InputError
 from ..reranker import Reranker
 from ..rules import Rules
@@ -23,10 +24,6 @@ State = Literal["loading", "ready", "draining", "failed"]
 _log = logging.getLogger("darl_rerank.serving")
 
 _FIRST_RETRY = 5
-# Judged before the server is ready: long and short documents, so that what runs once per process has run, and that the
-# queue knows how fast the model is.
-_WARM_UP_QUERY = "how long do cats live"
-_WARM_UP_DOCUMENTS = tuple("Indoor cats live for 12 to 18 years. " * words for words in (1, 2, 4, 8, 16, 32, 64) * 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +91,7 @@ class Service:
             queue = TokenQueue(reranker.judge, max_tokens=self.limits.max_queue_tokens, metrics=self.metrics)
             self.metrics.max_queue_tokens.set(queue.max_tokens)
             self._reranker, self._queue = reranker, queue
-            queue.warm_up(read_group(_WARM_UP_QUERY, _WARM_UP_DOCUMENTS))
+            reranker.warm_up()
             queue.start()
         except BaseException as error:
             self.failure = error
@@ -117,18 +114,16 @@ class Service:
         if self.state != "ready":
             raise _not_ready(self.state)
         judge = self.reranker.judge
-        partial = request.budget_ms is not None
-        seconds = self.limits.timeout_s if request.budget_ms is None else request.budget_ms / 1000
-        seconds = min(seconds, self.limits.timeout_s)
         try:
             rules = Rules.read(judge.checkpoint, **request.rules)
+            effort = Effort.read(judge.checkpoint.reach, **request.effort, top_k=request.top_n)
             groups = [
                 read_group(query, documents)
                 for query, documents in zip(request.queries, request.documents, strict=True)
             ]
         except InputError as error:
             raise ApiError(422, "invalid_request", str(error)) from error
-        return [make_job(judge, group, rules, seconds=seconds, partial=partial) for group in groups]
+        return [make_job(judge, group, rules, effort, timeout_s=self.limits.timeout_s) for group in groups]
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Put jobs into the queue, all or none.

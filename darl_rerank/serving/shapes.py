@@ -37,7 +37,7 @@ class RerankRequest:
         return_documents: whether the answer repeats the documents' texts.
         raw_scores: the expected gain itself as score, rather than as a share of the largest gain.
         rules: of `Reranker.rerank` `cut`, `min_grade`, `min_probability`, `fuse` and `prevalence`, where given.
-        budget_ms: milliseconds from arrival after which documents that are not yet judged stay so; None for no limit.
+        effort: its `budget_ms` and `depth`; a budget begins when the request arrives.
     """
 
     shape: Shape
@@ -47,7 +47,7 @@ class RerankRequest:
     return_documents: bool = False
     raw_scores: bool = False
     rules: dict[str, Any] = field(default_factory=dict)
-    budget_ms: float | None = None
+    effort: dict[str, Any] = field(default_factory=lambda: {"budget_ms": None, "depth": None})
 
     @property
     def pairs(self) -> int:
@@ -117,7 +117,12 @@ def read_request(shape: Shape, body: dict[str, Any], *, max_documents: int) -> R
     top_n = _first(fields, ("top_n", "top_k"), "an integer of at least 0 (0 for all)", _is_count)
     return_documents = _first(fields, ("return_documents", "return_text"), "a boolean", _is_flag)
     raw_scores = fields.read("raw_scores", "a boolean", _is_flag)
-    budget = fields.read("budget_ms", "a number above 0", lambda v: _is_number(v) and v > 0)
+    effort = {
+        "budget_ms": fields.read("budget_ms", "a number above 0", lambda v: _is_number(v) and v > 0),
+        "depth": fields.read(
+            "depth", 'an integer above 0 or "auto"', lambda v: v == "auto" or (_is_count(v) and v > 0)
+        ),
+    }
     rules = {name: fields.read(name, expected, fits) for name, expected, fits in _RULES}
     # Taken for the sake of clients that send them; documents are cut to the model's own length.
     for name in ("max_tokens_per_doc", "max_chunks_per_doc", "priority"):
@@ -129,7 +134,7 @@ def read_request(shape: Shape, body: dict[str, Any], *, max_documents: int) -> R
     fields.check()
     request = RerankRequest(
         shape, queries, documents, top_n or None, bool(return_documents), bool(raw_scores),
-        {name: value for name, value in rules.items() if value is not None}, None if budget is None else float(budget),
+        {name: value for name, value in rules.items() if value is not None}, effort,
     )  # fmt: skip
     if request.pairs > max_documents:
         raise ApiError(

@@ -88,7 +88,12 @@ def test_tei_and_scores(server: Served, tiny_reranker: Reranker) -> None:
 def test_rules_are_those_of_the_library(server: Served, tiny_reranker: Reranker) -> None:
     asked = {**RERANK, "documents": [{"text": text or " ", "score": -i} for i, text in enumerate(DOCUMENTS)]}
     middle = tiny_reranker.rerank(QUERY, DOCUMENTS)[2].grade
-    for rules in ({"min_grade": middle}, {"fuse": "auto"}, {"min_grade": "relevant", "min_probability": 0.3}):
+    for rules in (
+        {"min_grade": middle},
+        {"depth": 3},
+        {"fuse": "auto"},
+        {"min_grade": "relevant", "min_probability": 0.3},
+    ):
         expected = tiny_reranker.rerank(QUERY, asked["documents"], **rules)
         status, values = server.post("/rerank", {**asked, **rules})
         assert status == 200, values

@@ -12,11 +12,13 @@ import pytest
 
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.documents import read_group
+from darl_rerank.effort import Effort, judge_from_the_top
 from darl_rerank.engines.base import GradeOutput
 from darl_rerank.engines.batching import MicroBatch
+from darl_rerank.model.reach import Reach
 from darl_rerank.rules import Rules
 from darl_rerank.serving.errors import ApiError
-from darl_rerank.serving.jobs import BUDGET_USED, Job, make_job
+from darl_rerank.serving.jobs import Job, make_job
 from darl_rerank.serving.metrics import Metrics
 from darl_rerank.serving.queue import TokenQueue
 
@@ -70,10 +72,19 @@ def queue(engine: ScriptedEngine, reranker: Reranker) -> Iterator[TokenQueue]:
     assert (queue.tokens, queue.waiting) == (0, 0)
 
 
-def job(reranker: Reranker, query: str, documents: list[Any], *, seconds: float = 60.0, partial: bool = False) -> Job:
-    return make_job(
-        reranker.judge, read_group(query, documents), Rules(reranker.checkpoint), seconds=seconds, partial=partial
-    )
+def job(
+    reranker: Reranker,
+    query: str,
+    documents: list[Any],
+    *,
+    seconds: float = 60.0,
+    partial: bool = False,
+    effort: Effort | None = None,
+) -> Job:
+    if partial:
+        effort = Effort(budget_ms=seconds * 1000)
+    group, rules = read_group(query, documents), Rules(reranker.checkpoint)
+    return make_job(reranker.judge, group, rules, effort, timeout_s=seconds)
 
 
 def hold(engine: ScriptedEngine, queue: TokenQueue, reranker: Reranker) -> Job:
@@ -173,8 +184,9 @@ def test_too_late_is_an_error_or_what_was_judged_by_then(
         late.result.result(10)
     assert raised.value.status == 429
     ranking = partial.result.result(10).ranking
+    spent = "the budget of 0 ms was spent"
     assert [(r.index, r.judged, r.reason) for r in ranking] == [
-        (0, False, BUDGET_USED), (1, False, "is empty"), (2, False, BUDGET_USED)
+        (0, False, spent), (1, False, "is empty"), (2, False, spent)
     ]  # fmt: skip
 
 
@@ -191,6 +203,33 @@ def test_a_budget_judges_from_the_top_of_the_list(
     assert 0 < len(judged) == each.taken < len(DOCUMENTS)
     assert judged == [r.index for r in whole if r.index < each.taken]
     assert [r.index for r in ranking[each.taken :]] == list(range(each.taken, len(DOCUMENTS)))
+
+
+def test_what_lies_below_the_depth_is_not_judged(queue: TokenQueue, reranker: Reranker) -> None:
+    each = job(reranker, "laptop", ["", *DOCUMENTS], effort=Effort(depth=8))
+    queue.submit([each])
+    expected = reranker.rerank("laptop", ["", *DOCUMENTS], depth=8)
+    assert each.result.result(10).ranking == expected
+    assert expected.judged == 7
+
+
+@pytest.mark.parametrize("bound", [1e-9, 0.5, 1 - 1e-9])
+def test_an_automatic_depth_stops_where_the_library_does(
+    engine: ScriptedEngine, tiny_model: Path, bound: float
+) -> None:
+    reranker = Reranker(Checkpoint.load(tiny_model), engine, batch_tokens=4096)
+    queue = TokenQueue(reranker.judge, metrics=Metrics())
+    queue.start()
+    reach = Reach(intercept=0.0, slope=1.0, bound=bound)
+    documents = DOCUMENTS[:60]
+    each = job(reranker, "laptop", documents, effort=Effort(depth="auto", top_k=3, reach=reach))
+    queue.submit([each])
+    found = each.result.result(10).ranking
+    queue.close()
+    group = read_group("laptop", documents)
+    scores, _ = judge_from_the_top(reranker.judge, group, each.effort, started=0.0)
+    assert sorted(r.index for r in found if r.judged) == np.flatnonzero(scores.judged).tolist()
+    assert found.judged == {1e-9: 60, 0.5: 60, 1 - 1e-9: 10}[bound]
 
 
 def test_what_the_engine_fails_on_costs_only_itself(

@@ -88,7 +88,7 @@ def test_all_that_clients_send_is_taken() -> None:
         "raw_scores": False, "instruction": "i", "priority": 1, "relevant_spans": True, "unknown": {"a": []},
     }  # fmt: skip
     assert read(body) == RerankRequest("rerank", ("q",), (("a",),))
-    assert read({**body, "budget_ms": 250}).budget_ms == 250.0
+    assert read({**body, "budget_ms": 250}).effort == {"budget_ms": 250, "depth": None}
     rules = {"cut": "recall 0.9 of relevant", "min_grade": 2, "min_probability": 0.5, "fuse": "auto"}
     assert read({**body, **rules, "prevalence": "estimate"}).rules == {**rules, "prevalence": "estimate"}
 
