@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .documents import QueryGroup
 from .errors import InputError
@@ -94,13 +95,15 @@ def judge_from_the_top(
     parts: list[PairScores] = []
     scores = np.zeros(0)
     while len(scores) < len(readable):
-        if effort.reach is not None and effort.reach.probability(scores, effort.top_k) <= effort.reach.bound:
+        # A step may take several batches.
+        step = STEP - len(scores) % STEP
+        if effort.reach is not None and step == STEP and _is_enough(effort.reach, scores, effort.top_k):
             reason = (
                 f"depth='auto': so far down, a document reaches the first {effort.top_k} with a probability of at most "
                 f"{effort.reach.bound:g}"
             )
             break
-        batch = waiting.next(deadline - time.perf_counter(), most=None if effort.reach is None else STEP)
+        batch = waiting.next(deadline - time.perf_counter(), most=None if effort.reach is None else step)
         if batch is None:
             if not parts:
                 _check_budget(judge, waiting, effort)
@@ -113,6 +116,10 @@ def judge_from_the_top(
     judged = set(readable[: len(scores)])
     reasons = {i: document.fault or reason for i, document in enumerate(group.documents) if i not in judged}
     return found.spread(len(group.documents), places), reasons
+
+
+def _is_enough(reach: Reach, scores: NDArray[np.float64], top_k: int) -> bool:
+    return len(scores) > 0 and reach.probability(scores, top_k) <= reach.bound
 
 
 def _check_budget(judge: Judge, waiting: _Waiting, effort: Effort) -> None:

@@ -146,6 +146,7 @@ def rerank_run(
     top_k: int | None = None,
     fuse: Fusion | None = None,
     rules: Mapping[str, Any] | None = None,
+    effort: Mapping[str, Any] | None = None,
     tag: str = "darl-rerank",
     settings: Mapping[str, Any] | None = None,
     restart: bool = False,
@@ -164,6 +165,8 @@ def rerank_run(
         fuse: write the order of a fusion with the first stage's: "auto" of both scores, see `Reranker.rerank`, "rrf" of
             both places. The run's scores are then the fusion's, those of `details` stay the model's.
         rules: `cut`, `min_grade`, `min_probability`, `prevalence` of `Reranker.rerank`.
+        effort: its `budget_ms` and `depth`. How many documents a budget suffices for depends on the machine: the run
+            that a killed job ends with then is not the one it would have been.
         tag: the run's name.
         settings: further options that decide the result, kept in the journal.
         restart: begin anew even if a journal is there.
@@ -181,7 +184,9 @@ def rerank_run(
             check_output_file(path)
     check_word("tag", tag)
     output = Path(output)
-    rules = {name: value for name, value in (rules or {}).items() if value is not None}
+    rules, effort = (
+        {name: value for name, value in (given or {}).items() if value is not None} for given in (rules, effort)
+    )
     if fuse == "auto":
         rules["fuse"] = "auto"
     identity = {
@@ -190,6 +195,7 @@ def rerank_run(
         "top_k": top_k,
         "fuse": fuse,
         "rules": rules,
+        "effort": effort,
         "first_stage": hashlib.sha256(json.dumps(job.scores).encode()).hexdigest() if fuse == "auto" else None,
         "tag": tag,
         "details": details is not None,
@@ -206,7 +212,9 @@ def rerank_run(
                 documents = [_documents(job, qid, with_scores=fuse == "auto") for qid in block]
                 # A fusion counts every place, and what was cut is told from what lies below top_k.
                 kept = None if fuse or rules else top_k
-                rankings = reranker.rerank_many([job.queries[qid] for qid in block], documents, top_k=kept, **rules)
+                rankings = reranker.rerank_many(
+                    [job.queries[qid] for qid in block], documents, top_k=kept, **rules, **effort
+                )
                 for qid, ranking in zip(block, rankings, strict=True):
                     if qid not in journal.finished:
                         journal.append(qid, [ranked.to_dict() for ranked in ranking])

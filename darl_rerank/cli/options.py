@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -48,6 +48,22 @@ def engine_options(command: _Command) -> _Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def depth_or_auto(_context: click.Context, _option: click.Parameter, value: str) -> int | Literal["auto"]:
+    """A number of documents, or "auto"."""
+    if value == "auto":
+        return "auto"
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"expected a number of at least 1, or auto, got {value!r}")
+    return int(value)
+
+
+budget_option = click.option(
+    "--budget-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Milliseconds for each query: documents are judged from the top of the list, the rest keeps its order behind.",
+)
 
 
 def rule_options(command: _Command) -> _Command:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from .options import model_options, rule_options
+from .options import budget_option, depth_or_auto, model_options, rule_options
 from .terminal import json_option, print_json
 
 if TYPE_CHECKING:
@@ -33,11 +33,13 @@ log = logging.getLogger(__name__)
 )
 @click.option(
     "--depth",
-    type=click.IntRange(min=1),
-    default=100,
+    callback=depth_or_auto,
+    default="100",
     show_default=True,
-    help="Documents of each query to rerank; the rest is left out.",
+    help="Documents of each query to rerank; the rest is left out. With auto as many as may reach the top, the first "
+    "--top-k or 10; the rest of RUN keeps its order behind them.",
 )
+@budget_option
 @click.option("--top-k", type=click.IntRange(min=1), help="Documents of each query to write.  [default: all reranked]")
 @click.option(
     "--fuse",
@@ -66,7 +68,8 @@ def rerank(
     output: Path,
     corpus: Path | None,
     index: Path | None,
-    depth: int,
+    depth: int | Literal["auto"],
+    budget_ms: float | None,
     top_k: int | None,
     fuse: Literal["auto", "rrf"] | None,
     cut: str | None,
@@ -93,8 +96,9 @@ def rerank(
         raise click.UsageError("give either --corpus or --index: the documents' texts are in one of them")
     retrieved = read_run(run)
     queries = read_topics(topics)
-    documents = _documents(corpus, index, wanted_documents(retrieved, depth))
-    job = prepare(retrieved, queries, documents, depth=depth, missing="skip" if missing == "skip" else "error")
+    candidates = max(map(len, retrieved.values())) if depth == "auto" else depth
+    documents = _documents(corpus, index, wanted_documents(retrieved, candidates))
+    job = prepare(retrieved, queries, documents, depth=candidates, missing="skip" if missing == "skip" else "error")
     if job.unused_topics:
         log.warning(f"{job.unused_topics} topics have no documents in the run and are left out")
     if job.skipped:
@@ -102,13 +106,25 @@ def rerank(
         log.warning(f"{len(job.skipped)} documents without text were left out; the first: {docid} (query {qid})")
     reranker = load_reranker(**model)
     rules = {"cut": cut, "min_grade": min_grade, "min_probability": min_probability, "prevalence": prevalence}
+    effort = {"budget_ms": budget_ms, "depth": "auto" if depth == "auto" else None}
     settings = {"depth": depth, "missing": missing, **input_digests(run=run, topics=topics)}
+    if budget_ms is not None:
+        reranker.warm_up()
     report = rerank_run(
-        reranker, job, output, details=details, top_k=top_k, fuse=fuse, rules=rules, tag=tag, settings=settings,
+        reranker,
+        job,
+        output,
+        details=details,
+        top_k=top_k,
+        fuse=fuse,
+        rules=rules,
+        effort=effort,
+        tag=tag,
+        settings=settings,
         restart=restart,
-    )  # fmt: skip
+    )
     if report.not_judged:
-        log.warning(f"{report.not_judged} documents could not be judged and stand last; --details says why")
+        log.warning(f"{report.not_judged} documents were not judged and stand last; --details says why")
     if report.warned:
         log.warning(f"{report.warned} queries are unlike those of the cut; the first: {report.warning}")
     if as_json:

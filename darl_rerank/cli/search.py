@@ -6,22 +6,25 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .options import load_reranker, model_options
+from .options import budget_option, depth_or_auto, load_reranker, model_options
 from .terminal import json_option, line_width, print_json, show
 
 if TYPE_CHECKING:
-    from ..reranker import Reranker
-    from ..results import RankedDocument
+    from ..model.scale import RelevanceScale
+    from ..results import RankedDocument, Ranking
     from ..trec.corpora import Document
 
     FirstStage = Callable[[str, int], list[Document]]
 
 
 log = logging.getLogger(__name__)
+
+# Documents that --depth auto may judge.
+_AUTO_DEPTH = 100
 
 
 @click.command()
@@ -36,27 +39,54 @@ log = logging.getLogger(__name__)
     "is fused by reciprocal rank.  [default: the product catalogue that comes with the package]",
 )
 @click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Documents to show.")
-@click.option("--depth", type=click.IntRange(min=1), default=50, show_default=True, help="Documents to judge.")
+@click.option(
+    "--depth",
+    callback=depth_or_auto,
+    default="50",
+    show_default=True,
+    help="Documents to judge; with auto as many of the first 100 as may reach the best -k.",
+)
+@budget_option
 @json_option
 @model_options
 def search(
-    query: tuple[str, ...], indexes: tuple[Path, ...], k: int, depth: int, as_json: bool, **model: str | int | None
+    query: tuple[str, ...],
+    indexes: tuple[Path, ...],
+    k: int,
+    depth: int | Literal["auto"],
+    budget_ms: float | None,
+    as_json: bool,
+    **model: str | int | None,
 ) -> None:
     """Find documents for QUERY, grade them and show the best.
 
     Without QUERY, queries are read from the terminal or standard input, one a line, until it ends.
     """
     from ..errors import InputError
+    from ..results import Ranking
 
     first_stage = open_first_stage(indexes or (_catalogue(),))
     reranker = load_reranker(**model)
+    if budget_ms is not None:
+        reranker.warm_up()
+
+    def answer(text: str) -> None:
+        # A shorter list than is shown would leave places empty.
+        found = first_stage(text, _AUTO_DEPTH if depth == "auto" else max(k, depth))
+        effort: dict[str, Any] = {"budget_ms": budget_ms, "depth": depth if depth == "auto" else None}
+        ranking = reranker.rerank(text, found, top_k=k, **effort) if found else Ranking()
+        if as_json:
+            _print_json(text, ranking)
+        else:
+            _print(text, ranking, reranker.scale)
+
     if query:
-        _answer(" ".join(query), first_stage, reranker, k, depth, as_json=as_json)
+        answer(" ".join(query))
         return
     interactive = sys.stdin.isatty()
     for text in _asked(interactive):
         try:
-            _answer(text, first_stage, reranker, k, depth, as_json=as_json)
+            answer(text)
         except InputError as error:
             # Somebody who types goes on typing; a file of queries is wrong as a whole.
             if not interactive:
@@ -75,34 +105,37 @@ def _asked(interactive: bool) -> Iterator[str]:
             yield line.strip()
 
 
-def _answer(query: str, first_stage: FirstStage, reranker: Reranker, k: int, depth: int, *, as_json: bool) -> None:
-    found = first_stage(query, max(k, depth))
-    ranking = reranker.rerank(query, found, top_k=k) if found else []
-    if as_json:
-        results = [
-            {**ranked.to_dict(), "first_stage_rank": ranked.index + 1, "text": ranked.document.full_text}
-            for ranked in ranking
-        ]
-        # One line a query.
-        print_json({"query": query, "results": results}, indent=None)
-    else:
-        _print(query, ranking, reranker, len(found))
+def _print_json(query: str, ranking: Ranking) -> None:
+    results = [
+        {**ranked.to_dict(), "first_stage_rank": ranked.index + 1, "text": ranked.document.full_text}
+        for ranked in ranking
+    ]
+    # One line a query.
+    print_json({"query": query, "judged": ranking.judged, "results": results}, indent=None)
 
 
-def _print(query: str, ranking: Sequence[RankedDocument], reranker: Reranker, judged: int) -> None:
+def _print(query: str, ranking: Ranking, scale: RelevanceScale) -> None:
     from .table import ranking_table
 
     if not ranking:
         click.echo(f"{query}: nothing found\n")
         return
-    titles = [ranked.document.full_text.split("\n", 1)[0] for ranked in ranking]
-    grades = ", ".join(f"{number} {grade.name}" for number, grade in enumerate(reranker.scale.grades))
-    click.echo(f"{query}: the best {len(ranking)} of {judged} judged; probability of {grades}\n")
+    titles = [_shown(ranked) for ranked in ranking]
+    grades = ", ".join(f"{number} {grade.name}" for number, grade in enumerate(scale.grades))
+    click.echo(f"{query}: the best {len(ranking)} of {ranking.judged} judged; probability of {grades}\n")
     show(
         ranking_table(ranking, titles, old_ranks=[ranked.index + 1 for ranked in ranking], width=line_width()),
         fits=True,
     )
     click.echo()
+
+
+def _shown(ranked: RankedDocument) -> str:
+    """The first line of a document, or of its best window with the characters that it holds."""
+    if ranked.span is None or ranked.span == (0, len(ranked.text)):
+        return ranked.text.split("\n", 1)[0]
+    start, end = ranked.span
+    return f"[{start}:{end}] {ranked.text[start:end]}"
 
 
 def _catalogue() -> Path:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from darl_rerank import Reranker
+from darl_rerank import Checkpoint, Reranker
 from darl_rerank.cli import cli
+from darl_rerank.model.reach import Reach
 from darl_rerank.trec.corpora import Document
 from darl_rerank.trec.runs import read_run, write_run
 
@@ -73,6 +74,28 @@ def test_depth_leaves_the_rest_out(job: dict[str, Path], tiny_model: Path) -> No
     before, after = read_run(job["run.trec"]), read_run(job["out.trec"])
     for qid, entries in after.items():
         assert {entry.docid for entry in entries} == {entry.docid for entry in before[qid][:4]}
+
+
+def test_what_is_not_judged_keeps_its_order_behind(job: dict[str, Path], tiny_model: Path, tmp_path: Path) -> None:
+    Checkpoint.load(tiny_model).replace(reach=Reach(-9.0, 0.0, 0.5)).save(tmp_path / "model")
+    assert call(job, tmp_path / "model", "--depth", 10, "--top-k", 5).exit_code == 0
+    best = read_run(job["out.trec"])
+    result = call(job, tmp_path / "model", "--depth", "auto", "--json")
+    assert result.exit_code == 0, result.output
+    before, after = read_run(job["run.trec"]), read_run(job["out.trec"])
+    assert json.loads(result.stdout)["not_judged"] == sum(len(entries) - 10 for entries in before.values())
+    for qid, entries in after.items():
+        docids = [entry.docid for entry in entries]
+        assert docids[:5] == [entry.docid for entry in best[qid]]
+        assert docids[10:] == [entry.docid for entry in before[qid]][10:]
+
+
+def test_a_budget_that_suffices_changes_nothing(job: dict[str, Path], tiny_model: Path) -> None:
+    assert call(job, tiny_model).exit_code == 0
+    plain = {qid: [entry.docid for entry in entries] for qid, entries in read_run(job["out.trec"]).items()}
+    result = call(job, tiny_model, "--budget-ms", 1e6)
+    assert result.exit_code == 0, result.output
+    assert {qid: [e.docid for e in entries] for qid, entries in read_run(job["out.trec"]).items()} == plain
 
 
 def test_both_orders_are_fused(job: dict[str, Path], tiny_model: Path) -> None:

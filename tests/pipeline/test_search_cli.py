@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from darl_rerank import Reranker
 from darl_rerank.cli import cli
 from darl_rerank.trec.corpora import Document
 from darl_rerank.trec.runs import read_run
@@ -143,3 +144,41 @@ def test_a_folder_that_is_no_index_is_refused(tmp_path: Path, tiny_model: Path) 
     result = call("search", "-i", tmp_path, "x", "--model", tiny_model)
     assert result.exit_code == 3
     assert "expected an index folder of `darl-rerank index faiss`" in result.stderr
+
+
+def test_a_budget_and_a_window_are_shown(lucene_index: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from darl_rerank import effort
+
+    def spent(*arguments: object, **options: object) -> None:
+        return None
+
+    monkeypatch.setattr(effort._Waiting, "next", spent)
+    monkeypatch.setattr(effort, "_check_budget", spent)
+    options = ("search", "-i", lucene_index, "cyan toner", "-k", 3, "--model", tiny_model, "--budget-ms", 100)
+    (answer,) = found(call(*options, "--json"))
+    assert answer["judged"] == 0
+    assert [r["first_stage_rank"] for r in answer["results"]] == [1, 2, 3]
+    assert all(r["reason"] == "the budget of 100 ms was spent" for r in answer["results"])
+    lines = call(*options).stdout.splitlines()
+    assert lines[0].startswith("cyan toner: the best 3 of 0 judged")
+    assert "not judged" in lines[3]
+    assert call(*options[:-1], 0).exit_code == 2
+
+
+def test_the_table_shows_the_best_window(tiny_reranker: Reranker) -> None:
+    from darl_rerank.cli.search import _shown
+
+    windowed = Reranker(tiny_reranker.checkpoint, tiny_reranker.engine, long_documents="window")
+    text = "A title\n" + " ".join(f"word{i}" for i in range(900))
+    long, short = sorted(windowed.rerank("laptop", [text, "Short\none"]), key=lambda ranked: ranked.index)
+    assert long.span is not None
+    start, end = long.span
+    assert _shown(long) == f"[{start}:{end}] {text[start:end]}"
+    assert _shown(short) == "Short"
+
+
+def test_auto_needs_statistics(lucene_index: Path, tiny_model: Path) -> None:
+    result = call("search", "-i", lucene_index, "toner", "--depth", "auto", "--model", tiny_model)
+    assert result.exit_code == 3
+    assert "needs statistics that this checkpoint lacks" in result.output
+    assert call("search", "-i", lucene_index, "toner", "--depth", "deep").exit_code == 2
