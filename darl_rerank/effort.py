@@ -123,14 +123,14 @@ def _is_enough(reach: Reach, scores: NDArray[np.float64], top_k: int) -> bool:
 
 
 def _check_budget(judge: Judge, waiting: _Waiting, effort: Effort) -> None:
-    """Raise InputError if the budget is below what one document takes; it may also just have been spent otherwise."""
+    """Raise InputError if no machine load explains that the budget was too short for a single document."""
     prediction = judge.pace.prediction()
     if prediction is None or effort.budget_ms is None:
         return
-    milliseconds = prediction.likely(waiting.first_tokens) * 1000
+    milliseconds = prediction.least(waiting.first_tokens) * 1000
     if milliseconds > effort.budget_ms:
         raise InputError(
-            f"budget_ms is {effort.budget_ms:g}, but judging a single document takes about {milliseconds:.0f} ms here"
+            f"budget_ms is {effort.budget_ms:g}, but judging one document takes at least {milliseconds:.1f} ms here"
         )
 
 

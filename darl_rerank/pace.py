@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -24,21 +25,21 @@ class Prediction:
         fixed: seconds of any run.
         each: seconds a token.
         caution: what the line is multiplied by so that nine in ten of the remembered runs ended in time; at least 1.
-        typical: what it is multiplied by for half of them.
+        fastest: the least seconds a token of any run ever.
     """
 
     fixed: float
     each: float
     caution: float
-    typical: float
+    fastest: float
 
     def cautious(self, tokens: int) -> float:
         """Seconds within which a run of `tokens` tokens should end."""
         return (self.fixed + self.each * tokens) * self.caution
 
-    def likely(self, tokens: int) -> float:
-        """Seconds that it takes as often more as less."""
-        return (self.fixed + self.each * tokens) * self.typical
+    def least(self, tokens: int) -> float:
+        """Seconds below which no run of `tokens` tokens can be expected to stay, on however quiet a machine."""
+        return self.fastest * tokens
 
 
 class Pace:
@@ -46,23 +47,25 @@ class Pace:
 
     def __init__(self) -> None:
         self._runs: deque[tuple[int, float]] = deque(maxlen=_REMEMBERED)
+        self._fastest = math.inf
         self._lock = threading.Lock()
 
     def observe(self, tokens: int, seconds: float) -> None:
         """A run of `tokens` tokens, at least 1, took `seconds`."""
         with self._lock:
             self._runs.append((tokens, max(seconds, 1e-9)))
+            self._fastest = min(self._fastest, seconds / tokens)
 
     def prediction(self) -> Prediction | None:
         """Fitted to the last runs by their relative errors; None if there was none yet."""
         with self._lock:
-            runs = np.array(self._runs, dtype=np.float64)
+            runs, fastest = np.array(self._runs, dtype=np.float64), self._fastest
         if not len(runs):
             return None
         sizes, seconds = runs.T
         fixed, each = _line(sizes, seconds)
-        caution, typical = np.quantile(seconds / (fixed + each * sizes), [_CAUTION, 0.5])
-        return Prediction(fixed, each, max(1.0, float(caution)), float(typical))
+        caution = float(np.quantile(seconds / (fixed + each * sizes), _CAUTION))
+        return Prediction(fixed, each, max(1.0, caution), fastest)
 
 
 def _line(sizes: NDArray[Any], seconds: NDArray[Any]) -> tuple[float, float]:

@@ -88,8 +88,20 @@ def test_without_measurements_the_first_document_is_one(clocked: Reranker) -> No
 
 def test_a_budget_below_one_document_is_an_error(clocked: Reranker) -> None:
     clocked.warm_up()
-    with pytest.raises(InputError, match=r"budget_ms is 0\.5, but judging a single document takes about \d+ ms here"):
-        clocked.rerank("laptop", DOCUMENTS, budget_ms=0.5)
+    with pytest.raises(InputError, match=r"budget_ms is 0\.1, but judging one document takes at least .* ms here"):
+        clocked.rerank("laptop", DOCUMENTS, budget_ms=0.1)
+
+
+def test_a_budget_that_a_busy_machine_can_not_keep_is_none(clocked: Reranker) -> None:
+    clocked.warm_up()
+    clocked.engine.slower = 50.0
+    clocked.warm_up()
+    clocked.warm_up()
+    clocked.warm_up()
+    clocked.warm_up()
+    ranking = clocked.rerank("laptop", DOCUMENTS, budget_ms=4)
+    assert ranking.judged == 0
+    assert [r.index for r in ranking] == list(range(60))
 
 
 def test_each_query_has_its_budget(clocked: Reranker) -> None:

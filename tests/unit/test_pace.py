@@ -18,7 +18,7 @@ def test_a_line_is_found() -> None:
     prediction = pace.prediction()
     assert prediction is not None
     assert prediction.cautious(1000) == pytest.approx(1.01, rel=1e-6)
-    assert prediction.likely(50) == pytest.approx(0.06, rel=1e-6)
+    assert prediction.least(80) == pytest.approx(80 * 0.81 / 800)
 
 
 def test_a_first_slow_run_and_equal_sizes_do_no_harm() -> None:
@@ -28,8 +28,8 @@ def test_a_first_slow_run_and_equal_sizes_do_no_harm() -> None:
         pace.observe(100, 0.1)
     prediction = pace.prediction()
     assert prediction is not None
-    assert prediction.likely(200) == pytest.approx(0.2, rel=0.05)
-    assert 0 < prediction.likely(1) <= prediction.likely(2)
+    assert prediction.cautious(200) == pytest.approx(0.2, rel=0.05)
+    assert 0 < prediction.cautious(1) <= prediction.cautious(2)
 
 
 def test_caution_follows_runs_that_took_longer() -> None:
@@ -39,7 +39,6 @@ def test_caution_follows_runs_that_took_longer() -> None:
     prediction = pace.prediction()
     assert prediction is not None
     assert prediction.cautious(100) == pytest.approx(0.2, rel=0.05)
-    assert prediction.likely(100) == pytest.approx(0.1, rel=0.2)
 
 
 def test_a_machine_that_becomes_busy_is_followed() -> None:
@@ -49,4 +48,5 @@ def test_a_machine_that_becomes_busy_is_followed() -> None:
             pace.observe(100, seconds)
     prediction = pace.prediction()
     assert prediction is not None
-    assert prediction.likely(100) == pytest.approx(0.5)
+    assert prediction.cautious(100) == pytest.approx(0.5)
+    assert prediction.least(100) == pytest.approx(0.1)

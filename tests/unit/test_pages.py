@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+import budget_tables
 import export_tables
 import first_stages_tables
 import other_models_tables
@@ -23,8 +24,8 @@ from bundled import tables as bundled_tables
 from study import tables as study_tables
 
 PAGES = (
-    performance_tables, export_tables, first_stages_tables, other_models_tables, study_tables, bundled_tables,
-    serving_tables,
+    budget_tables, performance_tables, export_tables, first_stages_tables, other_models_tables, study_tables,
+    bundled_tables, serving_tables,
 )  # fmt: skip
 
 
