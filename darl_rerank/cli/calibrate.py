@@ -29,6 +29,11 @@ log = logging.getLogger(__name__)
               default=None)  # fmt: skip
 @click.option("--bias", is_flag=True, help="Give each grade a bias too: for traffic with other shares of the grades.")
 @click.option(
+    "--keep-probabilities",
+    is_flag=True,
+    help="Leave temperature and biases as they are, and fit cuts and grades alone.",
+)
+@click.option(
     "--cut",
     "cuts",
     multiple=True,
@@ -55,7 +60,8 @@ log = logging.getLogger(__name__)
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
 @json_option
 def calibrate(
-    model: Path, pairs: Path, output: Path, novelty: bool | None, bias: bool, cuts: tuple[str, ...], cost: Path | None,
+    model: Path, pairs: Path, output: Path, novelty: bool | None, bias: bool, keep_probabilities: bool,
+    cuts: tuple[str, ...], cost: Path | None,
     prevalence: tuple[float, ...] | None, traffic: Path | None, engine: str, device: str | None,
     overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
@@ -84,10 +90,10 @@ def calibrate(
     from ..trec.graded_pairs import read_graded_pairs
 
     check_output_folder(output, overwrite=overwrite)
-    if traffic is not None and prevalence is not None:
-        raise click.UsageError("give --prevalence or --traffic: both say the shares of the grades to come")
-    if cuts and (traffic is not None or prevalence is not None):
-        raise click.UsageError("a cut holds for queries like those of PAIRS: fit it without --prevalence and --traffic")
+    _check_together(
+        keeps=keep_probabilities, fits=bias or novelty is not None, cuts=bool(cuts), given=prevalence is not None,
+        estimated=traffic is not None,
+    )  # fmt: skip
     costs = None if cost is None else _costs(cost)
     reranker = Reranker.from_pretrained(model, engine=engine, device=device)
     checkpoint = reranker.checkpoint
@@ -105,17 +111,22 @@ def calibrate(
         checkpoint = checkpoint.replace(novelty=statistics)
         graded = [pair for pair, kept in zip(graded, held, strict=True) if kept]
         logits, strangeness = logits[held], statistics.score(scores.features[held])
-    fit = fit_calibration(
-        logits, label_matrix(graded, len(scale)), novelty=strangeness, with_novelty=follows, with_bias=bias
-    )
+    fit = None
+    if not keep_probabilities:
+        fit = fit_calibration(
+            logits, label_matrix(graded, len(scale)), novelty=strangeness, with_novelty=follows, with_bias=bias
+        )
     seen = np.unique([pair.hard_grade for pair in graded])
     if len(seen) < 2:
         raise InputError(f"all {len(graded)} pairs have grade {names[seen[0]]}: they say nothing of calibration",
                          path=pairs)  # fmt: skip
-    fit.checked()
-    facts = {"pairs": fit.pairs, "nll": [fit.nll_before, fit.nll_after], "ece": [fit.ece_before, fit.ece_after]}
+    facts: dict[str, Any] = {"pairs": len(graded)}
+    if fit is not None:
+        fit.checked()
+        facts |= {"nll": [fit.nll_before, fit.nll_after], "ece": [fit.ece_before, fit.ece_after]}
     made = recalibrated(
-        checkpoint.replace(provenance={**checkpoint.provenance, "calibrated_again": facts}), fit.calibration,
+        checkpoint.replace(provenance={**checkpoint.provenance, "calibrated_again": facts}),
+        checkpoint.calibration if fit is None else fit.calibration,
         logits, np.array([pair.hard_grade for pair in graded]), np.array([pair.qid for pair in graded]),
         novelty=strangeness, promises=promises, cost=costs,
         prevalence=prevalence,
@@ -130,13 +141,24 @@ def calibrate(
         _show(made, fit)
 
 
-def _show(made: Checkpoint, fit: CalibrationFit) -> None:
+def _check_together(*, keeps: bool, fits: bool, cuts: bool, given: bool, estimated: bool) -> None:
+    """Raise a usage error for options that contradict each other."""
+    if keeps and fits:
+        raise click.UsageError("--keep-probabilities fits no temperature: give it without --bias and --novelty")
+    if given and estimated:
+        raise click.UsageError("give --prevalence or --traffic: both say the shares of the grades to come")
+    if cuts and (given or estimated):
+        raise click.UsageError("a cut holds for queries like those of PAIRS: fit it without --prevalence and --traffic")
+
+
+def _show(made: Checkpoint, fit: CalibrationFit | None) -> None:
     names = [grade.name for grade in made.scale.grades]
-    rows = [
-        ["NLL", f"{fit.nll_before:.4f}", f"{fit.nll_after:.4f}"],
-        ["ECE", f"{fit.ece_before:.4f}", f"{fit.ece_after:.4f}"],
-    ]
-    print_table([f"on {fit.pairs} pairs", "before", "after"], rows)
+    if fit is not None:
+        rows = [
+            ["NLL", f"{fit.nll_before:.4f}", f"{fit.nll_after:.4f}"],
+            ["ECE", f"{fit.ece_before:.4f}", f"{fit.ece_after:.4f}"],
+        ]
+        print_table([f"on {fit.pairs} pairs", "before", "after"], rows)
     click.echo(str(made.calibration))
     shares = zip(names, made.calibration.prevalence, strict=True)
     click.echo("prevalence: " + ", ".join(f"{name} {share:.0%}" for name, share in shares))
