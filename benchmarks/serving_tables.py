@@ -30,8 +30,11 @@ def start() -> str | None:
         seconds = [row["seconds"] for row in rows]
         memory = median(row["memory_mib"] for row in rows)
         spread = f"{min(seconds):.1f} to {max(seconds):.1f}"
-        lines.append([engine, rows[0]["precision"], f"{median(seconds):.1f}", spread, f"{memory:.0f}"])
-    head = ["engine", "precision", "seconds to ready, median", "of " + str(len(rows)) + " starts", "memory then, MiB"]
+        cpu = median(row["cpu_seconds"] for row in rows)
+        lines.append([engine, rows[0]["precision"], f"{median(seconds):.1f}", spread, f"{cpu:.1f}", f"{memory:.0f}"])
+    head = [
+        "engine", "precision", "seconds to ready, median", f"of {len(rows)} starts", "CPU seconds", "memory then, MiB",
+    ]  # fmt: skip
     return table(head, lines) + "\n\n" + source(values, "serving")
 
 
@@ -39,18 +42,27 @@ def overhead() -> str | None:
     values = part("overhead")
     if values is None:
         return None
-    lines = [
-        [n, f"{direct:.1f}", f"{http:.1f}", percent(ratio, 1)]
-        for n, (direct, http, ratio) in enumerate(
-            zip(values["rerank_many"], values["http"], values["ratios"], strict=True), 1
-        )
-    ]
-    lines.append(
-        ["median", f"{median(values['rerank_many']):.1f}", f"{median(values['http']):.1f}", percent(values["ratio"], 1)]
+    lines = []
+    for number, row in enumerate(values["rows"], 1):
+        sides = row["rerank_many"], row["http"]
+        direct, http = (side["pairs"] / side["cpu"] for side in sides)
+        wall = (side["pairs"] / side["seconds"] for side in sides)
+        lines.append([number, f"{direct:.2f}", f"{http:.2f}", percent(http / direct, 1), *(f"{w:.1f}" for w in wall)])
+    about = (
+        f"Full load, measured in turn on the same lists ({values['engine']}, "
+        f"OMP_NUM_THREADS={values['provenance']['environment'].get('OMP_NUM_THREADS', 'as it is')}). The first figures "
+        f"are pairs for a second of the processor's time, which is the capacity: over HTTP "
+        f"{percent(values['ratio'], 1)} in the median."
     )
-    about = f"Pairs a second at full load, measured in turn on the same lists ({values['engine']})."
-    shown = table(["round", "`rerank_many`", "over HTTP", "share"], lines)
-    return "\n\n".join([about, shown, source(values, "serving")])
+    head = [
+        "round",
+        "`rerank_many`, pairs a CPU second",
+        "over HTTP",
+        "share",
+        "`rerank_many`, pairs a second",
+        "over HTTP",
+    ]
+    return "\n\n".join([about, table(head, lines), source(values, "serving")])
 
 
 def load() -> str | None:

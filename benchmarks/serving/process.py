@@ -96,6 +96,11 @@ class Served:
         status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
         return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1024
 
+    def cpu_seconds(self) -> float:
+        """Seconds of the processor that it has used so far, in all of its threads."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text("utf-8").rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def terminate(self, seconds: float = 60.0) -> int:
         """Send SIGTERM and wait; the exit code."""
         self.process.send_signal(signal.SIGTERM)

@@ -6,7 +6,7 @@ Parts can be run apart; each replaces its own entry in results/serving.json. ben
 tables of docs/serving.md from it.
 
     start      seconds from the start of the process to ready, by engine
-    overhead   pairs a second of full load over HTTP beside those of `rerank_many` on the same lists, in turn
+    overhead   what HTTP and queue cost at full load, beside `rerank_many` on the same lists, in turn
     load       latency and pairs a second at 50, 90 and 200 % of what the server can do, beside LitServe and Starlette
     minute     64 clients for a minute at twice what the tiny model can do: wrong answers, errors, queue, memory
     term       SIGTERM under load, several times: is every accepted request answered?
@@ -43,6 +43,9 @@ from serving.process import Served, darl_rerank, served
 PER_QUERY = 10
 LEVELS = (0.5, 0.9, 2.0)
 CLIENTS = 64
+# Of the overhead: lists at once, and how often each side is measured.
+LISTS = 8
+ROUNDS = 3
 OTHERS = Path(__file__).resolve().parent / "other_servers.py"
 # Largest difference of a relevance for float32, and for numbers with eight significant bits (docs/performance.md).
 TOLERANCES = {"float32": 1e-4}
@@ -58,12 +61,14 @@ class Setting:
         tiny: folder of the model where the server is what is measured.
         seconds: of one measurement.
         cache: where exports are kept.
+        exported: `model` as int8; exported anew if None.
     """
 
     model: str
     tiny: Path
     seconds: float
     cache: Path
+    exported: Path | None
 
 
 def bodies(count: int, per_query: int = PER_QUERY) -> list[dict[str, Any]]:
@@ -85,7 +90,7 @@ def start(setting: Setting) -> dict[str, Any]:
     rows = []
     commands = {"torch": darl_rerank(setting.model, "--engine", "torch")}
     try:
-        exported = exported_folder(Checkpoint.load(setting.model), "int8", setting.cache)
+        exported = setting.exported or exported_folder(Checkpoint.load(setting.model), "int8", setting.cache)
         commands["ONNX Runtime, int8"] = darl_rerank(exported)
     except DarlRerankError as error:
         click.echo(f"int8: {error}", err=True)
@@ -93,7 +98,8 @@ def start(setting: Setting) -> dict[str, Any]:
         for _ in range(3):
             with served(command) as server:
                 rows.append({
-                    "engine": name, "seconds": server.wait_until_ready(), "memory_mib": server.memory_mib(),
+                    "engine": name, "seconds": server.wait_until_ready(), "cpu_seconds": server.cpu_seconds(),
+                    "memory_mib": server.memory_mib(),
                     "precision": server.call("GET", "/info")[2]["model_dtype"],
                 })  # fmt: skip
                 click.echo(rows[-1])
@@ -101,26 +107,28 @@ def start(setting: Setting) -> dict[str, Any]:
 
 
 def overhead(setting: Setting) -> dict[str, Any]:
-    asked = bodies(40)
+    """Pairs for a second of the processor's time, which a busy machine leaves as it is, beside pairs a second."""
+    asked = bodies(LISTS)
     reranker = Reranker.from_pretrained(setting.model)
-    direct, over_http = [], []
+    reranker.warm_up()
+    rows = []
     with served(darl_rerank(setting.model, "--no-access-log")) as server:
         server.wait_until_ready()
-        for _ in range(5):
-            begun, pairs = time.monotonic(), 0
-            while time.monotonic() - begun < setting.seconds / 2:
-                # As many lists at once as fill the same steps that the server's queue does.
-                rankings = reranker.rerank_many([a["query"] for a in asked[:20]], [a["documents"] for a in asked[:20]])
+        for _ in range(ROUNDS):
+            begun, before, pairs = time.monotonic(), time.process_time(), 0
+            while not pairs or time.monotonic() - begun < setting.seconds:
+                # As many lists at once as fill the steps of the server's queue.
+                rankings = reranker.rerank_many([a["query"] for a in asked], [a["documents"] for a in asked])
                 pairs += sum(map(len, rankings))
-            direct.append(pairs / (time.monotonic() - begun))
-            found = run_load(Load(server.port, "/rerank", asked[:20], 20, setting.seconds / 2))
-            over_http.append(found["pairs"] / found["seconds"])
-            click.echo(f"direct {direct[-1]:.1f}, over HTTP {over_http[-1]:.1f} pairs/s")
-    ratios = [h / d for h, d in zip(over_http, direct, strict=True)]
-    return {
-        "rerank_many": direct, "http": over_http, "ratios": ratios, "ratio": statistics.median(ratios),
-        "engine": f"{reranker.engine.name}, {reranker.engine.precision}",
-    }  # fmt: skip
+            direct = {"pairs": pairs, "seconds": time.monotonic() - begun, "cpu": time.process_time() - before}
+            before = server.cpu_seconds()
+            found = run_load(Load(server.port, "/rerank", asked, LISTS, setting.seconds))
+            http = {"pairs": found["pairs"], "seconds": found["seconds"], "cpu": server.cpu_seconds() - before}
+            rows.append({"rerank_many": direct, "http": http})
+            click.echo(rows[-1])
+    each = [{side: row[side]["pairs"] / row[side]["cpu"] for side in row} for row in rows]
+    ratio = statistics.median(row["http"] / row["rerank_many"] for row in each)
+    return {"rows": rows, "ratio": ratio, "engine": f"{reranker.engine.name}, {reranker.engine.precision}"}
 
 
 def load(setting: Setting) -> dict[str, Any]:
@@ -178,7 +186,7 @@ def minute(setting: Setting) -> dict[str, Any]:
     command = darl_rerank(setting.tiny, *abuse.TINY, "--max-queue-tokens", str(most))
     with served(command, abuse.ONE_THREAD) as server:
         server.wait_until_ready()
-        full = run_load(Load(server.port, "/rerank", asked, 8, 10))
+        full = run_load(Load(server.port, "/rerank", asked, 32, 15))
         rate = 2 * full["pairs"] / full["seconds"] / PER_QUERY
         watch = abuse.Watch(server)
         with watch:
@@ -211,9 +219,10 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     default=RESULTS.parent / "tests" / "tiny_model",
     help="where the server is measured and not the model",
 )
+@click.option("--exported", type=click.Path(path_type=Path, exists=True), help="the model as int8, if it is at hand")
 @click.option("--seconds", default=30.0, show_default=True, help="of one measurement")
-def main(parts: str, model: str, tiny: Path, seconds: float) -> None:
-    setting = Setting(model, tiny, seconds, cache_folder() / "benchmarks")
+def main(parts: str, model: str, tiny: Path, exported: Path | None, seconds: float) -> None:
+    setting = Setting(model, tiny, seconds, cache_folder() / "benchmarks", exported)
     for name in parts.split(","):
         if name not in PARTS:
             raise click.BadParameter(f"unknown part {name!r}; known: {', '.join(PARTS)}")

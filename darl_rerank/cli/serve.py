@@ -104,8 +104,12 @@ def serve(
     listener = listen(host, port)
     log_to_stderr(access=not no_access_log)
     service = Service(lambda: load_reranker(model=model, **engine), limits)
-    click.echo(f"darl-rerank listens on {address_of(listener)}", err=True)
-    run(create_app(service, settings), service, listener)
+    run(
+        create_app(service, settings),
+        service,
+        listener,
+        on_listening=lambda: click.echo(f"darl-rerank listens on {address_of(listener)}", err=True),
+    )
 
 
 def _api_keys(name: str | None) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ class _Handlers:
 
     async def rerank(self, request: Request) -> Response:
         body = await self._body(request)
-        asked, jobs = await self._in_thread(self._read, request.scope["path"], body)
+        asked, jobs = await self._in_thread(self._read, request.scope["path"], body, time.monotonic())
         del body
         try:
             self._service.submit(jobs)
@@ -115,13 +115,13 @@ class _Handlers:
             raise
         return self._answer(request, asked, jobs, answers)
 
-    def _read(self, path: str, body: bytes) -> tuple[RerankRequest, list[Job]]:
+    def _read(self, path: str, body: bytes, arrived: float) -> tuple[RerankRequest, list[Job]]:
         """What a body asks for, and the jobs that answer it."""
         values = read_object(body)
         shape = shape_of(path, values)
         try:
             asked = read_request(shape, values, max_documents=self._service.limits.max_documents)
-            return asked, self._service.jobs(asked)
+            return asked, self._service.jobs(asked, arrived)
         except ApiError as error:
             error.tei = shape == "tei"
             raise

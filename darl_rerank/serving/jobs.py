@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -131,7 +130,9 @@ class Job:
         return f"the budget of {self.effort.budget_ms:g} ms was spent"
 
 
-def make_job(judge: Judge, group: QueryGroup, rules: Rules, effort: Effort | None, *, timeout_s: float) -> Job:
+def make_job(
+    judge: Judge, group: QueryGroup, rules: Rules, effort: Effort | None, *, arrived: float, timeout_s: float
+) -> Job:
     """A job for a query group, tokenised.
 
     Args:
@@ -139,9 +140,9 @@ def make_job(judge: Judge, group: QueryGroup, rules: Rules, effort: Effort | Non
         group: query and documents.
         rules: see `Job`.
         effort: see `Job`; None to judge all.
-        timeout_s: seconds from now after which it is too late for an answer.
+        arrived: when its request came (`time.monotonic`).
+        timeout_s: seconds from then after which it is too late for an answer.
     """
-    now = time.monotonic()
     effort = effort or Effort()
     seconds = timeout_s if effort.budget_ms is None else min(timeout_s, effort.budget_ms / 1000)
     texts: dict[str, int] = {}
@@ -154,4 +155,4 @@ def make_job(judge: Judge, group: QueryGroup, rules: Rules, effort: Effort | Non
     costs = [0] * len(texts)
     for owner, suffix in zip(prompts.owners, prompts.suffixes, strict=True):
         costs[owner] += len(suffix)
-    return Job(group, rules, effort, prompts, places, tuple(costs), now + seconds, now)
+    return Job(group, rules, effort, prompts, places, tuple(costs), arrived + seconds, arrived)

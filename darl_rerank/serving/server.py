@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -50,8 +50,14 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(app: ASGIApp, service: Service, listener: socket.socket) -> None:
+def serve(app: ASGIApp, service: Service, listener: socket.socket, *, on_listening: Callable[[], None]) -> None:
     """Load the model and answer until SIGTERM or SIGINT; then take no more, answer what came before, and return.
+
+    Args:
+        app: from `create_app`.
+        service: the app's.
+        listener: from `listen`.
+        on_listening: called once requests are answered and signals are heard.
 
     Raises:
         DarlRerankError: the model can't be loaded, as `Reranker.from_pretrained`.
@@ -67,7 +73,7 @@ def serve(app: ASGIApp, service: Service, listener: socket.socket) -> None:
         timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=_LINGER_S,
     )
-    server = _Server(config, service)
+    server = _Server(config, service, on_listening)
     service.on_failure = server.stop
     service.start()
     server.run(sockets=[listener])
@@ -77,9 +83,14 @@ def serve(app: ASGIApp, service: Service, listener: socket.socket) -> None:
 class _Server(uvicorn.Server):
     """uvicorn, but for signals: the first one drains, and the process ends with 0 once all is answered."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, on_listening: Callable[[], None]) -> None:
         super().__init__(config)
         self._service = service
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_listening()
 
     def stop(self) -> None:
         """End without draining; may be called from any thread."""

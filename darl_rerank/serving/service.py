@@ -105,8 +105,8 @@ class Service:
                 self.metrics.ready.set(1)
         _log.info("ready")
 
-    def jobs(self, request: RerankRequest) -> list[Job]:
-        """Jobs for a request, one for each query, tokenised but not in the queue yet.
+    def jobs(self, request: RerankRequest, arrived: float) -> list[Job]:
+        """Jobs for a request that came at `arrived`, one for each query, tokenised but not in the queue yet.
 
         Raises:
             ApiError: 422, an empty query, or rules that the checkpoint can't follow; 503, the server is not ready.
@@ -123,7 +123,9 @@ class Service:
             ]
         except InputError as error:
             raise ApiError(422, "invalid_request", str(error)) from error
-        return [make_job(judge, group, rules, effort, timeout_s=self.limits.timeout_s) for group in groups]
+        return [
+            make_job(judge, group, rules, effort, arrived=arrived, timeout_s=self.limits.timeout_s) for group in groups
+        ]
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Put jobs into the queue, all or none.

@@ -233,10 +233,16 @@ def answer_body(
     """
     if request.shape == "score":
         # One query's documents, or one document for each query: either way in the order of the documents.
-        in_order = [ranked for ranking in rankings for ranked in sorted(ranking, key=lambda ranked: ranked.index)]
+        single = len(rankings) == 1
         scores = [
-            {"index": i, "object": "score", "score": _relevance(ranked, scale, request), **_details(ranked)}
-            for i, ranked in enumerate(in_order)
+            {
+                "index": r.index if single else number,
+                "object": "score",
+                "score": _relevance(r, scale, request),
+                **_details(r),
+            }
+            for number, ranking in enumerate(rankings)
+            for r in sorted(ranking, key=lambda ranked: ranked.index)
         ]
         head = {"id": request_id, "object": "list", "created": created, "model": model}
         return {**head, "data": scores, "usage": _usage(tokens)}

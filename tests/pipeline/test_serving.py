@@ -313,6 +313,11 @@ def test_it_answers_probes_while_it_loads_and_all_that_it_accepted_when_it_ends(
     assert all(line["status"] in (200, 503) for line in ended)
 
 
+def test_sigterm_while_it_loads_ends_it(tiny_model: Path) -> None:
+    with served(darl_rerank(tiny_model, *ENGINE), ONE_THREAD) as running:
+        assert running.terminate() == 0
+
+
 @pytest.mark.parametrize(
     ("options", "status", "says"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def job(
     if partial:
         effort = Effort(budget_ms=seconds * 1000)
     group, rules = read_group(query, documents), Rules(reranker.checkpoint)
-    return make_job(reranker.judge, group, rules, effort, timeout_s=seconds)
+    return make_job(reranker.judge, group, rules, effort, arrived=time.monotonic(), timeout_s=seconds)
 
 
 def hold(engine: ScriptedEngine, queue: TokenQueue, reranker: Reranker) -> Job:

@@ -67,6 +67,12 @@ def test_scores_of_vllm_keep_the_order_of_the_documents(names: tuple[str, str]) 
     assert values["object"] == "list"
 
 
+def test_scores_are_of_their_own_documents_when_some_are_cut() -> None:
+    asked = read({"queries": "q", "documents": ["a", "b"], "min_grade": 2}, "/score")
+    values = answer_body(asked, [Ranking([JUDGED], cut=1)], scale=SCALE, model="m", request_id="r", created=1, tokens=7)
+    assert [value["index"] for value in values["data"]] == [1]
+
+
 def test_scores_pair_a_query_with_each_document() -> None:
     asked = read({"text_1": ["p", "q"], "text_2": ["a", "b"]}, "/score")
     assert (asked.queries, asked.documents) == (("p", "q"), (("a",), ("b",)))
