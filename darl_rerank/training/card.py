@@ -30,7 +30,7 @@ def model_card(
 
     Args:
         checkpoint: the trained one.
-        recipe: what was asked for.
+        recipe: of the training.
         data: what it was trained on.
         results: what each stage returned.
         earlier: the provenance of each training of the checkpoint that this one began with, oldest first.

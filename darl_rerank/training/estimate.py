@@ -21,7 +21,7 @@ from .model.predict import predict_logits, reduced_precision, to_device, trainin
 from .recipe.settings import Recipe
 from .stages.calibrate import NOVELTY_PAIRS
 
-# Pairs of a timed batch; how many batches after one to warm up, of other pairs each; and when to be content with three:
+# Pairs of a timed batch; how many batches after one to warm up, of other pairs each; and when three are enough:
 # so many seconds after the start.
 _SAMPLE = 32
 _BATCHES = 7

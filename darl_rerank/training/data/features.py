@@ -61,7 +61,7 @@ class PairFeatures:
     """What a model sees in n pairs, in their order; the arrays may be memory maps.
 
     Attributes:
-        features: novelty features, shape (n, F), float16; F is 0 if they were not asked for.
+        features: novelty features, shape (n, F), float16; F is 0 without `with_features`.
         logits: grade logits before calibration, shape (n, K), float32.
     """
 

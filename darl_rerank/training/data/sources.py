@@ -125,7 +125,7 @@ def _mapped_pairs(source: Source, grades: int, scale: tuple[str, ...]) -> list[G
 
 
 def _pairs_of_run(topics: Path, corpus: Path, run: Path) -> list[GradedPair]:
-    """Every document of a run with its query, unlabelled; those that are not at hand are left out."""
+    """Every document of a run with its query, unlabelled; those that the corpus lacks are left out."""
     queries = read_topics(topics)
     entries = {qid: found for qid, found in read_run(run).items() if qid in queries}
     documents = load_documents(corpus, {entry.docid for found in entries.values() for entry in found})

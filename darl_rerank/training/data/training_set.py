@@ -56,7 +56,7 @@ class TrainingSet:
 
         Args:
             novelty: whether the temperature is to follow novelty. If so, known pairs say nothing of it: it is fitted
-                on them, so that they are less strange to it than others like them.
+                on them, so that their novelty is lower than that of others like them.
         """
         known = [] if novelty else self.of("known")
         sets = {ID_DEV: self.judged[1], "known": known, OOD_DEV: self.of("ood_dev")}

@@ -89,7 +89,7 @@ def _cut(queries: Sequence[int], sizes: Sequence[int], parts: int) -> Step:
 
 
 class MicroBatches(torch.utils.data.Dataset[dict[str, Any]]):
-    """The micro-batches of a plan as tensors, tokenised when they are asked for.
+    """The micro-batches of a plan as tensors, tokenised on access.
 
     An item has `inputs` for `GradeModel`; `targets` (n, K), `weights` (n,), `queries` (n,) and `groups` (n,) for the
     loss, and `share` = 1 / (the weights of all examples of the step), by which a sum becomes the step's mean.

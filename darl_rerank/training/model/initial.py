@@ -9,7 +9,7 @@ from ..recipe.settings import ModelChoice
 
 
 def initial_checkpoint(choice: ModelChoice) -> Checkpoint:
-    """The checkpoint named, or a new one whose head comes from the grade words; with the prompt length asked for.
+    """The checkpoint named, or a new one whose head comes from the grade words; with the prompt length of `choice`.
 
     Raises:
         InputError: it can't be read, or the length leaves no room for query and document.

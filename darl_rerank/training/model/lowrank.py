@@ -46,7 +46,7 @@ def low_rank_difference(base: nn.Module, tuned: nn.Module, rank: int) -> LowRank
     """The difference of two models of the same shape, of at most `rank` in every linear layer.
 
     Args:
-        base, tuned: transformers causal LMs; their LM heads are not looked at.
+        base, tuned: transformers causal LMs; their LM heads are ignored.
         rank: at least 1.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Novelty for a model whose training set is not at hand: pairs like its traffic stand for what it knows."""
+"""Novelty for a model whose training set is not available: pairs like its traffic stand in for it."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from darl_rerank.engines.attention import masked_attention
 from darl_rerank.model.prompt import PromptGroup
 
 ATTENTION = "darl_rerank_packed"
-# Packed lengths and block sizes are multiples of these, so that few different sizes of memory are asked for: with
+# Packed lengths and block sizes are multiples of these, so that few different sizes of memory are allocated: with
 # a new size at every step, glibc's allocator grows without end.
 TOKEN_MULTIPLE = 128
 BLOCK_MULTIPLE = 32

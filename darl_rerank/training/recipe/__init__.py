@@ -1,1 +1,1 @@
-"""Recipes: what a training may be told, and the reader of the file that says it."""
+"""Recipes: the settings of a training, and the reader of the TOML file that has them."""

@@ -48,7 +48,7 @@ StrategyName = Literal[
     "kcenter",
 ]
 Use = Literal["train", "known", "pool", "ood_dev", "test", "ood_test"]
-# Of these the model gets to know the pairs, and some queries are held out.
+# The model learns or knows these pairs, and some of their queries are held out.
 LEARNED = ("train", "known")
 ALPHAS = tuple(i / 10 for i in range(11))
 
@@ -115,7 +115,7 @@ class Source:
         pairs: JSONL of graded pairs; or None with the next three.
         topics, corpus, qrels: as in TREC.
         run: for a pool, the run whose documents it is made of, instead of qrels.
-        partial: leave out judgements whose query or document is not at hand, instead of failing.
+        partial: leave out judgements whose query or document is missing, instead of failing.
         grades: the collection's labels, as text, onto the model's scale; all of them. None if they are the model's own.
         negatives: what to draw for each query besides what is judged, if anything.
         groups_file: TSV of query id and group (a forum category, a domain).
@@ -356,7 +356,8 @@ class CalibrateStage:
     Attributes:
         novelty: whether the temperature follows novelty.
         bias: whether each grade gets a bias beside it.
-        soft: whether pairs with soft labels count. Such a label is only as sure as whoever set it down meant to be.
+        soft: whether pairs with soft labels count. A soft label says how sure its author was, not how often it is
+            right.
         cuts: promises to fit thresholds for on the held-out pairs that people graded, see `model.decisions.Promise`.
         enabled: false leaves the stage out.
     """

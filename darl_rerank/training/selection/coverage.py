@@ -74,7 +74,7 @@ def lazy_greedy(
         budget: how many to choose.
         cap: rows it does not allow are passed over.
         value: today's values of some rows; they may only fall from one choice to the next.
-        choose: told of every choice.
+        choose: called with every choice.
 
     Returns:
         the chosen rows in order; fewer than `budget` if the cap allows no more.

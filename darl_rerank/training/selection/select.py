@@ -26,7 +26,7 @@ class Selection:
 
     Attributes:
         rows: their numbers in the pool, the first choice first, shape (b,).
-        above_band: numbers of the strangest pairs that the band cut off, the strangest first, to look at.
+        above_band: numbers of the most novel pairs that the band cut off, the highest novelty first.
         summary: what the pool is like, what was cut and why; JSON types.
     """
 
@@ -116,7 +116,7 @@ def _summary(
     if choice.banded and above > _MUCH_ABOVE * len(candidates):
         summary["warnings"].append(
             f"{above} of {len(candidates)} pairs lie above the band ({high:g}) and were cut off, more than junk "
-            "accounts for: they may be a domain of their own. Look at the strangest. A band up to 100 keeps them. "
+            "accounts for: they may be a domain of their own. Look at the most novel. A band up to 100 keeps them. "
             "In the study the strategy random ordered no worse in such a domain, and gave better probabilities there"
         )
     return summary

@@ -30,7 +30,7 @@ class SelectedPairs:
         rows: their numbers in the pool, the first choice first, shape (b,).
         novelty: percentile of each, shape (b,).
         predicted: the model's calibrated grade distribution of each, shape (b, K).
-        above_band: numbers of the strangest pairs that were cut.
+        above_band: numbers of the most novel pairs that were cut.
         summary: see `select.Selection`.
     """
 
@@ -95,12 +95,12 @@ def select_pairs(
         )
         logits, features_of_model = own.logits, own.features
     calibration = model.checkpoint.calibration
-    strange = None
+    its_novelty = None
     if calibration.needs_novelty:
         if model.checkpoint.novelty is None:
             raise InputError("the model's calibration follows novelty, but it has no novelty statistics")
-        strange = model.checkpoint.novelty.score(features_of_model)
-    probabilities = calibration.probabilities(logits, strange)
+        its_novelty = model.checkpoint.novelty.score(features_of_model)
+    probabilities = calibration.probabilities(logits, its_novelty)
     candidates = describe_pool(
         seen.features, probabilities[rows], [pool[row].qid for row in rows], known.features, novelty,
         rows=rows, workspace=folder, progress=progress,

@@ -83,12 +83,12 @@ def calibrated(
     novelty = {name: model.score(seen[name].features) for name in sets}
     columns = []
     for name, members in sets.items():
-        told = np.array([stage.soft or pair.probabilities is None for pair in members])
-        if told.any():
+        counted = np.array([stage.soft or pair.probabilities is None for pair in members])
+        if counted.any():
             # The sets count alike, however many pairs they have.
-            weights = np.full(told.sum(), 1 / told.sum())
+            weights = np.full(counted.sum(), 1 / counted.sum())
             labels = label_matrix(members, grades)
-            columns.append((np.asarray(seen[name].logits)[told], labels[told], novelty[name][told], weights))
+            columns.append((np.asarray(seen[name].logits)[counted], labels[counted], novelty[name][counted], weights))
     logits, labels, novelties, weights = map(np.concatenate, zip(*columns, strict=True))
     fit = determined_calibration(
         logits, labels, novelties, weights=weights, with_novelty=stage.novelty, with_bias=stage.bias,

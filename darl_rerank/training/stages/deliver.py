@@ -1,4 +1,4 @@
-"""Deliver: the last checkpoint with its model card and all that is known of its training, in the folder asked for."""
+"""Deliver: the last checkpoint with its model card and the facts of its training, in the output folder."""
 
 from __future__ import annotations
 

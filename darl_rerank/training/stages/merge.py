@@ -1,5 +1,6 @@
-"""Merge: the mean of several seeds, the weight α between the model that fine-tuning began with and its outcome, and, if
-asked for, the comparison with the model that the training began with.
+"""Merge: the mean of several seeds, then the weight α between the model that fine-tuning began with and its outcome.
+
+With `keep_if_better` the outcome is compared with the model that the training began with.
 
 Every candidate is judged on the held-out pairs, temperature-scaled first, so that none is chosen for what one scalar
 does afterwards.
