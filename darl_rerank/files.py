@@ -47,7 +47,9 @@ def check_output_file(path: str | Path) -> None:
 def check_output_folder(path: str | Path, *, overwrite: bool) -> None:
     """Raise InputError if `path` exists and is not to be overwritten: to be called before the work goes there."""
     if Path(path).exists() and not overwrite:
-        raise InputError("already exists; choose another folder or ask to overwrite it", path=path)
+        raise InputError(
+            "already exists; choose another folder, or --overwrite (overwrite=True) to replace it", path=path
+        )
 
 
 @contextlib.contextmanager

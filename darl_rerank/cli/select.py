@@ -29,7 +29,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--run", "runs", type=_PATH, multiple=True, help="A TREC run to take the pool from; may be repeated.")
 @click.option("--topics", type=_PATH, help="The queries of --run.")
 @click.option("--corpus", type=_PATH, help="The documents of --run.")
-@click.option("--depth", default=100, show_default=True, help="Documents of each query of a run.")
+@click.option(
+    "--depth", type=click.IntRange(min=1), default=100, show_default=True, help="Documents of each query of a run."
+)
 @click.option("--exclude", type=_PATH, multiple=True, help="JSONL with pairs of a test set; may be repeated.")
 @click.option(
     "--overlap",
@@ -38,11 +40,23 @@ _PATH = click.Path(path_type=Path)
     show_default=True,
     help="What to do if the pool shares queries with --exclude.",
 )
-@click.option("--budget", type=int, required=True, help="Pairs that can be labelled.")
+@click.option("--budget", type=click.IntRange(min=1), required=True, help="Pairs that can be labelled.")
 @click.option("--strategy", default="dasa", show_default=True, help="dasa, random, uncertainty, knn, kcenter …")
 @click.option("--band", type=float, nargs=2, default=(80.0, 99.5), show_default=True, help="Novelty percentiles.")
-@click.option("--per-query", default=5, show_default=True, help="At most so many pairs of one query; 0: no limit.")
-@click.option("--held-out", default=0.2, show_default=True, help="Share of labelled queries that novelty is scaled by.")
+@click.option(
+    "--per-query",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="At most so many pairs of one query; 0: no limit.",
+)
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.2,
+    show_default=True,
+    help="Share of labelled queries that novelty is scaled by.",
+)
 @click.option("--features", type=click.Choice(["base", "model"]), default="base", show_default=True)
 @click.option(
     "--pool-features",
@@ -94,8 +108,8 @@ def select(
         raise click.UsageError("give either --pool, or --run with --topics and --corpus")
     if strategy not in STRATEGIES:
         raise InputError(f"unknown selection strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
-    if budget < 1:
-        raise InputError(f"--budget must be at least 1, got {budget}")
+    if not 0 <= band[0] < band[1] <= 100:
+        raise click.BadParameter(f"expected two rising percentiles, got {band[0]:g} {band[1]:g}", param_hint="--band")
     check_output_file(output)
     settings = SelectionSettings(band=band, per_query=per_query or None, seed=seed)
     reranker = load_reranker(**model)

@@ -50,8 +50,10 @@ class _OnStderr(logging.Handler):
 def logging_on_stderr() -> Iterator[None]:
     """While it lasts, what the package logs goes to stderr, and so does what Python warns of, in one line each."""
     handler = _OnStderr()
-    level = _LOGGER.level
+    level, propagate = _LOGGER.level, _LOGGER.propagate
     _LOGGER.addHandler(handler)
+    # Libraries such as Pyserini give the root logger a handler when they are imported: nothing is said twice.
+    _LOGGER.propagate = False
     _LOGGER.setLevel(logging.INFO)
     try:
         with warnings.catch_warnings():
@@ -60,6 +62,7 @@ def logging_on_stderr() -> Iterator[None]:
     finally:
         _LOGGER.removeHandler(handler)
         _LOGGER.setLevel(level)
+        _LOGGER.propagate = propagate
         progress.silence(False)
 
 

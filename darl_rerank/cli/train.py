@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Of `darl_rerank.training.losses`, which needs torch.
+_LOSSES = ("occ", "ce", "label_smoothing", "sord", "emd", "corn")
+
 
 @click.command()
 @click.option("--config", type=click.Path(path_type=Path), help="The recipe (TOML).")
@@ -31,9 +34,9 @@ log = logging.getLogger(__name__)
     help="With --pairs: a checkpoint to go on from (folder or name), or a base model: smollm2, folder, hub id.",
 )
 @click.option("--scale", help="With --pairs and a base model: a named scale.  [default: trec4]")
-@click.option("--loss", default="occ", show_default=True, help="With --pairs.")
+@click.option("--loss", type=click.Choice(_LOSSES), default="occ", show_default=True, help="With --pairs.")
 @click.option("--weights", type=click.Choice(["lora", "all"]), default="lora", show_default=True, help="With --pairs.")
-@click.option("--epochs", type=float, default=1.0, show_default=True, help="With --pairs.")
+@click.option("--epochs", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="With --pairs.")
 @click.option(
     "--max-length",
     type=int,

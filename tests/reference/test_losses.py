@@ -212,3 +212,9 @@ def test_occ_is_the_sum_of_its_terms() -> None:
         + 0.25 * pairwise_rank(logits, targets, queries=queries)
     )
     torch.testing.assert_close(occ(logits, targets, queries=queries), expected)
+
+
+def test_the_command_line_knows_every_loss() -> None:
+    from darl_rerank.cli.train import _LOSSES
+
+    assert set(_LOSSES) == set(LOSSES)

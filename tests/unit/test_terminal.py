@@ -16,6 +16,8 @@ from click.testing import CliRunner
 
 from darl_rerank.cli import cli
 from darl_rerank.cli.terminal import add_quiet, logging_on_stderr, print_json, print_table
+from darl_rerank.errors import InputError
+from darl_rerank.files import check_output_folder
 from darl_rerank.progress import progress_bar
 
 
@@ -48,6 +50,41 @@ def test_warnings_of_python_are_one_line(capsys: pytest.CaptureFixture[str]) -> 
     with logging_on_stderr():
         pass
     assert len(logging.getLogger("darl_rerank").handlers) == before
+
+
+def test_a_library_that_sets_up_logging_makes_nothing_come_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handler = logging.StreamHandler()
+    root.addHandler(handler)
+    try:
+        with logging_on_stderr():
+            logging.getLogger("darl_rerank.cli").error("nowhere: no such file")
+    finally:
+        root.removeHandler(handler)
+    assert capsys.readouterr().err == "Error: nowhere: no such file\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["rerank", "a", "b", "c", "--depth", "0"], "--depth"),
+        (["select", "out", "--labelled", "x", "--pool", "y", "--budget", "0"], "--budget"),
+        (["select", "out", "--labelled", "x", "--pool", "y", "--budget", "1", "--per-query", "-1"], "--per-query"),
+        (["select", "out", "--labelled", "x", "--pool", "y", "--budget", "1", "--held-out", "1"], "--held-out"),
+        (["select", "out", "--labelled", "x", "--pool", "y", "--budget", "1", "--band", "90", "80"], "--band"),
+        (["train", "--pairs", "x", "--output", "y", "--epochs", "0"], "--epochs"),
+        (["train", "--pairs", "x", "--output", "y", "--loss", "mse"], "--loss"),
+    ],
+)
+def test_errors_name_options_as_they_are_typed(words: list[str], option: str) -> None:
+    result = CliRunner().invoke(cli, words, standalone_mode=True)
+    assert result.exit_code == 2
+    assert f"Invalid value for {option}:" in result.output.replace("'", "")
+
+
+def test_what_is_there_is_kept_unless_overwrite_is_typed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="already exists; choose another folder, or --overwrite"):
+        check_output_folder(tmp_path, overwrite=False)
 
 
 def test_evaluate_warns_without_a_source_line(tmp_path: Path) -> None:
