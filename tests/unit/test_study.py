@@ -33,10 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import page as page_module
 from provenance import provenance
+from study import rare, tables
 from study import run as run_module
 from study import study_run as study_run_module
-from study import tables
-from study.chosen import chosen_rows
+from study.chosen import chosen_rows, prepare_pool
 from study.claims import HOLDS, REFUTED, Part, overall, verdict
 from study.collections_by_role import load_collections, seed_sets
 from study.earlier import with_earlier
@@ -351,3 +351,31 @@ def assert_page_says_what_json_says(
     parts = [part for claim in written["study_toy"]["claims"]["12"].values() for part in claim["parts"]]
     refuted = sum(part["verdict"] == "refuted" for part in parts)
     assert listed.partition("### Not shown")[0].count("\n- ") == refuted
+
+
+def test_a_pool_where_shift_is_rare_and_what_each_strategy_chooses_of_it(
+    run: StudyRun, study: Study, tmp_path: Path
+) -> None:
+    data, states, checkpoint = run.data, run.states, run.checkpoint
+    away = data.roles["pool"]
+    for share in (0.1, 0.5):
+        sets = rare.pool_with(data, study, 0, share, size=30)
+        assert (len(sets.pool), int(np.isin(sets.pool, away).sum())) == (30, round(30 * share))
+        assert not np.isin(sets.pool, sets.train).any()
+    with pytest.raises(InputError, match="needs 57 pairs of a kind that has"):
+        rare.pool_with(data, study, 0, 0.05, size=60)
+    seed = prepare_pool(sets, data, study, states, checkpoint, 0)
+
+    def measure(kept: Path, logits: Any, facts: dict[str, Any]) -> Run:
+        return measure_run(kept, logits, data, run.tests, checkpoint.scale.gains, facts, 20, rare.MEASURES)
+
+    runs = {}
+    for strategy in ("random", *rare.STRATEGIES):
+        found = rare.run_arm((strategy, 8, 0.5, 0), seed, study, data, states, checkpoint, measure, tmp_path)
+        assert found.facts["pairs"] == 8
+        runs[strategy, 8, 0.5] = {0: found}
+    row = rare.comparison(runs, "dasa", 8, 0.5)
+    assert row["verdict"].endswith("1 seed only")
+    assert row["against_random"]["OOD/qwk"]["value"] == pytest.approx(
+        runs["dasa", 8, 0.5][0].facts["values"]["OOD/qwk"] - runs["random", 8, 0.5][0].facts["values"]["OOD/qwk"]
+    )
