@@ -1,4 +1,4 @@
-"""Fills the tables of docs/scores.md from results/decisions.json, cuts.json and fusion.json."""
+"""Fills the tables of docs/scores.md from results/decisions.json, cuts.json, fusion.json and drift.json."""
 
 from __future__ import annotations
 
@@ -94,7 +94,23 @@ def fusion() -> str | None:
     return f"{table(head, rows)}\n\n{_source('fusion', values)}"
 
 
-TABLES = (grades, confusion, cuts, fusion)
+def drift() -> str | None:
+    values = result("drift")
+    if values is None:
+        return None
+    rows = [
+        [
+            f"{name} ({'home' if row['home'] else 'away'})", row["queries"], f"{row['mean_novelty']:.0f}",
+            percent(row["above_95"]), f"{row['distance']:.3f}", f"{row['p_value']:.2g}",
+            "yes" if row["drifted"] else "no",
+        ]
+        for name, row in values["collections"].items()
+    ]  # fmt: skip
+    head = ["collection", "queries", "mean novelty", "above 95", "distance", "p", "drifted"]
+    return table(head, rows)
+
+
+TABLES = (grades, confusion, cuts, fusion, drift)
 
 
 if __name__ == "__main__":
