@@ -1,10 +1,11 @@
-"""`darl-rerank demo`: the whole way, from a catalogue to a reranked list, on data that comes with the package."""
+"""`darl-rerank demo`: lists that come with the package, before and after, in a minute or two."""
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,175 +15,172 @@ from .options import load_reranker, model_options
 from .terminal import json_option, line_width, print_json, show
 
 if TYPE_CHECKING:
-    from ..evaluation.significance import PairedTest
-    from ..model.scale import RelevanceScale
+    from ..offline import RerankJob
+    from ..reranker import Reranker
     from ..results import RankedDocument
-    from ..trec.corpora import Document
-    from ..trec.runs import Run, RunEntry
 
-_SHOWN_QUERIES = ("laptop", "usb hub", "surround sound speakers")
+_FOLDER = Path(__file__).resolve().parents[1] / "data" / "demo"
 _SHOWN_DOCUMENTS = 5
-_TITLE_WIDTH = 72
+_TITLE_WIDTH = 90
+
+
+@dataclass(frozen=True, slots=True)
+class DemoLists:
+    """Queries with BM25's first ten documents, which the model that ships never saw in training.
+
+    Attributes:
+        name: of the collection.
+        about: what it is, for a heading.
+        shown: the query whose list is shown.
+    """
+
+    name: str
+    about: str
+    shown: str
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Each with "qid", "query", "documents" (id, text, score) and "grades" by document id."""
+        with gzip.open(_FOLDER / f"{self.name}.jsonl.gz", "rt", encoding="utf-8") as stream:
+            yield from map(json.loads, stream)
+
+    def job(self) -> tuple[RerankJob, dict[str, Mapping[str, int]]]:
+        """The lists as a job, and the grades that people gave."""
+        from ..offline import RerankJob
+
+        job, grades = RerankJob({}, {}), {}
+        for row in self.rows():
+            qid = row["qid"]
+            job.queries[qid] = row["query"]
+            job.candidates[qid] = [(document["id"], document["text"]) for document in row["documents"]]
+            job.scores[qid] = [document["score"] for document in row["documents"]]
+            grades[qid] = row["grades"]
+        return job, grades
+
+
+LISTS = (
+    DemoLists(
+        "medquad",
+        "Medical questions, answered by US health institutes",
+        "What are the symptoms of Parkinson's Disease?",
+    ),
+    DemoLists("icecat", "Product searches in a catalogue, far from what the model was trained on", "laptop"),
+)
 
 
 @click.command()
-@click.option(
-    "--depth",
-    type=click.IntRange(min=10),
-    default=15,
-    show_default=True,
-    help="Products of each query to rerank; 15 take about two minutes on two cores.",
-)
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("runs/demo"),
     show_default=True,
-    help="Folder for the runs before and after, with details.",
+    help="Folder for the runs, with scores, grades and probabilities.",
 )
-@click.option("--query", "shown", multiple=True, help="A query whose list to show; may be given several times.")
 @click.option("--restart", is_flag=True, help="Begin anew instead of going on with an interrupted demo.")
 @json_option
 @model_options
-def demo(
-    depth: int, output: Path, shown: tuple[str, ...], restart: bool, as_json: bool, **model: str | int | None
-) -> None:
-    """Rerank Lucene's BM25 on a product catalogue that comes with the package.
+def demo(output: Path, restart: bool, as_json: bool, **model: str | int | None) -> None:
+    """Rerank lists that come with the package: what changes, and what it is worth.
 
-    Indexes 19,406 products with Pyserini's Lucene, retrieves for 135 queries, reranks, prints the top of a few lists
-    before and after, and nDCG@10 of both runs. An interrupted demo goes on when the same command is given again.
+    Medical questions and product searches, 30 of each, with BM25's first ten documents; the model was trained on
+    neither. Shows a list before and after, then nDCG@10 of BM25, of the model, and of both with fuse="auto". An
+    interrupted demo goes on when the same command is given again.
     """
-    from darl_rerank.adapters.lucene import lucene_search
+    from ..offline import rerank_run
 
-    from .. import icecat
-    from ..errors import InputError
-    from ..offline import prepare, rerank_run
-    from ..trec.runs import write_run
-    from .catalogue import lucene_index
-
-    products = {product.docid: product for product in icecat.read_products()}
-    topics = icecat.queries()
-    asked = _asked(shown, topics)
-    retrieved = lucene_search(lucene_index(), topics, k=max(100, depth))
-    # A query for which Lucene finds nothing has nothing to rerank; evaluation still counts it.
-    retrieved = {qid: entries for qid, entries in retrieved.items() if entries}
-    if lost := [topics[qid] for qid in asked if qid not in retrieved]:
-        raise InputError(f"--query {lost[0]!r}: Lucene finds nothing in the catalogue, so there is no list to show")
     reranker = load_reranker(**model)
-    before, after = output / "bm25.trec", output / f"darl-rerank.depth{depth}.trec"
-    details = after.with_suffix(".jsonl")
-    write_run(before, {qid: [(e.docid, e.score) for e in entries] for qid, entries in retrieved.items()}, "bm25")
-    job = prepare(retrieved, topics, products, depth=depth)
-    settings = {"depth": depth, "precision": reranker.engine.precision}
-    rerank_run(reranker, job, after, details=details, settings=settings, restart=restart)
-
-    rankings = _read_details(details)
-    compared = _compare(before, after)
+    found = []
+    for lists in LISTS:
+        job, grades = lists.job()
+        if not as_json:
+            click.echo(f"{lists.about}\n")
+            _print_before_and_after(reranker, lists, job)
+        run = output / f"{lists.name}.trec"
+        details = run.with_suffix(".jsonl")
+        settings = {"precision": reranker.engine.precision}
+        rerank_run(reranker, job, run, details=details, fuse="auto", settings=settings, restart=restart)
+        compared = _compare(job, grades, details)
+        found.append({"name": lists.name, "queries": len(job.queries), "nDCG@10": compared})
+        if not as_json:
+            _print_comparison(len(job.queries), compared)
     if as_json:
-        print_json({
-            "output": str(output),
-            "depth": depth,
-            "trained": reranker.checkpoint.trained,
-            **compared.to_dict(),
-            "lists": {topics[qid]: [ranked.to_dict() for ranked in rankings[qid]] for qid in asked},
-        })  # fmt: skip
+        print_json({"output": str(output), "trained": reranker.checkpoint.trained, "lists": found})
         return
-    for qid in asked:
-        _print_before_and_after(topics[qid], retrieved[qid], rankings[qid], products, reranker.scale)
-    click.echo(compared.told(depth))
-    if not reranker.checkpoint.trained:
-        click.echo("The model is untrained: it grades zero-shot, from the grade words alone.")
-    click.echo(f"Runs, grades and probabilities are in {output}")
+    click.echo(
+        f"Scores, grades and probabilities are in {output}. Next, with your own data:\n"
+        "  darl-rerank rerank RUN TOPICS OUTPUT --corpus CORPUS --fuse auto   rerank a TREC run\n"
+        "  darl-rerank train --pairs GRADED.jsonl --output MODEL             train on your own grades\n"
+        "  darl-rerank serve                                                  an HTTP server, and a page to try it on"
+    )
 
 
-def _asked(shown: Sequence[str], topics: Mapping[str, str]) -> list[str]:
-    """Ids of the queries to show; those of `shown`, or the default ones."""
-    from ..errors import InputError
-
-    ids = {text: qid for qid, text in topics.items()}
-    if unknown := [text for text in shown if text not in ids]:
-        some = ", ".join(list(ids)[::15])
-        raise InputError(f"--query {unknown[0]!r} is not one of the demo's queries, such as {some}")
-    return [ids[text] for text in shown or _SHOWN_QUERIES]
-
-
-def _read_details(path: Path) -> dict[str, list[RankedDocument]]:
-    from ..results import RankedDocument
-    from ..trec.lines import read_lines
-
-    rankings: dict[str, list[RankedDocument]] = {}
-    for _, line in read_lines(path):
-        values: dict[str, Any] = json.loads(line)
-        rankings.setdefault(values["qid"], []).append(RankedDocument.from_dict(values))
-    return rankings
-
-
-def _print_before_and_after(
-    query: str,
-    retrieved: Sequence[RunEntry],
-    ranking: Sequence[RankedDocument],
-    products: Mapping[str, Document],
-    scale: RelevanceScale,
-) -> None:
+def _print_before_and_after(reranker: Reranker, lists: DemoLists, job: RerankJob) -> None:
     from .table import ranking_table
 
-    old_ranks = {entry.docid: rank for rank, entry in enumerate(retrieved, 1)}
-    best = ranking[:_SHOWN_DOCUMENTS]
-    titles = [products[str(ranked.docid)].title for ranked in best]
-    grades = ", ".join(f"{number} {grade.name}" for number, grade in enumerate(scale.grades))
-    lines = [f"Query: {query}", "", "  BM25"]
-    for rank, entry in enumerate(retrieved[:_SHOWN_DOCUMENTS], 1):
-        lines.append(f"  {rank}  {entry.score:6.3f}  {' '.join(products[entry.docid].title.split())[:_TITLE_WIDTH]}")
-    lines += ["", f"  Reranked; bars: probability of {grades}"]
+    qid = next(qid for qid, query in job.queries.items() if query == lists.shown)
+    documents = [
+        {"id": docid, "text": text, "score": score}
+        for (docid, text), score in zip(job.candidates[qid], job.scores[qid], strict=True)
+    ]
+    ranking = reranker.rerank(job.queries[qid], documents)
+    lines = [f"  {lists.shown}", "", "  BM25"]
+    for place, document in enumerate(documents[:_SHOWN_DOCUMENTS], 1):
+        lines.append(f"  {place}  {document['score']:6.3f}  {_line(document['text'])}")
+    lines += ["", f"  Reranked; bars: probability of {_grades(reranker)}"]
     click.echo("\n".join(lines))
-    old = [old_ranks[str(ranked.docid)] for ranked in best]
+    best: Sequence[RankedDocument] = ranking[:_SHOWN_DOCUMENTS]
+    old = [ranked.index + 1 for ranked in best]
+    titles = [_line(ranked.text) for ranked in best]
     show(ranking_table(best, titles, old_ranks=old, width=line_width() - 2), indent=2, fits=True)
     click.echo()
 
 
-@dataclass(frozen=True, slots=True)
-class _Comparison:
-    """Mean nDCG@10 of the first stage, of the new order and of both fused; the latter two against the first."""
-
-    queries: int
-    first_stage: float
-    reranked: float
-    fused: float
-    reranked_gain: PairedTest
-    fused_gain: PairedTest
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"measure": "nDCG@10", **asdict(self)}
-
-    def told(self, depth: int) -> str:
-        return (
-            f"nDCG@10 over {self.queries} queries: BM25 {self.first_stage:.4f}, its first {depth} reranked "
-            f"{self.reranked:.4f}\n{_difference(self.reranked_gain)}\n"
-            f"both orders fused, as `darl-rerank rerank --fuse` does it, {self.fused:.4f}\n"
-            f"{_difference(self.fused_gain)}"
-        )
+def _grades(reranker: Reranker) -> str:
+    return ", ".join(f"{number} {grade.name}" for number, grade in enumerate(reranker.scale.grades))
 
 
-def _compare(before: Path, after: Path) -> _Comparison:
-    from darl_rerank.trec.fusion import fuse_runs
+def _line(text: str) -> str:
+    return " ".join(text.split())[:_TITLE_WIDTH]
 
-    from .. import icecat
+
+def _compare(job: RerankJob, grades: Mapping[str, Mapping[str, int]], details: Path) -> dict[str, Any]:
+    """nDCG@10 of each order, and what the others gain over BM25 with a 95 % interval."""
     from ..evaluation.ranking import evaluate_run
     from ..evaluation.significance import paired_test
-    from ..trec.runs import in_given_order, read_run
+    from ..trec.lines import read_lines
+    from ..trec.runs import in_given_order
 
-    def ndcg(run: Run) -> Any:
-        return evaluate_run(icecat.judgements(), run, ["nDCG@10"]).per_query["nDCG@10"]
+    scored: dict[str, list[dict[str, Any]]] = {}
+    for _, line in read_lines(details):
+        values = json.loads(line)
+        scored.setdefault(values["qid"], []).append(values)
 
-    runs = read_run(before), read_run(after)
-    fused = {qid: [hit.docid for hit in hits] for qid, hits in fuse_runs(runs).items()}
-    old, new, both = ndcg(runs[0]), ndcg(runs[1]), ndcg(in_given_order(fused))
-    means = (float(values.mean()) for values in (old, new, both))
-    return _Comparison(len(old), *means, paired_test(new, old), paired_test(both, old))
+    def ordered(key: str) -> dict[str, list[str]]:
+        return {
+            qid: [v["docid"] for v in sorted(values, key=lambda v: -v.get(key, v["score"]))]
+            for qid, values in scored.items()
+        }
+
+    orders = {
+        "BM25": {qid: [docid for docid, _ in documents] for qid, documents in job.candidates.items()},
+        "model": ordered("score"),
+        "fuse auto": {qid: [v["docid"] for v in values] for qid, values in scored.items()},
+    }
+    qrels = {qid: dict(judged) for qid, judged in grades.items()}
+    per_query = {
+        name: evaluate_run(qrels, in_given_order(order), ["nDCG@10"]).per_query["nDCG@10"]
+        for name, order in orders.items()
+    }
+    result: dict[str, Any] = {"BM25": {"value": float(per_query["BM25"].mean())}}
+    for name in ("model", "fuse auto"):
+        test = paired_test(per_query[name], per_query["BM25"])
+        mean = float(per_query[name].mean())
+        result[name] = {"value": mean, "gain": test.difference, "low": test.low, "high": test.high}
+    return result
 
 
-def _difference(test: PairedTest) -> str:
-    return (
-        f"difference {test.difference:+.4f}, 95 % interval [{test.low:+.4f}, {test.high:+.4f}], p = {test.p:.4f}; "
-        f"better on {test.wins}, worse on {test.losses}"
-    )
+def _print_comparison(queries: int, compared: Mapping[str, Any]) -> None:
+    click.echo(f"  nDCG@10 over {queries} queries")
+    for name, values in compared.items():
+        gain = f"  {values['gain']:+.3f} [{values['low']:+.3f}, {values['high']:+.3f}]" if "gain" in values else ""
+        click.echo(f"  {name:10} {values['value']:.3f}{gain}")
+    click.echo()

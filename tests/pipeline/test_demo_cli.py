@@ -1,14 +1,15 @@
-"""`darl-rerank demo` with the tiny model: the catalogue is indexed once, and a second call has nothing left to do."""
+"""`darl-rerank demo` with the tiny model: lists shown, orders compared, a second call with nothing left to do."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-from darl_rerank import icecat
 from darl_rerank.cli import cli
+from darl_rerank.cli.demo import LISTS
 from darl_rerank.trec.runs import read_run
 
 
@@ -19,51 +20,41 @@ def call(*words: object) -> Result:
 @pytest.fixture(scope="module")
 def demo(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("demo")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DARL_RERANK_CACHE", str(folder / "cache"))
-        words = ["--model", tiny_model, "--depth", 10, "--output", folder / "out", "--query", "laptop"]
-        result = call(*words)
-        assert result.exit_code == 0, result.output
-        again = call(*words)
-        assert again.exit_code == 0, again.output
-        assert "Indexing" not in again.output
-        assert again.stdout == result.stdout
-    return folder / "out", result.stdout
+    result = call("--model", tiny_model, "--output", folder)
+    assert result.exit_code == 0, result.output
+    return folder, result.stdout
 
 
-def test_both_runs_are_written_and_compared(demo: tuple[Path, str]) -> None:
-    folder, shown = demo
-    before, after = read_run(folder / "bm25.trec"), read_run(folder / "darl-rerank.depth10.trec")
-    assert list(before) == list(after)
-    assert before.keys() <= icecat.queries().keys()
-    for qid, entries in after.items():
-        assert {entry.docid for entry in entries} == {entry.docid for entry in before[qid][:10]}
-    assert f"nDCG@10 over {len(icecat.judgements())} queries: BM25 0." in shown
-    assert "both orders fused, as `darl-rerank rerank --fuse` does it, 0." in shown
+def test_a_list_of_each_is_shown_before_and_after(demo: tuple[Path, str]) -> None:
+    for lists in LISTS:
+        first = next(row for row in lists.rows() if row["query"] == lists.shown)["documents"][0]
+        assert lists.about in demo[1]
+        assert lists.shown in demo[1]
+        assert " ".join(first["text"].split())[:40] in demo[1]
 
 
-def test_lists_are_shown_before_and_after(demo: tuple[Path, str]) -> None:
-    folder, shown = demo
-    titles = {product.docid: " ".join(product.title.split()) for product in icecat.read_products()}
-    (laptop,) = (qid for qid, text in icecat.queries().items() if text == "laptop")
-    first = read_run(folder / "bm25.trec")[laptop][0].docid
-    assert "Query: laptop" in shown
-    assert titles[first][:40] in shown
-    assert "grade" in shown
+def test_three_orders_are_compared(demo: tuple[Path, str], tiny_model: Path) -> None:
+    assert demo[1].count("nDCG@10 over 30 queries") == len(LISTS)
+    again = call("--model", tiny_model, "--output", demo[0], "--json")
+    assert again.exit_code == 0, again.output
+    for found in json.loads(again.stdout)["lists"]:
+        values = found["nDCG@10"]
+        assert {"BM25", "model", "fuse auto"} == set(values)
+        assert f"{values['fuse auto']['value']:.3f}" in demo[1]
 
 
-def test_bad_options(tiny_model: Path, tmp_path: Path) -> None:
-    unknown = call("--model", tiny_model, "--output", tmp_path / "x", "--query", "no such query")
-    assert unknown.exit_code == 3
-    assert "is not one of the demo's queries" in unknown.output
-    assert call("--depth", 3).exit_code == 2
+def test_runs_hold_every_document(demo: tuple[Path, str]) -> None:
+    for lists in LISTS:
+        run = read_run(demo[0] / f"{lists.name}.trec")
+        rows = {row["qid"]: row["documents"] for row in lists.rows()}
+        assert {q: {e.docid for e in entries} for q, entries in run.items()} == {
+            q: {d["id"] for d in documents} for q, documents in rows.items()
+        }
 
 
-def test_a_query_that_lucene_finds_nothing_for(
-    demo: tuple[Path, str], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DARL_RERANK_CACHE", str(demo[0].parent / "cache"))
-    result = call("--model", tiny_model, "--output", demo[0].parent / "other", "--query", "netflix")
-    assert result.exit_code == 3, result.output
-    assert "--query 'netflix': Lucene finds nothing in the catalogue" in result.output
-    assert not (demo[0].parent / "other").exists()
+def test_what_ships_are_lists_that_people_judged() -> None:
+    for lists in LISTS:
+        job, grades = lists.job()
+        assert len(job.queries) == len(grades) == 30
+        assert any(max(judged.values()) > 0 for judged in grades.values())
+        assert all(len(job.candidates[qid]) == len(job.scores[qid]) for qid in job.queries)
