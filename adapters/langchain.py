@@ -11,7 +11,7 @@ from darl_rerank import Reranker
 
 from .judgement import as_reranker, checked_options, judgement, require
 
-require("langchain-core", "langchain", "1.0.0")
+require("langchain-core", "langchain", "1.4.0")
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.cross_encoders import BaseCrossEncoder
