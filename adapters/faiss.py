@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -95,6 +95,7 @@ def rerank_faiss(
     documents: Any,
     *,
     top_k: int | None = None,
+    fuse: Literal["auto"] | None = None,
 ) -> list[list[RankedDocument]]:
     """Rerank a ready pair (D, I) of `index.search`.
 
@@ -105,6 +106,8 @@ def rerank_faiss(
         ids: I, same shape.
         documents: see `as_document_store`.
         top_k: how many documents of each query to return; all if None.
+        fuse: "auto" orders by the model's scores and the places of `ids` together, see `Reranker.rerank`: whether a
+            great distance is good depends on the index.
 
     Returns:
         For each query its documents, best first; `document` of each is a `Candidate`.
@@ -118,9 +121,10 @@ def rerank_faiss(
     if len(found) != len(queries):
         raise InputError(f"got {len(queries)} queries but distances and ids for {len(found)}")
     asked = [number for number, group in enumerate(found) if group]
-    rankings = reranker.rerank_many([queries[n] for n in asked], [found[n] for n in asked], top_k=top_k)
+    rules = {} if fuse is None else {"fuse": fuse}
+    rankings = reranker.rerank_many([queries[n] for n in asked], [found[n] for n in asked], top_k=top_k, **rules)
     by_query = dict(zip(asked, rankings, strict=True))
-    return [by_query.get(n, []) for n in range(len(queries))]
+    return [list(by_query.get(n, [])) for n in range(len(queries))]
 
 
 class FaissRetriever:
@@ -214,13 +218,16 @@ class FaissReranker:
         found = FaissRetriever.load(folder, encoder=encoder)
         return cls(found.index, found.documents, found.encoder, reranker)
 
-    def search(self, queries: str | Sequence[str], k: int = 10, depth: int = 100) -> list[list[RankedDocument]]:
+    def search(
+        self, queries: str | Sequence[str], k: int = 10, depth: int = 100, *, fuse: Literal["auto"] | None = None
+    ) -> list[list[RankedDocument]]:
         """For each query the best `k` of the `depth` nearest documents.
 
         Args:
             queries: one text or several.
             k: how many to return for each.
             depth: how many to judge for each; at least `k` are.
+            fuse: see `rerank_faiss`.
 
         Returns:
             One list a query, best first; `document` of each is a `Candidate`.
@@ -235,4 +242,4 @@ class FaissReranker:
         if not texts:
             return []
         distances, ids = self.retriever.retrieve(texts, max(k, depth))
-        return rerank_faiss(self.reranker, texts, distances, ids, self.retriever.documents, top_k=k)
+        return rerank_faiss(self.reranker, texts, distances, ids, self.retriever.documents, top_k=k, fuse=fuse)

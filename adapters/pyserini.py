@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from darl_rerank.errors import InputError
 from darl_rerank.results import RankedDocument
@@ -36,9 +36,8 @@ __all__ = [
 class CanRerank(Protocol):
     """The part of `darl_rerank.Reranker` that the adapters use."""
 
-    def rerank_many(
-        self, queries: Sequence[str], documents_per_query: Sequence[Sequence[Any]], *, top_k: int | None = None
-    ) -> Sequence[Sequence[RankedDocument]]: ...
+    @property
+    def rerank_many(self) -> Callable[..., Sequence[Sequence[RankedDocument]]]: ...
 
 
 class RerankedHit:
@@ -48,8 +47,9 @@ class RerankedHit:
 
     Attributes:
         docid: the document's id.
-        score: expected gain, what hits are ordered by. Where two neighbours would be equal in a TREC file, the lower
-            one is moved down by about 1e-6, so that any writer keeps the order; `ranked.score` is never changed.
+        score: what hits are ordered by: expected gain, or the fusion's score with `fuse`. Where two neighbours would be
+            equal in a TREC file, the lower one is moved down by about 1e-6, so that any writer keeps the order;
+            `ranked.score` is never changed.
         ranked: the judgement as the reranker gave it; None for a hit below the reranked depth.
         first_stage_rank: the place, from 1, that the first stage gave it.
     """
@@ -110,6 +110,7 @@ def rerank_hits(
     top_k: int | None = None,
     text_fields: Sequence[str] = TEXT_FIELDS,
     lookup: Any = None,
+    fuse: Literal["auto"] | None = None,
 ) -> list[RerankedHit]:
     """Rerank the hits of one query.
 
@@ -122,13 +123,14 @@ def rerank_hits(
         text_fields: which fields make up the text, see `stored_text`.
         lookup: where texts come from if hits carry none (`FaissSearcher`, hybrid): a mapping or callable from docid
             to string, mapping or document, or a searcher with `doc`, such as `LuceneSearcher`.
+        fuse: "auto" orders by the model's scores and the hits' own together, see `Reranker.rerank`.
 
     A hit without text is not judged: it follows the judged ones, `ranked.judged` is False and `ranked.reason` says why.
 
     Raises:
         InputError: no hit has a text, an empty query, `depth` or `top_k` below 1.
     """
-    options = {"depth": depth, "top_k": top_k, "text_fields": text_fields, "lookup": lookup}
+    options = {"depth": depth, "top_k": top_k, "text_fields": text_fields, "lookup": lookup, "fuse": fuse}
     return rerank_batch(reranker, {"": query}, {"": hits}, **options)[""]
 
 
@@ -141,6 +143,7 @@ def rerank_batch(
     top_k: int | None = None,
     text_fields: Sequence[str] = TEXT_FIELDS,
     lookup: Any = None,
+    fuse: Literal["auto"] | None = None,
 ) -> dict[str, list[RerankedHit]]:
     """Rerank what `batch_search` returned; the arguments are those of `rerank_hits`, by query id.
 
@@ -159,14 +162,15 @@ def rerank_batch(
     asked = [qid for qid, hits in results.items() if hits]
     with jvm_lock:
         documents = _documents([results[qid][:depth] for qid in asked], text_fields, find)
-    rankings = reranker.rerank_many([queries[qid] for qid in asked], documents) if asked else []
+    rules = {} if fuse is None else {"fuse": fuse}
+    rankings = reranker.rerank_many([queries[qid] for qid in asked], documents, **rules) if asked else []
     by_qid = dict(zip(asked, rankings, strict=True))
     return {qid: _reordered(hits, by_qid.get(qid, []))[:top_k] for qid, hits in results.items()}
 
 
 def _reordered(hits: Sequence[Any], ranking: Sequence[RankedDocument]) -> list[RerankedHit]:
     tail = hits[len(ranking) :]
-    scores = [ranked.score for ranked in ranking] + [None] * len(tail)
+    scores = [ranked.score if ranked.fused is None else ranked.fused for ranked in ranking] + [None] * len(tail)
     kept: list[float] = []
     for score, written in zip(scores, strictly_decreasing(scores), strict=True):
         kept.append(score if score is not None and f"{score:.6f}" == written else float(written))
@@ -180,8 +184,8 @@ def _reordered(hits: Sequence[Any], ranking: Sequence[RankedDocument]) -> list[R
 
 def _documents(
     lists: Sequence[Sequence[Any]], text_fields: Sequence[str], find: Callable[[str], Any] | None
-) -> list[list[dict[str, str]]]:
-    """Ids and texts of the hits of several queries; the text of a hit that has none is empty.
+) -> list[list[dict[str, Any]]]:
+    """Ids, texts and scores of the hits of several queries; the text of a hit that has none is empty.
 
     Raises:
         InputError: what is there are no hits, or none of them has a text: then it is the set-up that is wrong.
@@ -197,7 +201,9 @@ def _documents(
             faults.append(error)
             return ""
 
-    documents = [[{"text": text(hit), "id": hit.docid} for hit in hits] for hits in lists]
+    documents = [
+        [{"text": text(hit), "id": hit.docid, "score": getattr(hit, "score", None)} for hit in hits] for hits in lists
+    ]
     if faults and not any(document["text"] for found in documents for document in found):
         raise faults[0]
     return documents
@@ -244,6 +250,7 @@ class RerankingSearcher:
         depth: how many hits of each query to judge.
         text_fields: which fields make up the text, see `stored_text`.
         lookup: where texts come from if hits carry none, see `rerank_hits`.
+        fuse: "auto" orders by both scores together, see `rerank_hits`.
 
     Raises:
         InputError: `depth` below 1, or an index without documents.
@@ -257,6 +264,7 @@ class RerankingSearcher:
         *,
         text_fields: Sequence[str] = TEXT_FIELDS,
         lookup: Any = None,
+        fuse: Literal["auto"] | None = None,
     ) -> None:
         if depth < 1:
             raise InputError(f"depth must be at least 1, got {depth}")
@@ -265,7 +273,9 @@ class RerankingSearcher:
         self.searcher = searcher
         self.reranker = reranker
         self.depth = depth
-        self._options: dict[str, Any] = {"depth": depth, "text_fields": text_fields, "lookup": _as_lookup(lookup)}
+        self._options: dict[str, Any] = {
+            "depth": depth, "text_fields": text_fields, "lookup": _as_lookup(lookup), "fuse": fuse,
+        }  # fmt: skip
 
     def __getattr__(self, name: str) -> Any:
         if name == "searcher":  # not set yet: copying makes an empty object first

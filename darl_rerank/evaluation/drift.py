@@ -111,5 +111,5 @@ def kolmogorov(x: float) -> float:
     """P(K > x) of Kolmogorov's distribution, 2 Σ (-1)^(k-1) exp(-2 k² x²); x with Stephens' correction (1970)."""
     if x < 0.2:
         return 1.0
-    terms = (2 * (-1) ** (k - 1) * math.exp(-2 * k * k * x * x) for k in range(1, 101))
-    return min(1.0, max(0.0, sum(terms)))
+    terms = [2.0 * (1 if k % 2 else -1) * math.exp(-2 * k * k * x * x) for k in range(1, 101)]
+    return min(1.0, max(0.0, math.fsum(terms)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+from darl_rerank.adapters.faiss import rerank_faiss
+from darl_rerank.adapters.pyserini import rerank_hits
 
 from darl_rerank import Reranker
 from darl_rerank.errors import InputError
@@ -141,3 +143,22 @@ def test_arguments_that_say_nothing_are_refused(deciding: Reranker, arguments: d
 def test_a_checkpoint_without_prevalence_says_what_finds_it_out(tiny_reranker: Reranker) -> None:
     with pytest.raises(InputError, match="darl-rerank calibrate"):
         tiny_reranker.rerank(QUERY, DOCUMENTS, prevalence="estimate")
+
+
+def test_the_adapters_fuse_with_the_scores_of_hits_and_the_places_of_vectors(deciding: Reranker) -> None:
+    @dataclass
+    class Hit:
+        docid: str
+        score: float
+
+    first = [5.0, 4.0, 3.5, 1.0, 0.5]
+    texts = {f"d{i}": text for i, text in enumerate(DOCUMENTS)}
+    hits = [Hit(docid, score) for docid, score in zip(texts, first, strict=True)]
+    documents = [{"id": hit.docid, "text": texts[hit.docid], "score": hit.score} for hit in hits]
+    expected = deciding.rerank(QUERY, documents, fuse="auto")
+    found = rerank_hits(deciding, QUERY, hits, lookup=texts, fuse="auto")
+    assert [hit.docid for hit in found] == [ranked.docid for ranked in expected]
+    assert [hit.score for hit in found] == pytest.approx([ranked.fused for ranked in expected], abs=1e-5)
+    by_place = deciding.rerank(QUERY, DOCUMENTS, fuse="auto")
+    (near,) = rerank_faiss(deciding, [QUERY], [first], [range(5)], DOCUMENTS, fuse="auto")
+    assert [ranked.index for ranked in near] == [ranked.index for ranked in by_place]

@@ -110,8 +110,8 @@ def rising(points: Floats) -> Floats:
 
 def _checked(cost: NDArray[np.floating[Any]] | None, grades: int) -> Floats:
     if cost is None:
-        levels = np.arange(grades, dtype=np.float64)
-        return np.asarray(np.square(levels[:, None] - levels), dtype=np.float64)
+        levels = np.arange(grades)
+        return np.asarray((levels[:, None] - levels) ** 2, dtype=np.float64)
     cost = np.asarray(cost, dtype=np.float64)
     if cost.shape != (grades, grades) or not np.isfinite(cost).all() or (cost < 0).any() or np.diag(cost).any():
         raise InputError(f"costs must be {grades} rows of {grades} numbers, none below 0, with 0 for the right grade")
