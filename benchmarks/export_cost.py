@@ -2,9 +2,9 @@
 
     python benchmarks/export_cost.py [--model FOLDER] [--precisions int8] [--work FOLDER]
 
-Each export and each start is a process of its own. Processor seconds count all threads and say more than seconds where
-the machine is shared. Starts run on one thread, from the process's beginning to the ranking of ten documents, after one
-that fills the cache. Writes results/export_cost.json.
+Each export and each start is a process of its own, on one thread: processor seconds then say more than seconds where the
+machine is shared (threads that wait for each other count as busy). Starts go from the process's beginning to the ranking
+of ten documents, after one that fills the cache. Writes results/export_cost.json.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ print(json.dumps({"precision": reranker.engine.precision, "imported": imported})
 """
 
 
-def measured(command: list[str], **environment: str) -> tuple[dict[str, Any], str]:
-    """Seconds, processor seconds and peak MiB of a process, and what it printed."""
+def measured(command: list[str]) -> tuple[dict[str, Any], str]:
+    """Seconds and processor seconds of a process, and what it printed."""
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     printed = process.communicate()[0]
     seconds, after = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
@@ -84,7 +84,7 @@ def main(model: Path | None, precisions: str, work: Path | None, repeats: int) -
         for name, (folder, engine) in folders.items():
             runs = []
             for repeat in range(repeats + 1):
-                found, printed = measured([sys.executable, "-c", _START, str(folder), engine], OMP_NUM_THREADS="1")
+                found, printed = measured([sys.executable, "-c", _START, str(folder), engine])
                 if repeat:
                     runs.append(found)
             starts[name] = {"runs": runs, **json.loads(printed)}

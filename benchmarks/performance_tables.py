@@ -111,7 +111,7 @@ def cost() -> str | None:
         for name, found in values["starts"].items()
     ]
     return "\n\n".join([
-        table(["export", "processor seconds", "peak GiB", "MiB", "finer products", "same grade"], exports),
+        table(["export", "processor seconds, one thread", "peak GiB", "MiB", "finer products", "same grade"], exports),
         table(["engine", "precision", "processor seconds to the first result, one thread"], starts),
         source(values, "export_cost"),
     ])  # fmt: skip

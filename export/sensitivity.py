@@ -81,7 +81,8 @@ class _Lowered:
         if precision == "int8":
             whole, scale = quantized_columns(exact)
             # A quarter of the memory: all products of the model are held at once.
-            self._whole, self._scale = whole.astype(np.int8), scale
+            self._whole: NDArray[Any] = whole.astype(np.int8)
+            self._scale = scale
         else:
             self._whole, self._scale = quantized_blocks(exact), np.ones((1, exact.shape[1]), np.float32)
 

@@ -171,7 +171,7 @@ class BlockAttention:
             shape (n, heads, Q, size).
         """
         if self._fused:
-            return masked_attention(queries, *keys_values, mask)
+            return masked_attention(queries, keys_values[0], keys_values[1], mask)
         count, _, length, size = queries.shape
         heads, shared = self._heads, self._heads.queries // self._heads.keys
         dtype = queries.dtype
