@@ -2,9 +2,9 @@
 
     python benchmarks/export_cost.py [--model FOLDER] [--precisions int8] [--work FOLDER]
 
-Each export and each start is a process of its own, on one thread: processor seconds then say more than seconds where the
-machine is shared (threads that wait for each other count as busy). Starts go from the process's beginning to the ranking
-of ten documents, after one that fills the cache. Writes results/export_cost.json.
+Each export and each start is a process of its own, on one thread: where the machine is shared, processor seconds then say
+more than seconds (threads that wait for each other count as busy). A start goes from the process's beginning to the
+ranking of ten documents, and comes after one that fills the cache. Writes results/export_cost.json.
 """
 
 from __future__ import annotations
