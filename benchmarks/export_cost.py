@@ -3,8 +3,8 @@
     python benchmarks/export_cost.py [--model FOLDER] [--precisions int8] [--work FOLDER]
 
 Each export and each start is a process of its own, on one thread: where the machine is shared, processor seconds say
-more than seconds then (threads that wait for each other count as busy). A start goes from the process's beginning to the
-ranking of ten documents, and comes after one that fills the cache. Writes results/export_cost.json.
+more than seconds then (threads that wait for each other count as busy). A start goes from the beginning of the process
+to the ranking of ten documents, and comes after one that fills the cache. Writes results/export_cost.json.
 """
 
 from __future__ import annotations
