@@ -130,7 +130,7 @@ def rows(setting: Setting) -> dict[str, Any]:
     ]
     shapes, parameters = linear_shapes(checkpoint), linear_parameters(checkpoint)
     tokens = tokens_of(checkpoint, setting.pairs)
-    ceiling = ceilings(shapes)
+    ceiling = ceilings(shapes, clock=setting.now)
     ready = []
     skipped = {f"darl-rerank, ONNX Runtime, {precision}": fault for precision, fault in faults.items()}
     for contender, run in c.loaded(setting.chosen(wanted)):
@@ -147,25 +147,46 @@ def rows(setting: Setting) -> dict[str, Any]:
             found = run(setting.pairs)
             seconds.append(setting.now() - start)
             logits[:] = [found]
-    ceiling = higher(ceiling, ceilings(shapes))
+    ceiling = higher(ceiling, ceilings(shapes, clock=setting.now))
     reference: NDArray[np.float32] = next(found[0] for of, _, _, found in ready if of.name.endswith("torch, float32"))
     table = []
     for contender, _, seconds, logits in ready:
         rate = len(setting.pairs) / statistics.median(seconds)
-        most = ceiling.get(contender.number_format, {}).get("best")
-        used = {"run": tokens["run" if contender.shares_prefix else "whole"], "whole": tokens["whole"]}
-        shares = {kind: rate * 2 * parameters * count / most if most else None for kind, count in used.items()}
         table.append({
             "name": contender.name, "number_format": contender.number_format, "seconds": seconds,
-            "pairs_per_second": rate, "share_of_ceiling_tokens_run": shares["run"],
-            "share_of_ceiling_whole_pairs": shares["whole"],
+            "shares_prefix": contender.shares_prefix, "pairs_per_second": rate,
             "largest_logit_difference": float(np.abs(logits[0] - reference).max()),
         })  # fmt: skip
         click.echo(f"{contender.name:60} {rate:6.2f} pairs/s", err=True)
     return {
         "pairs": len(setting.pairs), "tokens_per_pair": tokens, "linear_parameters": parameters, "ceiling": ceiling,
-        "rows": table, "skipped": skipped, "load_average": os.getloadavg()[0], "clock": setting.clock,
+        "rows": with_shares(table, tokens, parameters, ceiling), "skipped": skipped,
+        "load_average": os.getloadavg()[0], "clock": setting.clock,
     }  # fmt: skip
+
+
+def with_shares(
+    table: Sequence[dict[str, Any]], tokens: dict[str, float], parameters: int, ceiling: dict[str, dict[str, float]]
+) -> list[dict[str, Any]]:
+    """The rows with their shares of the ceiling, by the tokens that they have to run and by whole pairs."""
+    found = []
+    for row in table:
+        most = ceiling.get(row["number_format"], {}).get("best")
+        shares = row.get("shares_prefix", row["name"].startswith("darl-rerank"))
+        used = {"tokens_run": tokens["run" if shares else "whole"], "whole_pairs": tokens["whole"]}
+        found.append(row | {
+            f"share_of_ceiling_{kind}": row["pairs_per_second"] * 2 * parameters * count / most if most else None
+            for kind, count in used.items()
+        })  # fmt: skip
+    return found
+
+
+def ceiling_again(setting: Setting, rows_before: dict[str, Any]) -> dict[str, Any]:
+    """The rows measured before, against a ceiling measured now by the same clock."""
+    ceiling = ceilings(linear_shapes(setting.checkpoint), clock=setting.now)
+    before = rows_before["rows_provenance"] if "rows_provenance" in rows_before else rows_before["provenance"]
+    table = with_shares(rows_before["rows"], rows_before["tokens_per_pair"], rows_before["linear_parameters"], ceiling)
+    return {**rows_before, "rows_provenance": before, "ceiling": ceiling, "rows": table}
 
 
 def latency(setting: Setting) -> dict[str, Any]:
@@ -299,6 +320,7 @@ def chosen_parts(text: str) -> Sequence[str]:
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--largest", default=10_000, show_default=True, help="pairs of the largest run of `scaling`")
 @click.option("--exported", multiple=True, type=(str, click.Path(path_type=Path)), help="PRECISION FOLDER")
+@click.option("--ceiling-again", "again", is_flag=True, help="only the ceiling of the rows that NAME has")
 @click.option("--only", default="", help="comma-separated parts of names: which rows of `rows`; all if not given")
 @click.option(
     "--clock",
@@ -310,7 +332,7 @@ def chosen_parts(text: str) -> Sequence[str]:
 @click.option("--name", default="throughput", show_default=True, help="of the file in results/")
 def main(
     collection: Path | None, model: Path | None, parts: str, count: int, per_query: int, repeats: int, largest: int,
-    exported: tuple[tuple[str, Path], ...], only: str, clock: str, name: str,
+    exported: tuple[tuple[str, Path], ...], again: bool, only: str, clock: str, name: str,
 ) -> None:  # fmt: skip
     """Measure and write results/throughput.json."""
     names = chosen_parts(parts)
@@ -331,6 +353,12 @@ def main(
         "per_query": per_query,
         "seed": 0,
     }
+    if again:
+        before = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["parts"]["rows"]
+        values = ceiling_again(setting, {**common, **before})
+        del values["provenance"]
+        click.echo(write_result(name, {"parts": merged(name, "rows", values)}).name, err=True)
+        return
     for part in names:
         begun = time.monotonic()
         values = PARTS[part](setting)

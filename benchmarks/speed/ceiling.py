@@ -34,8 +34,10 @@ def linear_parameters(checkpoint: Checkpoint) -> int:
     return sum(module.weight.numel() for module in body.layers.modules() if isinstance(module, torch.nn.Linear))
 
 
-def ceilings(shapes: list[tuple[int, int]], device: str = "cpu") -> dict[str, dict[str, float]]:
-    """Operations a second by number format and way; "best" is the ceiling.
+def ceilings(
+    shapes: list[tuple[int, int]], device: str = "cpu", clock: Callable[[], float] = time.perf_counter
+) -> dict[str, dict[str, float]]:
+    """Operations a second of `clock` by number format and way; "best" is the ceiling.
 
     Each is the best of half a second; "model's shapes" are all of `shapes` with 1,024 tokens, one after the other.
     """
@@ -46,14 +48,14 @@ def ceilings(shapes: list[tuple[int, int]], device: str = "cpu") -> dict[str, di
         formats["float16"] = torch.float16
     for name, dtype in formats.items():
         ways = {
-            "torch.mm, model's shapes": _torch(shapes, dtype, device),
-            "torch.mm, square": _torch(square, dtype, device),
+            "torch.mm, model's shapes": _torch(shapes, dtype, device, clock),
+            "torch.mm, square": _torch(square, dtype, device, clock),
         }
-        if device == "cpu" and (prepared := _onednn(shapes, dtype)) is not None:
+        if device == "cpu" and (prepared := _onednn(shapes, dtype, clock)) is not None:
             ways["oneDNN, model's shapes"] = prepared
         result[name] = ways | {"best": max(ways.values())}
-    if device == "cpu" and (found := _int8(shapes, square)):
-        if (prepared := _onednn_int8(shapes)) is not None:
+    if device == "cpu" and (found := _int8(shapes, square, clock)):
+        if (prepared := _onednn_int8(shapes, clock)) is not None:
             found["oneDNN, model's shapes"] = prepared
         result["int8"] = found | {"best": max(found.values())}
     return result
@@ -68,29 +70,31 @@ def _operations(shapes: list[tuple[int, int]], rows: int = TOKENS) -> int:
     return sum(2 * rows * inputs * outputs for inputs, outputs in shapes)
 
 
-def _rate(run: Callable[[], Any], operations: int, done: Callable[[], Any] = lambda: None) -> float:
+def _rate(
+    run: Callable[[], Any], operations: int, clock: Callable[[], float], done: Callable[[], Any] = lambda: None
+) -> float:
     run()
     done()
     best = float("inf")
-    begun = time.perf_counter()
-    while time.perf_counter() - begun < _SECONDS:
-        start = time.perf_counter()
+    begun = clock()
+    while clock() - begun < _SECONDS:
+        start = clock()
         run()
         done()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     return operations / best
 
 
-def _torch(shapes: list[tuple[int, int]], dtype: torch.dtype, device: str) -> float:
+def _torch(shapes: list[tuple[int, int]], dtype: torch.dtype, device: str, clock: Callable[[], float]) -> float:
     rows = TOKENS if device == "cpu" else 8 * TOKENS
     pairs = [
         (torch.randn(rows, i, device=device).to(dtype), torch.randn(i, o, device=device).to(dtype)) for i, o in shapes
     ]
     done = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    return _rate(lambda: [torch.mm(a, b) for a, b in pairs], _operations(shapes, rows), done)
+    return _rate(lambda: [torch.mm(a, b) for a, b in pairs], _operations(shapes, rows), clock, done)
 
 
-def _onednn(shapes: list[tuple[int, int]], dtype: torch.dtype) -> float | None:
+def _onednn(shapes: list[tuple[int, int]], dtype: torch.dtype, clock: Callable[[], float]) -> float | None:
     from darl_rerank.engines.products import OneDnnProduct, product_kind
 
     if product_kind(torch.device("cpu"), dtype) is not OneDnnProduct:
@@ -99,10 +103,10 @@ def _onednn(shapes: list[tuple[int, int]], dtype: torch.dtype) -> float | None:
         (torch.randn(TOKENS, i).to(dtype), OneDnnProduct([torch.randn(o, i).to(dtype)], [None])) for i, o in shapes
     ]
     with torch.inference_mode():
-        return _rate(lambda: [product(x) for x, product in pairs], _operations(shapes))
+        return _rate(lambda: [product(x) for x, product in pairs], _operations(shapes), clock)
 
 
-def _onednn_int8(shapes: list[tuple[int, int]]) -> float | None:
+def _onednn_int8(shapes: list[tuple[int, int]], clock: Callable[[], float]) -> float | None:
     """The same by oneDNN, from uint8 activations to float32; None where this torch has no such operator."""
     pairs = []
     try:
@@ -119,12 +123,13 @@ def _onednn_int8(shapes: list[tuple[int, int]]) -> float | None:
                     for x, weight, scales, zeros in pairs
                 ],
                 _operations(shapes),
+                clock,
             )
     except (AttributeError, RuntimeError, TypeError):
         return None
 
 
-def _int8(shapes: list[tuple[int, int]], square: list[tuple[int, int]]) -> dict[str, float]:
+def _int8(shapes: list[tuple[int, int]], square: list[tuple[int, int]], clock: Callable[[], float]) -> dict[str, float]:
     """MatMulInteger of ONNX Runtime, uint8 activations by int8 weights; nothing where it is not installed."""
     try:
         import onnxruntime
@@ -151,7 +156,7 @@ def _int8(shapes: list[tuple[int, int]], square: list[tuple[int, int]]) -> dict[
             )
             x = random.integers(0, 255, (TOKENS, inputs), dtype=np.uint8)
             runs.append((session, {"x": x}))
-        return _rate(lambda: [session.run(None, given) for session, given in runs], _operations(of))
+        return _rate(lambda: [session.run(None, given) for session, given in runs], _operations(of), clock)
 
     return {
         "MatMulInteger, model's shapes": rate(shapes),
