@@ -119,7 +119,7 @@ def export(
         if left_out:
             report["novelty"] = left_out
         (temporary / "parity.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-        card = exported.card(_card(exported, precision, parity, left_out), kind="quantized")
+        card = exported.card(_card(exported, precision, parity, left_out))
         exported.write_into(temporary, card=card)
         steps.begin("")
     return parity

@@ -291,19 +291,21 @@ class Checkpoint:
             card = with_license(card, license)
         return push(self, repository, card=card, revision=revision, private=private, message=message, token=token)
 
-    def card(self, text: str | None = None, *, kind: Kind | None = None) -> str:
+    def card(self, text: str | None = None) -> str:
         """A model card: `text`, a short one if None, under the metadata that hubs read, unless it has some.
 
         Args:
             text: Markdown.
-            kind: what the checkpoint is to its base model; as its folder has it if None.
         """
         if text is None:
             text = self._short_card()
         if has_metadata(text):
             return text
-        if kind is None:
-            kind = "quantized" if self.exported else "adapter" if self.adapter_folder else "finetune"
+        kind: Kind = "finetune"
+        if self.export is not None:
+            kind = "quantized" if self.export.precision.startswith("int") else kind
+        elif self.adapter_folder is not None:
+            kind = "adapter"
         return f"{card_metadata(self, kind)}\n{text}"
 
     @property

@@ -22,6 +22,7 @@ from darl_rerank import Checkpoint, InputError, Reranker
 from darl_rerank.cli import cli
 from darl_rerank.errors import DarlRerankError
 from darl_rerank.model.card import Figure, card_metadata
+from darl_rerank.model.export_record import ExportRecord
 from darl_rerank.model.hub import hub_reference
 
 DOCUMENTS = ["Dell XPS 13 notebook", "Laptop sleeve 13 inch", "Garden hose"]
@@ -308,8 +309,12 @@ def test_the_card_has_what_the_hub_reads(tiny_model: Path) -> None:
     recipe = {"sources": [{"name": "clicks", "use": "train"}, {"name": "judged", "use": "test"}]}
     stages = {"evaluate": {"groups": {"judged": {"measures": {"qwk": {"value": 0.41}, "ece": {"value": None}}}}}}
     trained = checkpoint.replace(provenance={"recipe": recipe, "stages": stages})
-    data = ModelCard(trained.card("# Products\n", kind="adapter")).data
-    assert (data.datasets, data.base_model, data.base_model_relation) == (["clicks"], "tiny-random-llama", "adapter")
+    data = ModelCard(trained.card("# Products\n")).data
+    assert (data.datasets, data.base_model, data.base_model_relation) == (["clicks"], "tiny-random-llama", "finetune")
+    for precision, kind in (("float32", "finetune"), ("int4", "quantized")):
+        exported = trained.replace(export=ExportRecord(precision))
+        assert ModelCard(exported.card()).data.base_model_relation == kind
+    assert ModelCard(Checkpoint.load("smollm2-darl").card("# Shipped\n")).data.base_model_relation == "adapter"
     assert [(r.dataset_name, r.metric_type, r.metric_value) for r in data.eval_results] == [("judged", "qwk", 0.41)]
     given = ModelCard(card_metadata(checkpoint, "finetune", figures=[Figure("trec-dl-2019", "ndcg_at_10", 0.66556)]))
     assert given.data.to_dict()["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.6656
