@@ -82,9 +82,10 @@ def load() -> str | None:
         for name, rows in groupby(values["rows"], lambda row: row["server"])
     )
     about = (
-        f"Requests of {values['documents']} documents at random times for {values['seconds']:.0f} s, at most "
-        f"{values['clients']} at once; latency in seconds from when a request was due, of those answered. Load is a "
-        f"share of what each server does for 8 clients that never pause, in pairs a second: {capacities}."
+        f"The tests' tiny model on one thread. Requests of {values['documents']} documents at random times for "
+        f"{values['seconds']:.0f} s, at most {values['clients']} at once; latency in seconds from when a request was "
+        f"due, of those answered. Load is a share of what each server does for 16 clients that never pause, in pairs a "
+        f"second: {capacities}."
     )
     head = ["server", "load", "pairs a second", "p50", "p95", "p99", "answered", "refused"]
     return "\n\n".join([about, table(head, lines), source(values, "serving")])

@@ -135,3 +135,15 @@ def _port(process: subprocess.Popen[bytes], log: IO[bytes]) -> int:
             raise RuntimeError(f"the server ended: {text[-2000:]}")
         time.sleep(0.02)
     raise RuntimeError("the server did not start")
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def say(port: int) -> None:
+    """What `served` waits for."""
+    print(f"listens on http://127.0.0.1:{port}", file=sys.stderr, flush=True)

@@ -46,7 +46,7 @@ CLIENTS = 64
 # Of the overhead: lists at once, and how often each side is measured.
 LISTS = 8
 ROUNDS = 3
-OTHERS = Path(__file__).resolve().parent / "other_servers.py"
+HERE = Path(__file__).resolve().parent
 # Largest difference of a relevance for float32, and for numbers with eight significant bits (docs/performance.md).
 TOLERANCES = {"float32": 1e-4}
 WIDE_TOLERANCE = 0.05
@@ -132,21 +132,27 @@ def overhead(setting: Setting) -> dict[str, Any]:
 
 
 def load(setting: Setting) -> dict[str, Any]:
+    """On the tiny model: it answers often enough for percentiles, and hides little of what a server costs."""
     asked = bodies(40)
-    checkpoint = Checkpoint.load(setting.model)
+    checkpoint = Checkpoint.load(setting.tiny)
     classifier = write_classifier(checkpoint, setting.cache / f"classifier-{checkpoint.fingerprint[:12]}")
-    python = [sys.executable, str(OTHERS)]
+    litserve = [sys.executable, str(HERE / "litserve_server.py"), str(setting.tiny)]
     commands = {
-        "darl-rerank serve": darl_rerank(setting.model, "--no-access-log"),
-        "LitServe, our Reranker, one request at a time": [*python, "litserve", setting.model],
-        "LitServe, our Reranker, batches of 8": [*python, "litserve", setting.model, "8"],
-        "Starlette, sentence-transformers CrossEncoder": [*python, "plain", str(classifier), setting.model],
+        "darl-rerank serve": darl_rerank(setting.tiny, "--no-access-log"),
+        "LitServe, our Reranker, one request at a time": litserve,
+        "LitServe, our Reranker, batches of 8": [*litserve, "8"],
+        "Starlette, sentence-transformers CrossEncoder": [
+            sys.executable,
+            str(HERE / "plain_server.py"),
+            str(classifier),
+            str(setting.tiny),
+        ],
     }
     rows = []
     for name, command in commands.items():
-        with served(command) as server:
+        with served(command, abuse.ONE_THREAD) as server:
             wait_for_answer(server, asked[0])
-            full = run_load(Load(server.port, "/rerank", asked, 8, setting.seconds / 2))
+            full = run_load(Load(server.port, "/rerank", asked, 16, setting.seconds / 2))
             capacity = full["pairs"] / full["seconds"]
             for level in LEVELS:
                 rate = level * capacity / PER_QUERY
