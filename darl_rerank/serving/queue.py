@@ -109,7 +109,8 @@ class TokenQueue:
 
     def _full(self, tokens: int) -> ApiError:
         prediction = self.judge.pace.prediction()
-        seconds = 1.0 if prediction is None else prediction.likely(self._tokens)
+        steps = self._tokens / self._step_tokens
+        seconds = 1.0 if prediction is None else steps * prediction.cautious(self._step_tokens)
         message = f"the queue is full: {self._tokens} tokens wait, {tokens} more don't fit into {self.max_tokens}"
         return ApiError(429, "queue_full", message, retry_after=min(_LONGEST_RETRY, 1 + int(seconds)))
 
