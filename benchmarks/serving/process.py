@@ -112,11 +112,15 @@ def served(command: Sequence[str], environment: Mapping[str, str] | None = None)
     """A server, whatever writes "listens on http://127.0.0.1:PORT" to stderr; ended when the block ends."""
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
         begun = time.monotonic()
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
+        # A session of its own, so that what the server has started ends with it.
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, **(environment or {})}, start_new_session=True
+        )
         try:
             yield Served(process, _port(process, log), Path(log.name), begun)
         finally:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
