@@ -25,6 +25,7 @@ from scores import Judged, read_scores
 from tqdm import tqdm
 
 from darl_rerank import Checkpoint, Ranking, Reranker
+from darl_rerank.errors import InputError
 from darl_rerank.evaluation.ranking import evaluate_run
 from darl_rerank.files import atomic_write
 from darl_rerank.model.manifest import MANIFEST
@@ -165,7 +166,11 @@ def time_budgets(data: Path, model: str, engine: str, precision: str | None, cou
         documents = [texts[docid] for docid in docids]
         for name, way in ways.items():
             started = time.perf_counter()
-            ranking = way(topics[qid], documents)
+            try:
+                ranking = way(topics[qid], documents)
+            except InputError as error:
+                # On a machine that was never quiet even one document takes longer than the shortest budget.
+                raise click.ClickException(f"{name}: {error}; run it on a machine that does nothing else") from error
             seconds[name].append(time.perf_counter() - started)
             judged[name].append(ranking.judged)
             orders[name][qid] = [docids[ranked.index] for ranked in ranking]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from darl_rerank.documents import ID_FIELDS, TEXT_FIELDS, read_document
 from darl_rerank.errors import InputError
 from darl_rerank.trec.corpora import Document, load_documents, read_corpus
 from darl_rerank.trec.graded_pairs import read_graded_pairs
@@ -138,3 +139,14 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         read_qrels(tmp_path / "nowhere")
     with pytest.raises(InputError, match="is a folder"):
         read_qrels(tmp_path)
+
+
+@pytest.mark.parametrize("docid", ID_FIELDS)
+@pytest.mark.parametrize("text", TEXT_FIELDS)
+def test_a_corpus_has_the_names_that_rerank_takes(tmp_path: Path, docid: str, text: str) -> None:
+    values = {docid: 7, "title": "T", text: "half of an emoji \ud83d"}
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(json.dumps(values) + "\n", "ascii")
+    (document,) = read_corpus(path)
+    read = read_document(values)
+    assert (document.docid, document.full_text) == (read.docid, read.text) == ("7", "T\nhalf of an emoji \ufffd")
