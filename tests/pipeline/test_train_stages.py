@@ -227,7 +227,7 @@ def test_calibration_on_grades_alone(data: Path, tiny_model: Path) -> None:
     recipe = data / "recipe.toml"
     home = f'[model]\ncheckpoint = "{tiny_model}"\n[[source]]\nname = "home"\npairs = "train.jsonl"\ndev_queries = 6\n'
     away = '[[source]]\nname = "away"\nuse = "ood_dev"\npairs = "ood_dev.jsonl"\n'
-    rest = '[finetune]\nweights = "head"\nbatch = 16\n[calibrate]\nsoft = false\n'
+    rest = '[finetune]\nweights = "head"\nbatch = 16\n[calibrate]\nsoft = false\ncuts = ["recall 0.5 of related"]\n'
     recipe.write_text(home + rest)
     result = train(recipe, data / "model")
     assert result.exit_code == 3
@@ -238,7 +238,12 @@ def test_calibration_on_grades_alone(data: Path, tiny_model: Path) -> None:
     assert result.exit_code == 0, result.output
     stage = Checkpoint.load(data / "model").provenance["stages"]["calibrate"]
     assert stage["pairs"] == 6 * 4
-    recipe.write_text(home + away + rest.replace("false", "true"))
+    # What people graded decides where grades begin, and what a cut keeps.
+    decisions = Checkpoint.load(data / "model").decisions
+    assert [cut.facts["pairs"] for cut in decisions.cuts] == [6 * 4]
+    assert decisions.grades is not None
+    assert stage["decisions"]["grades"]["points"] == list(decisions.grades.points)
+    recipe.write_text(home + away + rest.replace("soft = false", "soft = true"))
     result = train(recipe, data / "all")
     assert result.exit_code == 0, result.output
     both = Checkpoint.load(data / "all").provenance["stages"]["calibrate"]

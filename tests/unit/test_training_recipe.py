@@ -112,6 +112,10 @@ def test_all_faults_are_reported_together(write: Path) -> None:
         (SOURCE + "dev_queries = 2\njudged = false\n", "held-out queries that people judged"),
         (SOURCE + "[calibrate]\nnovelty = true\n", "held-out queries that people judged"),
         (SOURCE + "[calibrate]\nnovelty = 1\n", "calibrate.novelty: expected true or false, found 1"),
+        (
+            SOURCE + '[calibrate]\ncuts = ["recall 2 of relevant"]\n',
+            "calibrate.cuts: a cut can promise a recall above 0",
+        ),
         (SOURCE + "[calibrate]\nsoft = 0\n", "calibrate.soft: expected true or false, found 0"),
         ('[model]\nbase = "smollm2-darl"\n' + SOURCE, "smollm2-darl is a checkpoint, not a base model"),
         ("[model]\nkeep_if_better = true\n" + SOURCE, "no earlier model to keep"),

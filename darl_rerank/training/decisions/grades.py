@@ -112,10 +112,10 @@ def _checked(cost: NDArray[np.floating[Any]] | None, grades: int) -> Floats:
     if cost is None:
         levels = np.arange(grades)
         return np.asarray((levels[:, None] - levels) ** 2, dtype=np.float64)
-    cost = np.asarray(cost, dtype=np.float64)
-    if cost.shape != (grades, grades) or not np.isfinite(cost).all() or (cost < 0).any() or np.diag(cost).any():
+    stated = np.asarray(cost, dtype=np.float64)
+    if stated.shape != (grades, grades) or not np.isfinite(stated).all() or (stated < 0).any() or np.diag(stated).any():
         raise InputError(f"costs must be {grades} rows of {grades} numbers, none below 0, with 0 for the right grade")
-    return cost
+    return stated
 
 
 def _count(
