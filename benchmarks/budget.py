@@ -38,6 +38,7 @@ from darl_rerank.trec.topics import read_topics
 
 DEPTH = 100
 BUDGETS = (50, 200, 1000)
+DEPTHS = (0, 2, 5, 10, 20, 30, 50, 70, DEPTH)
 FITTED = ("bm25", "splade-pp")
 SEED = 0
 
@@ -108,6 +109,10 @@ def auto_of(queries: Sequence[Judged], stage: str, reach: Reach, gains: NDArray[
         "judged p10, p50, p90": np.percentile(list(stops.values()), [10, 50, 90]).tolist(),
         "of the full depth's top 10": float(np.mean(list(kept.values()))),
         "nDCG@10": {name: float(scores.mean()) for name, scores in ndcg.items()},
+        "nDCG@10 by documents judged": {
+            depth: float(measured(qrels, {qid: reordered(*lists[qid], depth) for qid in lists}).mean())
+            for depth in DEPTHS
+        },
         "auto from depth 100": paired_difference_of(ndcg["auto"], ndcg["depth 100"]),
     }  # fmt: skip
 

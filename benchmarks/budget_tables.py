@@ -56,7 +56,20 @@ def depths() -> str | None:
     return "\n".join([table(head, rows), "", source(part, "budget")])
 
 
-TABLES = (budgets, depths)
+def documents() -> str | None:
+    values = result("budget")
+    if values is None or "auto" not in values["parts"]:
+        return None
+    part = {name: found for name, found in values["parts"]["auto"].items() if name != "provenance"}
+    depths = list(next(iter(part.values()))["nDCG@10 by documents judged"])
+    rows = [
+        [name, *(f"{found['nDCG@10 by documents judged'][depth]:.3f}" for depth in depths)]
+        for name, found in part.items()
+    ]
+    return table(["documents judged", *depths], rows)
+
+
+TABLES = (budgets, documents, depths)
 
 
 if __name__ == "__main__":
