@@ -33,6 +33,16 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> Any:
+    """Pyserini's own `LuceneSearcher`, imported when it is asked for, since Java has to be started before."""
+    if name != "LuceneSearcher":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    ensure_jvm()
+    from pyserini.search.lucene import LuceneSearcher
+
+    return LuceneSearcher
+
+
 class CanRerank(Protocol):
     """The part of `darl_rerank.Reranker` that the adapters use."""
 

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage, 3 bad input, 4 missing dependency, 5 
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -93,6 +94,10 @@ def interrupt(number: int, frame: object) -> None:
 
 def main() -> None:
     """The entry point of the `darl-rerank` command."""
+    for stream in (sys.stdout, sys.stderr):
+        # A title that the terminal can't write costs that title a few characters, not the command.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # What stops containers and batch jobs: like Ctrl-C it has to leave no temporary files, and state to go on from.
     signal.signal(signal.SIGTERM, interrupt)
     try:

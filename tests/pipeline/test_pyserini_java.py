@@ -101,6 +101,17 @@ print(counts)
     assert found.stdout.strip() == str([9] * 8)
 
 
+def test_pyserinis_searcher_comes_with_java_started(lucene_index: Path) -> None:
+    code = """
+import sys
+from darl_rerank.adapters.pyserini import LuceneSearcher
+print(len(LuceneSearcher(sys.argv[1]).search("toner", k=9)), LuceneSearcher.__module__)
+"""
+    found = python(code, lucene_index)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith("9 pyserini.search.lucene")
+
+
 RUNNING = """
 import os, sys
 import jnius_config

@@ -160,6 +160,18 @@ def test_json_is_read_back_whatever_the_terminal_can_write(monkeypatch: pytest.M
     assert callable(print_json)
 
 
+def test_a_character_that_the_terminal_lacks_costs_only_itself(tmp_path: Path) -> None:
+    (tmp_path / "qrels").write_text("q 0 d 1\n")
+    (tmp_path / "zürich.trec").write_text("q Q0 d 1 1.0 x\n")
+    command = [sys.executable, "-m", "darl_rerank.cli", "evaluate", "qrels", "zürich.trec", "-m", "nDCG@10"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[1].split() == ["z?rich.trec", "1.0000"]
+
+
 @pytest.mark.parametrize(("shell", "words", "expected"), [
     ("bash", {"COMP_WORDS": "darl-rerank re", "COMP_CWORD": "1"}, "plain,rerank"),
     ("zsh", {"COMP_WORDS": "darl-rerank index l", "COMP_CWORD": "2"}, "lucene"),
