@@ -124,7 +124,7 @@ def _print_before_and_after(reranker: Reranker, lists: DemoLists, job: RerankJob
     ranking = reranker.rerank(job.queries[qid], documents)
     lines = [f"  {lists.shown}", "", "  BM25"]
     for place, document in enumerate(documents[:_SHOWN_DOCUMENTS], 1):
-        lines.append(f"  {place}  {document['score']:6.3f}  {_line(document['text'])}")
+        lines.append(f"  {place}  {document['score']:6.3f}  {_line(str(document['text']))}")
     lines += ["", f"  Reranked; bars: probability of {_grades(reranker)}"]
     click.echo("\n".join(lines))
     best: Sequence[RankedDocument] = ranking[:_SHOWN_DOCUMENTS]
