@@ -28,7 +28,7 @@ from ..progress import Bar, Progress, progress_bar
 from ..reranker import Reranker
 from ..results import PairScores
 from ..trec.graded_pairs import GradedPair
-from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, GradeGraph, trace
+from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, GradeGraph, require_llama_kind, trace
 from .parity import BOUNDS, NOVELTY_BOUND, Parity, bundled_sample, compare, layer_differences, violations
 from .precision import PRECISIONS, convert, products
 from .sensitivity import LEFT, effects, input_sizes, sensitive
@@ -83,6 +83,7 @@ def export(
         steps = _Steps(bar, searches=precision in _SEARCHED)
         steps.begin("load and grade with torch")
         body = load_body(checkpoint, torch.float32)
+        require_llama_kind(body)
         reference = _torch_scores(checkpoint, texts, body)
         steps.begin("trace")
         source = _Traced(checkpoint, Path(scratch) / PREFIX_GRAPH, opset, body)

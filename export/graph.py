@@ -87,12 +87,7 @@ class GradeGraph(torch.nn.Module):
         self.body = load_body(checkpoint, torch.float32) if body is None else body
         self.body.requires_grad_(False)
         self.config = self.body.config.get_text_config()
-        layers = getattr(self.body, "layers", None)
-        if layers is None or not all(hasattr(getattr(layer, "mlp", None), "down_proj") for layer in layers):
-            raise InputError(
-                f"{self.config.model_type} can't be exported: expected a decoder of the Llama kind (layers with "
-                "attention and one dense gated MLP)"
-            )
+        layers = require_llama_kind(self.body)
         if checkpoint.head.weight.shape[1] != self.config.hidden_size:
             raise InputError(
                 f"the head expects hidden size {checkpoint.head.weight.shape[1]}, {checkpoint.base.name} has another"
@@ -178,6 +173,21 @@ class GradeGraph(torch.nn.Module):
                 seen = seen & (column > row - window)
             self._masks[window] = seen[None, None]
         return self._masks[window]
+
+
+def require_llama_kind(body: Any) -> Any:
+    """The layers of a decoder, if they are what can be traced.
+
+    Raises:
+        InputError: a decoder of another kind.
+    """
+    layers = getattr(body, "layers", None)
+    if layers is None or not all(hasattr(getattr(layer, "mlp", None), "down_proj") for layer in layers):
+        raise InputError(
+            f"{body.config.get_text_config().model_type} can't be exported: expected a decoder of the Llama kind "
+            "(layers with attention and one dense gated MLP)"
+        )
+    return layers
 
 
 def _grade_logits(link: Link, outputs: torch.Tensor) -> torch.Tensor:

@@ -39,6 +39,8 @@ def load_decoder(
         model.requires_grad_(False)
         weights = FusedWeights.of_model(model) if fused else None
         if weights is None or not weights.fits(checkpoint.prompt.max_length):
+            if not hasattr(model, "layers"):
+                raise InputError(f"{model.config.model_type} can't be run: expected a decoder with a list of layers")
             _check(checkpoint, model.config.get_text_config().hidden_size, len(model.layers))
             # One of its own: it hooks into the model.
             model = model if given is None else load_body(checkpoint, dtype)
