@@ -121,6 +121,8 @@ def _require_packages() -> None:
 
 # What calibration and the choice between models need at least to say anything, if the file has it.
 _HELD_OUT_PAIRS = 200
+# With fewer a slope in novelty follows chance: 15 pairs gave one of -2.4, within its range.
+_SLOPE_PAIRS = 100
 
 
 def recipe_values(pairs: Path, flags: dict[str, Any]) -> dict[str, Any]:
@@ -150,11 +152,14 @@ def recipe_values(pairs: Path, flags: dict[str, Any]) -> dict[str, Any]:
     sizes: dict[str, int] = {}
     for pair in read_graded_pairs(pairs, grades=len(scale), names=names):
         sizes[pair.qid] = sizes.get(pair.qid, 0) + 1
+    held_out = held_out_queries(list(sizes.values()))
+    held_out_pairs = held_out * sum(sizes.values()) / len(sizes)
     return {
         "seed": flags["seed"],
         "model": {key: value for key, value in model.items() if value is not None},
-        "source": [{"name": pairs.stem, "pairs": pairs.name, "dev_queries": held_out_queries(list(sizes.values()))}],
+        "source": [{"name": pairs.stem, "pairs": pairs.name, "dev_queries": held_out}],
         "probe": {},
+        "calibrate": {"novelty": held_out_pairs >= _SLOPE_PAIRS},
         "finetune": {"loss": flags["loss"], "weights": weights, "epochs": flags["epochs"]},
         **({"interpolate": {}} if interpolate else {}),
     }

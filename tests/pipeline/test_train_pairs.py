@@ -15,6 +15,7 @@ from darl_rerank.cli.train import held_out_queries, recipe_values, train
 from darl_rerank.model.shipped import DEFAULT, SHIPPED
 from darl_rerank.training.data.training_set import load_training_set
 from darl_rerank.training.recipe.read import parse_recipe
+from darl_rerank.training.recipe.settings import CalibrateStage
 
 WORDS = ["laptop", "notebook", "garden", "hose", "printer", "toner", "battery", "quick", "fox", "house", "rain"]
 
@@ -135,6 +136,10 @@ def test_the_shipped_checkpoint_is_what_it_begins_with(pairs: Path) -> None:
     assert recipe.model.keep_if_better
     assert recipe.interpolate is None
     assert recipe.sources[0].dev_queries == 20
+    assert recipe.calibrate == CalibrateStage(novelty=True)
+    few = pairs.with_name("few.jsonl")
+    few.write_text("".join(pairs.read_text("utf-8").splitlines(keepends=True)[:60]), "utf-8")
+    assert parse_recipe(recipe_values(few, {**flags, "seed": 0}), few).calibrate == CalibrateStage(novelty=False)
     assert next(p for p in train.params if p.name == "base").default == DEFAULT
 
 
