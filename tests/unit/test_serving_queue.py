@@ -139,6 +139,8 @@ def test_the_nearest_deadline_comes_first_even_after_a_request_has_begun(
 def test_a_full_queue_refuses_and_says_when_to_come_again(
     queue: TokenQueue, engine: ScriptedEngine, reranker: Reranker
 ) -> None:
+    # So that the pace is known, from which the time to come again is read.
+    reranker.rerank("warm up", DOCUMENTS)
     hold(engine, queue, reranker)
     large = job(reranker, "large", DOCUMENTS)
     queue.submit([large])
@@ -176,6 +178,7 @@ def test_a_cancelled_request_frees_its_tokens_and_runs_no_further(
 def test_too_late_is_an_error_or_what_was_judged_by_then(
     queue: TokenQueue, engine: ScriptedEngine, reranker: Reranker
 ) -> None:
+    reranker.rerank("warm up", DOCUMENTS)
     hold(engine, queue, reranker)
     late = job(reranker, "late", ["a"], seconds=0)
     partial = job(reranker, "partial", ["a", "", "b"], seconds=0, partial=True)
