@@ -87,7 +87,7 @@ def load() -> str | None:
         f"due, of those answered. Load is a share of what each server does for 16 clients that never pause, in pairs a "
         f"second: {capacities}."
     )
-    head = ["server", "load", "pairs a second", "p50", "p95", "p99", "answered", "refused"]
+    head = ["server", "load", "pairs a second", "p50", "p95", "p99", "answered", "refused or lost"]
     return "\n\n".join([about, table(head, lines), source(values, "serving")])
 
 

@@ -46,6 +46,7 @@ CLIENTS = 64
 # Of the overhead: lists at once, and how often each side is measured.
 LISTS = 8
 ROUNDS = 3
+STARTS = 2
 HERE = Path(__file__).resolve().parent
 # Largest difference of a relevance for float32, and for numbers with eight significant bits (docs/performance.md).
 TOLERANCES = {"float32": 1e-4}
@@ -95,7 +96,7 @@ def start(setting: Setting) -> dict[str, Any]:
     except DarlRerankError as error:
         click.echo(f"int8: {error}", err=True)
     for name, command in commands.items():
-        for _ in range(3):
+        for _ in range(STARTS):
             with served(command) as server:
                 rows.append({
                     "engine": name, "seconds": server.wait_until_ready(), "cpu_seconds": server.cpu_seconds(),
