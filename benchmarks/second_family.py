@@ -236,7 +236,11 @@ def train(data: Path, work: Path, minutes: float) -> dict[str, Any]:
     arguments = ["train", "--config", str(work / "recipe.toml"), "--output", str(work / "trained"), "--device", "cpu"]
     subprocess.run([sys.executable, "-m", "darl_rerank.cli", *arguments, "--overwrite"], check=True)
     checkpoint = Checkpoint.load(work / "trained")
-    return {"recipe": RECIPE.replace("{data}/", ""), "provenance": dict(checkpoint.provenance)}
+    return {
+        "recipe": RECIPE.replace("{data}/", ""),
+        "minutes": minutes,
+        **checkpoint.provenance["stages"]["finetune-1"],
+    }
 
 
 def exported(work: Path, precision: str, count: int) -> dict[str, Any]:
