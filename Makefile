@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-clients lint types clean regular-install
+.PHONY: demo test test-clients lint types docs clean regular-install
 
 ## demo: rerank lists that come with the package with a real LLM, and show what that gains
 demo: .venv/demo.installed
@@ -27,6 +27,18 @@ lint: regular-install
 types: regular-install
 	cd .venv/regular && ../bin/mypy --config-file ../../pyproject.toml -p darl_rerank
 
+## docs: the docs site in site/, with strict links
+docs: .venv/docs.installed
+	rm -rf build/docs site
+	mkdir -p build
+	cp -r docs build/docs
+	cp CHANGELOG.md build/docs/changelog.md
+	cp darl_rerank/data/models/smollm2-darl/README.md build/docs/model-card.md
+# Links that leave docs/, and what tests read behind a code block's language ("python no-run").
+	sed -i.tmp -E -e 's#\.\./darl_rerank/data/models/smollm2-darl/README\.md#model-card.md#g' -e 's/^```(python|sh) .*/```\1/' build/docs/*.md
+	rm build/docs/*.tmp
+	.venv/docs/bin/zensical build --clean --strict
+
 # What checks types and imports can't follow an editable install into adapters/ and export/.
 regular-install: .venv/dev.installed
 	rm -rf .venv/regular build
@@ -34,7 +46,7 @@ regular-install: .venv/dev.installed
 
 ## clean: remove the environment and everything built in it
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info
 
 .venv/bin/python:
 	@echo "Making an environment in .venv"
@@ -67,4 +79,10 @@ clean:
 	@echo "Installing clients into .venv/$* for their tests (a minute)"
 	$(PYTHON) -m venv .venv/$*
 	.venv/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r $<
+	@touch $@
+
+.venv/docs.installed: Makefile | .venv/bin/python
+	@echo "Installing Zensical into .venv/docs for the docs site (some seconds)"
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/python -m pip install --quiet --disable-pip-version-check zensical==0.0.73
 	@touch $@
