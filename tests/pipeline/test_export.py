@@ -49,7 +49,7 @@ DOCUMENTS = [
 ]
 TEXTS = [(QUERY, document) for document in DOCUMENTS]
 # What serving needs besides the package itself; the rest of the base install is for the command line.
-SERVING = ("numpy", "onnxruntime", "safetensors", "tokenizers")
+SERVING = ("filelock", "numpy", "onnxruntime", "platformdirs", "safetensors", "tokenizers")
 SERVE = """
 import importlib.util, sys
 from darl_rerank import Reranker
@@ -109,10 +109,11 @@ def test_a_precision_may_be_named_in_short(exported: Path, given: str | None) ->
 def test_the_manifest_says_how_it_was_exported(exported: Path, tmp_path: Path) -> None:
     manifest = json.loads((exported / "checkpoint.json").read_text())
     assert manifest["export"] == {"precision": "float32", "opset": 23, "finer_products": []}
-    # As version 0.1 wrote it: in the provenance, under short names.
+    # As version 0.1 wrote it, in its format: in the provenance, under short names.
     old = tmp_path / "old"
     shutil.copytree(exported, old)
     del manifest["export"]
+    manifest["format"] = 1
     manifest["provenance"] = {"export": {"precision": "fp16", "opset": 23, "finer products": ["a"]}}
     (old / "checkpoint.json").write_text(json.dumps(manifest))
     assert Checkpoint.load(old).export == ExportRecord("float16", 23, ("a",))
