@@ -165,6 +165,7 @@ def time_budgets(data: Path, model: str, engine: str, precision: str | None, cou
     orders: dict[str, dict[str, list[str]]] = {name: {} for name in ways}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     judged: dict[str, list[int]] = {name: [] for name in ways}
+    refused = dict.fromkeys(ways, 0)
     load = os.getloadavg()[0]
     # All ways of one query one after the other, so that whatever else the machine does meets them alike.
     for qid, docids in tqdm(lists.items(), unit="query"):
@@ -173,9 +174,12 @@ def time_budgets(data: Path, model: str, engine: str, precision: str | None, cou
             started = time.perf_counter()
             try:
                 ranking = way(topics[qid], documents)
-            except InputError as error:
-                # On a machine that was never quiet even one document takes longer than the shortest budget.
-                raise click.ClickException(f"{name}: {error}; run it on a machine that does nothing else") from error
+            except InputError:
+                # Not even one document fits: the caller keeps the first stage's order.
+                refused[name] += 1
+                judged[name].append(0)
+                orders[name][qid] = docids
+                continue
             seconds[name].append(time.perf_counter() - started)
             judged[name].append(ranking.judged)
             orders[name][qid] = [docids[ranked.index] for ranked in ranking]
@@ -184,7 +188,10 @@ def time_budgets(data: Path, model: str, engine: str, precision: str | None, cou
     for name in ways:
         milliseconds = 1000 * np.array(seconds[name])
         rows[name] = {
-            "ms p50, p99, most": [*np.percentile(milliseconds, [50, 99]).tolist(), float(milliseconds.max())],
+            "ms p50, p99, most": [*np.percentile(milliseconds, [50, 99]).tolist(), float(milliseconds.max())]
+            if len(milliseconds)
+            else None,
+            "refused": refused[name],
             "documents judged": float(np.mean(judged[name])),
             "judged least, most": [min(judged[name]), max(judged[name])],
             "nDCG@10": float(measured(of, orders[name]).mean()), "raw ms": np.round(milliseconds, 1).tolist(),

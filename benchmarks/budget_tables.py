@@ -17,10 +17,11 @@ def budgets() -> str | None:
     rows, notes = [], []
     for name, part in timed.items():
         for way, found in part["ways"].items():
-            p50, p99, most = found["ms p50, p99, most"]
+            times = found["ms p50, p99, most"]
+            told = ["refused: below one document"] + ["-"] * 2 if times is None else [f"{ms:.0f}" for ms in times]
             least, largest = found["judged least, most"]
             rows.append([
-                name, way, f"{p50:.0f}", f"{p99:.0f}", f"{most:.0f}",
+                name, way, *told,
                 f"{found['documents judged']:.1f} ({least} to {largest})", f"{found['nDCG@10']:.3f}",
             ])  # fmt: skip
         notes.append(
