@@ -250,7 +250,6 @@ def exported(work: Path, precision: str, count: int) -> dict[str, Any]:
     try:
         export(
             Checkpoint.load(work / "trained"), folder, precision=precision, sample=sample, overwrite=True,
-            progress=lambda step: click.echo(f"{precision}: {step}", err=True),
         )  # fmt: skip
     except CheckFailedError as error:
         return {"failed": str(error)}
