@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from darl_rerank.model.checkpoint import Checkpoint
-from darl_rerank.training.losses import OccWeights, occ
+from darl_rerank.training.losses.occ import OccWeights, occ
 
 TERMS = OccWeights(rps=1.0, over=0.1, rank=1.0)
 
