@@ -120,7 +120,10 @@ def cache_path(checkpoint: Checkpoint, dtype: torch.dtype) -> Path | None:
     base, own = checkpoint.base, _own_digests(checkpoint.sha256)
     if not any(name.startswith("model/") for name in own) and base.sha256 is None and base.revision is None:
         return None
-    source = [_FORMAT, base.to_dict(), own, str(dtype)]
+    source: list[Any] = [_FORMAT, base.to_dict(), own, str(dtype)]
+    norm = checkpoint.head.norm
+    if checkpoint.layers is not None or norm is not None:
+        source.append([checkpoint.layers, None if norm is None else norm.tolist()])
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "torch" / digest[:32] / _FILE
 

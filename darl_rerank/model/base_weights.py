@@ -32,20 +32,55 @@ def require_torch() -> None:
 def load_body(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """The decoder without its LM head, adapter merged: a transformers model in evaluation mode on the CPU.
 
-    An adapter is merged in float32 and only then rounded to `dtype`, so that a small difference is not lost.
+    An adapter is merged in float32 and only then rounded to `dtype`, so that a small difference is not lost. It has the
+    layers that the checkpoint runs, and the norm that its head has.
     """
     import torch
     from transformers import AutoModel
 
     source = checkpoint.model_folder or checkpoint.base.resolve()
     if checkpoint.adapter_folder is None:
-        return _from_pretrained(AutoModel, source, checkpoint.base.revision, dtype).eval()
+        return ended(_from_pretrained(AutoModel, source, checkpoint.base.revision, dtype).eval(), checkpoint)
     from transformers import AutoModelForCausalLM
 
     body = with_adapter(
         _from_pretrained(AutoModelForCausalLM, source, checkpoint.base.revision, torch.float32), checkpoint
     )
-    return body.merge_and_unload().base_model.to(dtype).eval()
+    return ended(body.merge_and_unload().base_model.to(dtype).eval(), checkpoint)
+
+
+def ended(body: Any, checkpoint: Checkpoint) -> Any:
+    """The decoder as the checkpoint ends it: without later layers, and with the head's norm for its final one.
+
+    Args:
+        body: transformers' decoder; it is changed.
+        checkpoint: says how many layers, and has the head.
+
+    Raises:
+        InputError: the decoder has fewer layers, or a final norm that is no RMS norm.
+    """
+    import torch
+
+    layers, weight = checkpoint.layers, checkpoint.head.norm
+    if layers is not None:
+        if len(getattr(body, "layers", ())) < layers:
+            raise InputError(f"the model ends behind layer {layers}, which {checkpoint.base.name} does not have")
+        body.layers = body.layers[:layers]
+        config = body.config.get_text_config()
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+    if weight is not None:
+        norm: Any = getattr(body, "norm", None)
+        if getattr(norm, "weight", None) is None or norm.weight.shape != weight.shape:
+            raise InputError(f"{checkpoint.base.name} has no final RMS norm of size {len(weight)} to put the head's in")
+        norm.weight.data = torch.from_numpy(weight).to(norm.weight.dtype)
+        # A family whose norms are scaled otherwise (Gemma's by 1 + weight) is noticed by what they give.
+        states = torch.linspace(-1, 2, len(weight)).to(norm.weight.dtype)
+        wanted = states.float() * states.float().square().mean().rsqrt() * norm.weight.float()
+        if not torch.allclose(norm(states).float(), wanted, rtol=0.02, atol=0.02):
+            raise InputError(f"{checkpoint.base.name}'s final norm is no RMS norm as a head with its own needs it")
+    return body
 
 
 def with_adapter(model: Any, checkpoint: Checkpoint, folder: Path | None = None, *, trainable: bool = False) -> Any:

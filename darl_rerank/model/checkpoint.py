@@ -3,8 +3,9 @@
     checkpoint.json       the manifest: scale, prompt, base model, link, calibration, novelty settings, provenance,
                           sha256 of every file
     tokenizer.json
-    head.safetensors      weight (K, hidden), bias (K,), float32
+    head.safetensors      weight (K, hidden), bias (K,), float32; norm (hidden,) where it is not the base's final norm
     novelty.safetensors   statistics of the training set's features, if it was trained with them
+    exits.safetensors     heads at earlier layers, if it has early exits; see `exits`
     adapter/              a PEFT adapter on the base model, or
     model/                the whole model's weights, merged; with neither, the base model itself is used
     README.md             model card
@@ -33,11 +34,13 @@ from .base_model import BaseModel
 from .calibration import Calibration
 from .card import Kind, card_metadata, has_metadata, with_license
 from .decisions import Decisions, GradeCuts
-from .digests import file_sha256, noted_sha256
+from .digests import file_sha256
+from .exits import Exits
 from .export_record import ExportRecord
+from .faults import HEAD, TOKENIZER, file_faults, head_faults, layer_faults, novelty_faults
 from .head import Head, Link
 from .hub import CARD, push
-from .manifest import FORMAT, MANIFEST, read_manifest
+from .manifest import MANIFEST, format_of, read_manifest
 from .novelty import NoveltyModel
 from .prompt import Prompt, PromptEncoder
 from .reach import Reach
@@ -46,9 +49,10 @@ from .shipped import checkpoint_folder
 
 GRAPH = "model.onnx"
 PREFIX_GRAPH = "model_with_prefix.onnx"
-_TOKENIZER = "tokenizer.json"
-_HEAD = "head.safetensors"
 _NOVELTY = "novelty.safetensors"
+_EXITS = "exits.safetensors"
+# Files of those parts that have tensors beside their values in the manifest.
+_TENSORS = {"novelty": _NOVELTY, "exits": _EXITS}
 # What a person may edit in place without the checkpoint becoming another model.
 _UNSEALED = {CARD, MANIFEST}
 
@@ -69,6 +73,8 @@ class Checkpoint:
         link: how the head's outputs make a distribution over the grades, see `head.grade_logits`.
         novelty: statistics for the novelty score, None before training.
         reach: statistics for reranking to a depth="auto"; None if they were not fitted.
+        exits: heads at earlier layers and the rule by which pairs leave there; None without.
+        layers: behind which of the base's layers the model ends, counted from 1; None for the last.
         trained: False for a checkpoint that only `from_base` has made, which grades zero-shot.
         provenance: data, recipe and figures of its training, for the model card; JSON types. Documentation: nothing
             reads it to decide anything.
@@ -88,6 +94,8 @@ class Checkpoint:
     link: Link = "softmax"
     novelty: NoveltyModel | None = None
     reach: Reach | None = None
+    exits: Exits | None = None
+    layers: int | None = None
     trained: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
     export: ExportRecord | None = None
@@ -156,23 +164,33 @@ class Checkpoint:
         """
         folder = checkpoint_folder(model, revision)
         parts, faults = read_manifest(folder)
-        faults += _file_faults(folder, parts.get("files", {}))
+        faults += file_faults(folder, parts.get("files", {}))
         tensors: dict[str, dict[str, NDArray[Any]]] = {}
-        for name in (_HEAD, *([_NOVELTY] if parts.get("novelty") is not None else [])):
+        of_parts = [name for part, name in _TENSORS.items() if parts.get(part) is not None]
+        for name in (HEAD, *of_parts):
             try:
                 tensors[name] = load_file(folder / name)
             except (SafetensorError, OSError) as error:
                 # A missing file is named already.
                 if (folder / name).is_file():
                     faults.append(f"{name} could not be read: {error}")
-        if _HEAD in tensors:
-            faults += _head_faults(tensors[_HEAD], parts)
+        if HEAD in tensors:
+            faults += head_faults(tensors[HEAD], parts)
         if _NOVELTY in tensors:
             try:
                 parts["novelty"] = NoveltyModel.from_tensors(tensors[_NOVELTY], parts["novelty"])
-                faults += _novelty_faults(parts["novelty"], tensors.get(_HEAD, {}))
+                faults += novelty_faults(parts["novelty"], tensors.get(HEAD, {}))
             except InputError as error:
                 faults.append(f"novelty: {error}")
+        weight = tensors.get(HEAD, {}).get("weight")
+        if _EXITS in tensors and "scale" in parts and weight is not None and weight.ndim == 2:
+            try:
+                parts["exits"] = Exits.from_tensors(
+                    tensors[_EXITS], parts["exits"], parts["scale"], int(weight.shape[1])
+                )
+            except InputError as error:
+                faults.append(f"exits: {error}")
+        faults += layer_faults(parts)
         if "scale" in parts and "decisions" in parts:
             try:
                 parts["decisions"] = Decisions.from_dict(parts["decisions"], parts["scale"])
@@ -180,10 +198,10 @@ class Checkpoint:
                 faults.append(f"decisions: {error}")
         if faults:
             raise InputError("; ".join(faults), path=folder)
-        head = tensors[_HEAD]
+        head = tensors[HEAD]
         return cls(
-            tokenizer_json=(folder / _TOKENIZER).read_text("utf-8"),
-            head=Head(head["weight"], head["bias"]),
+            tokenizer_json=(folder / TOKENIZER).read_text("utf-8"),
+            head=Head(head["weight"], head["bias"], head.get("norm")),
             folder=folder,
             sha256=parts.pop("files"),
             **parts,
@@ -222,14 +240,20 @@ class Checkpoint:
         self, folder: Path, *, adapter: Path | None = None, model: Path | None = None, card: str | None = None
     ) -> None:
         """Write the files into an existing folder and seal whatever else already is there (an export's ONNX files)."""
-        (folder / _TOKENIZER).write_text(self.tokenizer_json, "utf-8")
-        (folder / _HEAD).write_bytes(save({"weight": self.head.weight, "bias": self.head.bias}))
-        novelty_settings = None
+        (folder / TOKENIZER).write_text(self.tokenizer_json, "utf-8")
+        norm = {} if self.head.norm is None else {"norm": self.head.norm}
+        (folder / HEAD).write_bytes(save({"weight": self.head.weight, "bias": self.head.bias, **norm}))
+        made: dict[str, tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]] = {}
         if self.novelty is not None:
-            tensors, novelty_settings = self.novelty.to_tensors()
-            (folder / _NOVELTY).write_bytes(save(tensors))
-        else:
-            (folder / _NOVELTY).unlink(missing_ok=True)
+            made["novelty"] = self.novelty.to_tensors()
+        if self.exits is not None:
+            made["exits"] = self.exits.to_tensors(self.scale)
+        for part, name in _TENSORS.items():
+            if part in made:
+                (folder / name).write_bytes(save(dict(made[part][0])))
+            else:
+                (folder / name).unlink(missing_ok=True)
+        settings = {part: values for part, (_, values) in made.items()}
         for name, source in (("adapter", adapter), ("model", model)):
             if source is not None:
                 _copy_weights(source, folder / name)
@@ -240,14 +264,16 @@ class Checkpoint:
             if path.is_file() and str(path.relative_to(folder)) not in _UNSEALED
         }
         values = {
-            "format": FORMAT,
+            "format": format_of({"layers": self.layers}),
             "scale": self.scale.to_dict(),
             "prompt": self.prompt.to_dict(),
             "base": self.base.to_dict(),
             "feature_layer": self.feature_layer,
+            **({} if self.layers is None else {"layers": self.layers}),
             "link": self.link,
             "calibration": self.calibration.to_dict(),
-            "novelty": novelty_settings,
+            "novelty": settings.get("novelty"),
+            **({"exits": settings["exits"]} if "exits" in settings else {}),
             **({"decisions": decisions} if (decisions := self.decisions.to_dict(self.scale)) else {}),
             **({} if self.reach is None else {"reach": self.reach.to_dict()}),
             "trained": self.trained,
@@ -282,7 +308,7 @@ class Checkpoint:
                 the account may not write.
             DarlRerankError: the hub was not reached or refused.
         """
-        if self.folder is not None and (faults := _file_faults(self.folder, self.sha256)):
+        if self.folder is not None and (faults := file_faults(self.folder, self.sha256)):
             raise InputError("; ".join(faults), path=self.folder)
         path = None if self.folder is None else self.folder / CARD
         text = path.read_text("utf-8") if path is not None and path.is_file() else None
@@ -307,6 +333,33 @@ class Checkpoint:
         elif self.adapter_folder is not None:
             kind = "adapter"
         return f"{card_metadata(self, kind)}\n{text}"
+
+    def ending_at(self, layer: int) -> Checkpoint:
+        """The model that ends behind an exit: its head is this one's, the base's later layers are not run.
+
+        What was fitted to the whole model's scores is left out (grades, cuts, `reach`), and novelty if it looks at the
+        last layer or at one that is gone: `darl-rerank calibrate` fits it anew. The exits before stay.
+
+        Args:
+            layer: of the exit, counted from 1.
+
+        Raises:
+            InputError: there is no exit behind that layer, or the folder is an export, whose graphs have all layers.
+        """
+        if self.exported:
+            raise InputError("is an export, whose graphs have all layers; shorten the checkpoint it was made from",
+                             path=self.folder)  # fmt: skip
+        if self.exits is None:
+            raise InputError(f"has no exits, so it can't end behind layer {layer}", path=self.folder)
+        end, novelty = self.exits.at(layer), self.novelty
+        hidden = self.head.weight.shape[1]
+        if novelty is not None and (self.feature_layer > layer or novelty.weights[-hidden:].any()):
+            novelty = None
+        return self.replace(
+            head=end.head, layers=layer, feature_layer=min(self.feature_layer, layer), calibration=end.calibration,
+            exits=self.exits.before(layer), novelty=novelty, decisions=Decisions(fusion=self.decisions.fusion),
+            reach=None,
+        )  # fmt: skip
 
     @property
     def grade_cuts(self) -> GradeCuts:
@@ -354,6 +407,11 @@ class Checkpoint:
             values.append(self.link)
         if decisions := self.decisions.to_dict(self.scale):
             values.append(decisions)
+        if self.layers is not None or self.head.norm is not None:
+            values.append([self.layers, None if self.head.norm is None else _digest(self.head.norm)])
+        if self.exits is not None:
+            tensors, settings = self.exits.to_tensors(self.scale)
+            values.append([settings, {name: _digest(tensor) for name, tensor in sorted(tensors.items())}])
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def _short_card(self) -> str:
@@ -376,50 +434,6 @@ def _digest(array: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _file_faults(folder: Path, files: Mapping[str, str]) -> list[str]:
-    faults = []
-    for name in (_HEAD, _TOKENIZER):
-        if files and name not in files:
-            faults.append(f"files: lacks {name}")
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            faults.append(f"{name} is missing")
-        elif noted_sha256(path) != expected:
-            faults.append(f"{name} is not the file that was saved (sha256 differs)")
-    return faults
-
-
-def _head_faults(head: Mapping[str, NDArray[Any]], parts: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the head's tensors, alone and beside the scale and the calibration."""
-    if missing := {"weight", "bias"} - head.keys():
-        return [f"{_HEAD} lacks {', '.join(sorted(missing))}"]
-    faults = []
-    weight, bias = head["weight"], head["bias"]
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor.dtype != np.float32:
-            faults.append(f"{_HEAD}: expected {name} in float32, found {tensor.dtype}")
-        elif not np.isfinite(tensor).all():
-            faults.append(f"{_HEAD}: {name} holds values that are not finite")
-    if weight.ndim != 2 or bias.shape != weight.shape[:1]:
-        return [*faults, f"{_HEAD}: expected weight (K, hidden) and bias (K,), found {weight.shape} and {bias.shape}"]
-    if "scale" in parts and len(weight) != len(parts["scale"]):
-        faults.append(f"the head has {len(weight)} rows but the scale {len(parts['scale'])} grades")
-    biases = parts["calibration"].bias if "calibration" in parts else ()
-    if biases and len(biases) != len(weight):
-        faults.append(f"the calibration has {len(biases)} biases but the head {len(weight)} rows")
-    return faults
-
-
-def _novelty_faults(novelty: NoveltyModel, head: Mapping[str, NDArray[Any]]) -> list[str]:
-    weight = head.get("weight")
-    if weight is None or weight.ndim != 2 or novelty.feature_size == 3 * weight.shape[1]:
-        return []
-    return [
-        f"novelty takes features of size {novelty.feature_size}, the head's hidden size gives {3 * weight.shape[1]}"
-    ]
-
-
 def _copy_weights(source: Path, target: Path) -> None:
     """Copy configuration and safetensors, nothing else: no pickle travels."""
     target.mkdir()
@@ -427,5 +441,5 @@ def _copy_weights(source: Path, target: Path) -> None:
     if not any(path.suffix == ".safetensors" for path in copied):
         raise InputError("expected weights as *.safetensors; pickled weights are not read", path=source)
     for path in copied:
-        if path.name not in (_TOKENIZER, "tokenizer_config.json"):
+        if path.name not in (TOKENIZER, "tokenizer_config.json"):
             (target / path.name).write_bytes(path.read_bytes())

@@ -128,6 +128,17 @@ class Cut:
             "facts": dict(self.facts),
         }  # fmt: skip
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], scale: RelevanceScale) -> Cut:
+        """The inverse of `to_dict`; KeyError, TypeError or ValueError where a value is missing or none."""
+        novelty = values["novelty"]
+        return cls(
+            Promise.parse(values["promise"], scale),
+            float(values["threshold"]),
+            None if novelty is None else float(novelty),
+            values["facts"],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class FusionWeight:
@@ -216,15 +227,7 @@ class Decisions:
             grades, fusion = values.get("grades"), values.get("fusion")
             found = cls(
                 grades=None if grades is None else GradeCuts(tuple(map(float, grades["points"])), grades["facts"]),
-                cuts=tuple(
-                    Cut(
-                        Promise.parse(cut["promise"], scale),
-                        float(cut["threshold"]),
-                        None if cut["novelty"] is None else float(cut["novelty"]),
-                        cut["facts"],
-                    )
-                    for cut in values.get("cuts", ())
-                ),
+                cuts=tuple(Cut.from_dict(cut, scale) for cut in values.get("cuts", ())),
                 fusion=None
                 if fusion is None
                 else FusionWeight(float(fusion["weight"]), float(fusion["novelty_slope"]), fusion["facts"]),

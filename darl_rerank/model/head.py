@@ -21,10 +21,12 @@ class Head:
     Attributes:
         weight: shape (K, hidden), float32.
         bias: shape (K,), float32.
+        norm: weight of the RMS norm before it, shape (hidden,), float32; None for the base model's final norm.
     """
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
+    norm: NDArray[np.float32] | None = None
 
 
 def check_link(link: str) -> None:

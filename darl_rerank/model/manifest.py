@@ -1,6 +1,8 @@
 """The manifest of a checkpoint, checkpoint.json: read with all its faults listed, one reader for each format number.
 
-Format 1 has no `link`: its heads are read by softmax. Format 2 says how the head's outputs are read.
+Format 1 has no `link`: its heads are read by softmax. Format 2 says how the head's outputs are read. Format 3 has
+`layers`: the model ends behind one of the base's layers. It is written for such a model alone; versions that would run
+all layers under its head refuse it so.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from .prompt import Prompt
 from .reach import Reach
 from .scale import RelevanceScale
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "checkpoint.json"
 
 
@@ -84,7 +86,11 @@ def _read_2(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return parts, faults
 
 
-_READERS: dict[int, Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[str]]]] = {1: _read_1, 2: _read_2}
+_READERS: dict[int, Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[str]]]] = {
+    1: _read_1,
+    2: _read_2,
+    3: _read_2,
+}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -96,6 +102,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _link(value: Any) -> str:
     check_link(value)
     return str(value)
+
+
+def format_of(values: Mapping[str, Any]) -> int:
+    """The lowest format that a manifest with these parts can have, so that older versions read what they can run."""
+    return FORMAT if values.get("layers") is not None else 2
 
 
 def _layer(value: Any) -> int:
@@ -110,7 +121,7 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _novelty_settings(value: Any) -> Mapping[str, Any] | None:
+def _mapping_or_none(value: Any) -> Mapping[str, Any] | None:
     return None if value is None else _mapping(value)
 
 
@@ -137,7 +148,10 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
     "feature_layer": _layer,
     "link": _link,
     "calibration": lambda value: Calibration.from_dict(_mapping(value)),
-    "novelty": _novelty_settings,
+    "layers": lambda value: None if value is None else _layer(value),
+    # Made sense of beside their tensors, see `Checkpoint.load`.
+    "novelty": _mapping_or_none,
+    "exits": _mapping_or_none,
     # Made sense of beside the scale, see `Checkpoint.load`.
     "decisions": _mapping,
     "reach": lambda value: None if value is None else Reach.from_dict(_mapping(value)),
@@ -146,4 +160,6 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
     "provenance": _mapping,
     "files": _files,
 }
-_OPTIONAL: dict[str, Any] = {"novelty": None, "decisions": {}, "reach": None, "export": None, "provenance": {}}
+_OPTIONAL: dict[str, Any] = {
+    "layers": None, "novelty": None, "exits": None, "decisions": {}, "reach": None, "export": None, "provenance": {},
+}  # fmt: skip

@@ -56,11 +56,10 @@ def fit_cut(
     relevant = np.asarray(grades) >= promise.grade
     alpha = 1 - promise.level
     index = np.unique(np.asarray(queries), return_inverse=True)[1]
-    if not relevant.any():
-        raise InputError(f"no pair has grade {promise.grade} or better: a cut needs some that are relevant")
     if promise.kind == "recall":
-        threshold, count = _recall(promise, score, relevant, index)
+        threshold, count = recall_threshold(promise, score, relevant, index)
     else:
+        _check_any(promise, relevant)
         threshold, count = _precision(promise, score, relevant, index, confidence)
     strange = None
     if novelty is not None:
@@ -87,7 +86,22 @@ def queries_needed(promise: Promise, confidence: float = CONFIDENCE) -> int:
     return math.ceil(round(math.log(1 - confidence) / math.log(1 - alpha), 9))
 
 
-def _recall(promise: Promise, score: Floats, relevant: NDArray[np.bool_], index: NDArray[np.intp]) -> tuple[float, int]:
+def recall_threshold(
+    promise: Promise, score: Floats, relevant: NDArray[np.bool_], queries: NDArray[Any]
+) -> tuple[float, int]:
+    """The highest threshold on `score` that keeps a recall, see `fit_cut`, and how many queries it rests on.
+
+    Args:
+        promise: of a recall.
+        score: what a pair is kept by, if it is at least the threshold, shape (n,).
+        relevant: shape (n,).
+        queries: which query each pair belongs to, shape (n,).
+
+    Raises:
+        InputError: no relevant pair, or too few queries.
+    """
+    _check_any(promise, relevant)
+    index = np.unique(queries, return_inverse=True)[1]
     alpha, n = 1 - promise.level, len(np.unique(index[relevant]))
     if n < (needed := queries_needed(promise)):
         raise InputError(
@@ -102,6 +116,11 @@ def _recall(promise: Promise, score: Floats, relevant: NDArray[np.bool_], index:
     below = np.searchsorted(ordered, ordered, side="left")
     holds = n / (n + 1) * lost[below] + 1 / (n + 1) <= alpha + 1e-12
     return float(ordered[holds].max()), n
+
+
+def _check_any(promise: Promise, relevant: NDArray[np.bool_]) -> None:
+    if not relevant.any():
+        raise InputError(f"no pair has grade {promise.grade} or better: a cut needs some that are relevant")
 
 
 def _precision(
