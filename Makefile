@@ -1,7 +1,9 @@
 # Each target does its own set-up in .venv from nothing; PYTHON is what makes that environment.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python $(PIP_INSTALL)
+DOCS_PIP := .venv/docs/bin/python $(PIP_INSTALL)
 
 .PHONY: demo test test-clients lint types docs clean regular-install
 
@@ -27,11 +29,13 @@ lint: regular-install
 types: regular-install
 	cd .venv/regular && ../bin/mypy --config-file ../../pyproject.toml -p darl_rerank
 
-## docs: the docs site in site/, with strict links
+## docs: the docs site in site/, with strict links; its reference is made from docstrings, commands and settings
 docs: .venv/docs.installed
-	rm -rf build/docs site
-	mkdir -p build
+	rm -rf build site
+	$(DOCS_PIP) --no-deps --target build/package .
 	cp -r docs build/docs
+	rm build/docs/make_reference.py
+	PYTHONPATH=build/package .venv/docs/bin/python docs/make_reference.py build/docs
 	cp CHANGELOG.md build/docs/changelog.md
 	cp darl_rerank/data/models/smollm2-darl/README.md build/docs/model-card.md
 # Links that leave docs/, and what tests read behind a code block's language ("python no-run").
@@ -81,8 +85,9 @@ clean:
 	.venv/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r $<
 	@touch $@
 
-.venv/docs.installed: Makefile | .venv/bin/python
+.venv/docs.installed: Makefile pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing Zensical into .venv/docs for the docs site (some seconds)"
 	$(PYTHON) -m venv .venv/docs
-	.venv/docs/bin/python -m pip install --quiet --disable-pip-version-check zensical==0.0.73
+	$(DOCS_PIP) zensical==0.0.73 mkdocstrings-python==2.0.11 'pydantic>=2.10,<3' .
+	.venv/docs/bin/python -m pip uninstall --quiet --yes darl-rerank
 	@touch $@

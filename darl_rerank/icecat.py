@@ -1,6 +1,6 @@
 """The product catalogue that comes with the package: 19,406 products, 135 queries, 3,668 graded pairs.
 
-Sources and licences are in data/icecat/NOTICE. The judgements are a test set; nothing is trained on them.
+Sources and licences are in data/icecat/NOTICE. The judgements are a test set: no model that ships is trained on them.
 """
 
 from __future__ import annotations

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from darl_rerank.cli import cli
 from darl_rerank.errors import MissingDependencyError
 from darl_rerank.model import smollm2
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
+
+import make_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -89,10 +96,23 @@ def test_every_page_is_in_the_navigation_once() -> None:
                 yield from pages(part)
 
     project = tomllib.loads((ROOT / "zensical.toml").read_text("utf-8"))["project"]
-    assert sorted(pages(project["nav"])) == sorted([*(page.name for page in PAGES), *COPIED])
+    assert sorted(pages(project["nav"])) == sorted([*(page.name for page in PAGES), *COPIED, *make_reference.PAGES])
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for name, source in COPIED.items():
         assert f"cp {source} build/docs/{name}" in makefile
+
+
+def test_the_reference_has_every_command_and_every_key_of_a_recipe() -> None:
+    commands = make_reference.commands_page()
+    for name in cli.list_commands(click.Context(cli)):
+        assert f"\n## {name}" in commands
+    assert "| `--fuse [auto\\|rrf]` | Fuse the new order" in commands
+    recipe = make_reference.recipe_page()
+    assert "| `learning_rate` | number > 0 | `0.0003` | its peak" in recipe
+    assert "| `part` | list 2 of number ≥ 0, ≤ 1 | `[0, 1]` | which share" in recipe
+    rows = [line.strip("| ").split(" | ") for line in recipe.splitlines() if line.startswith("| `")]
+    assert len(rows) > 60
+    assert [row[0] for row in rows if len(row) != 4 or not row[3].strip()] == []
 
 
 def test_the_site_loads_no_font_from_elsewhere() -> None:

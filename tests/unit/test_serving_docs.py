@@ -1,4 +1,4 @@
-"""What docs/serving.md tells people to run and import exists."""
+"""What docs/serving.md tells people to run and import exists, and docs/http.md names what the server answers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from darl_rerank.cli.serve import serve
 from darl_rerank.serving.app import RERANK_PATHS
 from darl_rerank.serving.metrics import Metrics
+from darl_rerank.serving.shapes import read_request
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = (DOCS / "serving.md").read_text("utf-8")
@@ -35,8 +37,26 @@ def test_all_three_ways_to_run_are_there() -> None:
     assert len(commands()) == 3
 
 
-def test_the_page_names_every_path() -> None:
-    assert all(f"`{path}`" in PAGE or f" {path}`" in PAGE for path in RERANK_PATHS)
+def test_the_reference_names_every_path_and_field() -> None:
+    page = (DOCS / "http.md").read_text("utf-8")
+    assert all(f"`{path}`" in page or f" {path}`" in page for path in (*RERANK_PATHS, "/search", "/info", "/ready"))
+    asked = Asked(query="a", documents=["b"], texts=["b"])
+    read_request("rerank", asked, max_documents=1)
+    read_request("tei", asked, max_documents=1)
+    assert len(asked.names) > 10
+    assert [name for name in asked.names if f"`{name}`" not in page] == []
+
+
+class Asked(dict[str, Any]):
+    """A body that remembers which fields were asked for."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(values)
+        self.names: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.names.add(key)
+        return super().get(key, default)
 
 
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:

@@ -179,7 +179,12 @@ class Source:
 
 @checked
 class Exclude:
-    """[exclude]: collections whose queries and documents must not be trained on."""
+    """[exclude]: collections whose queries and documents must not be trained on.
+
+    Attributes:
+        topics: files whose queries are left out.
+        corpora: files whose documents are left out.
+    """
 
     topics: tuple[File, ...] = ()
     corpora: tuple[File, ...] = ()
@@ -343,7 +348,12 @@ class FinetuneSettings:
 
 @checked
 class InterpolateStage:
-    """[interpolate]: which α are tried, and the measure that chooses; see `stages.merge.alpha_curve`."""
+    """[interpolate]: the weight α of the fine-tuned model, see `stages.merge.alpha_curve`.
+
+    Attributes:
+        alphas: which are tried.
+        choose_by: the measure that chooses among them: its mean over the held-out pairs and those of "ood_dev".
+    """
 
     alphas: Annotated[tuple[Unit, ...], Field(min_length=1)] = ALPHAS
     choose_by: Literal["ndcg@10", "qwk", "nll", "rps"] = "rps"
