@@ -8,7 +8,7 @@ right, so causal attention needs no mask and takes the flash kernel.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class LowRankDecoder(nn.Module):
         for path in sorted(folder.glob("*.safetensors")):
             weights |= load_file(path)
         self.scale, self.exits = scale, tuple(exits)
+        self._layer = _layer
         self.layers = int(config["num_hidden_layers"])
         self.heads, self.key_heads = int(config["num_attention_heads"]), int(config["num_key_value_heads"])
         self.hidden = int(config["hidden_size"])
@@ -92,7 +93,7 @@ class LowRankDecoder(nn.Module):
         cos, sin = (part[: ids.shape[1]].to(states.dtype)[None, :, None] for part in (self.cos, self.sin))
         result: dict[str, Any] = {"exits": []}
         for layer in range(self.layers):
-            states = _layer(
+            states = self._layer(
                 states, *self.products(layer), getattr(self, f"input_layernorm_{layer}"),
                 getattr(self, f"post_attention_layernorm_{layer}"), cos, sin, self.heads, self.key_heads, self.epsilon,
             )  # fmt: skip
@@ -100,6 +101,27 @@ class LowRankDecoder(nn.Module):
                 result["exits"].append(_unit(states[rows, last].float(), self.epsilon))
         result["final"] = _unit(states[rows, last].float(), self.epsilon) * self.norm
         return result
+
+    def merge(self, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Add differences to the frozen weights.
+
+        Args:
+            factors: by module name, A (rank, in) and B (out, rank); modules that it lacks stay as they are.
+        """
+        for layer in range(self.layers):
+            for kind, modules in PRODUCTS.items():
+                frozen = getattr(self, f"{kind}_{layer}").float()
+                start = 0
+                for module in modules:
+                    rows = len(self.up[f"{layer}:{module.split('.')[1]}"])
+                    if found := factors.get(f"model.layers.{layer}.{module}"):
+                        frozen[start : start + rows] += found[1] @ found[0]
+                    start += rows
+                setattr(self, f"{kind}_{layer}", frozen.bfloat16())
+
+    def compiled(self) -> None:
+        """Run the layer through torch.compile, once for all layers and shapes."""
+        self._layer = torch.compile(_layer, dynamic=True)
 
     def adapter(self) -> dict[str, Tensor]:
         """PEFT's names and tensors; a difference is `scale` times B·A."""

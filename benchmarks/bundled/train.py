@@ -2,11 +2,12 @@
 
     python benchmarks/bundled/train.py TEXTS LISTS START BASE OUTPUT --seconds 220
 
-TEXTS is collect.py's folder, LISTS labels.py's, START an untrained checkpoint (`darl-rerank init START`), BASE the
-folder of its base model. Each step takes whole lists of documents of some queries, about --tokens tokens; the loss is
-OCC (docs/training.md), at every exit with weight --exit-weight. The learning rate rises over a twentieth of --seconds
-and then falls to zero with them, so that the time decides how much is seen, on any machine; with --steps it falls with
-the steps. OUTPUT gets adapter.safetensors (PEFT's names), heads.safetensors and train.json.
+TEXTS is collect.py's folder, LISTS labels.py's, START an untrained checkpoint (`darl-rerank init START`) or one with an
+adapter, from which the training then goes on, BASE the folder of its base model. Each step takes whole lists of
+documents of some queries, about --tokens tokens; the loss is OCC (docs/training.md), at every exit with weight
+--exit-weight. The learning rate rises over a twentieth of --seconds and then falls to zero with them, so that the time
+decides how much is seen, on any machine; with --steps it falls with the steps. OUTPUT gets adapter.safetensors (PEFT's
+names; the difference from START), heads.safetensors and train.json.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from darl_rerank.model.checkpoint import Checkpoint
 from darl_rerank.training.losses.occ import OccWeights, occ
+from darl_rerank.training.model.lowrank import read_adapter
 
 TERMS = OccWeights(rps=1.0, over=0.1, rank=1.0)
 
@@ -47,10 +49,12 @@ TERMS = OccWeights(rps=1.0, over=0.1, rank=1.0)
 @click.option("--learning-rate", default=1e-3, show_default=True)
 @click.option("--exits", default="8,14,20", show_default=True, help="Layers with a head of their own.")
 @click.option("--exit-weight", default=0.15, show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="Compile the layer: some tens of seconds first.")
 @click.option("--seed", default=1, show_default=True)
 def main(
     texts: Path, lists: Path, start: Path, base: Path, output: Path, seconds: float | None, steps: int | None,
-    tokens: int, rank: int, scale: float, learning_rate: float, exits: str, exit_weight: float, seed: int,
+    tokens: int, rank: int, scale: float, learning_rate: float, exits: str, exit_weight: float, compiled: bool,
+    seed: int,
 ) -> None:  # fmt: skip
     if (seconds is None) == (steps is None):
         raise click.UsageError("give --seconds or --steps")
@@ -58,7 +62,12 @@ def main(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = Checkpoint.load(start)
     layers = [int(layer) for layer in exits.split(",")]
-    decoder = LowRankDecoder(base, rank, scale, layers).to(device)
+    decoder = LowRankDecoder(base, rank, scale, layers)
+    if checkpoint.adapter_folder is not None:
+        decoder.merge(read_adapter(checkpoint.adapter_folder).factors)
+    decoder = decoder.to(device)
+    if compiled:
+        decoder.compiled()
     heads = nn.ModuleList(started(checkpoint, decoder, place) for place in range(len(layers) + 1)).to(device)
     gains = torch.tensor(checkpoint.scale.gains, dtype=torch.float32, device=device)
     optimiser = torch.optim.AdamW(
@@ -101,17 +110,21 @@ def main(
             log.append({"step": step, "pairs": seen, "seconds": taken, "loss": means[-1]})
             shown = " ".join(f"{value:.3f}" for value in means)
             click.echo(f"{taken:5.0f} s  step {step}  {seen} pairs  {seen / taken:.0f}/s  loss {shown}", err=True)
-    output.mkdir(parents=True, exist_ok=True)
-    save_file(decoder.adapter(), output / "adapter.safetensors")
-    save_file(
-        {k: v.detach().float().cpu().contiguous() for k, v in heads.state_dict().items()}, output / "heads.safetensors"
-    )
     facts = {
         "pairs": seen, "passes": passes, "steps": step, "seconds": time.monotonic() - began, "rank": rank,
         "scale": scale, "exits": layers, "learning rate": learning_rate, "exit weight": exit_weight, "tokens": tokens,
+        "compiled": compiled, "started from": checkpoint.fingerprint if checkpoint.trained else "the base",
         "seed": seed, "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "torch": torch.__version__, "log": log,
     }  # fmt: skip
+    save(output, decoder, heads, facts)
+
+
+def save(output: Path, decoder: LowRankDecoder, heads: nn.ModuleList, facts: dict[str, Any]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    save_file(decoder.adapter(), output / "adapter.safetensors")
+    rows = {name: value.detach().float().cpu().contiguous() for name, value in heads.state_dict().items()}
+    save_file(rows, output / "heads.safetensors")
     (output / "train.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
 
 
