@@ -15,6 +15,7 @@ from .errors import InputError
 from .judging import Judge
 from .model.prompt import PromptGroup
 from .model.reach import STEP, Reach
+from .model.scale import RelevanceScale
 from .results import PairScores, joined
 
 Depth = int | Literal["auto"]
@@ -110,12 +111,17 @@ def judge_from_the_top(
             reason = f"the budget of {effort.budget_ms:g} ms was spent"
             break
         parts.append(judge.judge([batch]))
-        scores = np.concatenate([scores, parts[-1].score])
+        scores = np.concatenate([scores, _expected_gains(parts[-1], judge.checkpoint.scale)])
     places = np.array(readable[: len(scores)], dtype=np.intp)
     found = joined(parts) if parts else judge.judge([])
     judged = set(readable[: len(scores)])
     reasons = {i: document.fault or reason for i, document in enumerate(group.documents) if i not in judged}
     return found.spread(len(group.documents), places), reasons
+
+
+def _expected_gains(scores: PairScores, scale: RelevanceScale) -> NDArray[np.float64]:
+    """The scores, those of pairs that left early before they were lowered: what the reach was fitted for."""
+    return scores.score if scores.exit_layers is None else scores.probabilities @ scale.gains
 
 
 def _is_enough(reach: Reach, scores: NDArray[np.float64], top_k: int) -> bool:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .engines.base import Engine, grade_groups
+from .engines.base import Engine, GradeOutput, grade_groups
 from .model.checkpoint import Checkpoint
+from .model.novelty import NoveltyModel
 from .model.prompt import LongDocuments, PromptGroup
+from .model.scoring import scored
 from .pace import Pace
 from .results import PairScores
 
@@ -70,9 +72,9 @@ class Judge:
         )
         novelty = None
         if checkpoint.novelty is not None:
-            novelty = np.zeros(0) if output.features is None else checkpoint.novelty.score(output.features)
-        probabilities = checkpoint.calibration.probabilities(output.logits, novelty)
-        score = probabilities @ checkpoint.scale.gains
+            novelty = np.zeros(0) if output.features is None else _novelty(checkpoint.novelty, output)
+        left = output.exit_layers
+        probabilities, score = scored(checkpoint, output.logits, novelty, left)
         best = _best_windows(groups, score)
         spans = None
         if self.long_documents == "window":
@@ -87,10 +89,22 @@ class Judge:
             truncated=np.array([cut for group in groups for cut in group.truncated], dtype=bool),
             query_truncated=_of_each([group.query_truncated for group in groups], groups),
             spans=spans,
+            exit_layers=None if left is None else left[best],
         )
         if groups:
             self.pace.observe(sum(group.distinct_tokens for group in groups), time.perf_counter() - started)
         return result
+
+
+def _novelty(model: NoveltyModel, output: GradeOutput) -> NDArray[np.float64]:
+    """Of each sequence; NaN for one that left early, before what novelty looks at was computed."""
+    assert output.features is not None
+    if output.exit_layers is None:
+        return model.score(output.features)
+    known = np.isfinite(output.features[:, model.weights > 0]).all(axis=1) | (output.exit_layers == 0)
+    novelty = np.full(len(known), np.nan)
+    novelty[known] = model.score(output.features[known])
+    return novelty
 
 
 def _of_each(values: Sequence[bool], groups: Sequence[PromptGroup]) -> NDArray[np.bool_] | None:

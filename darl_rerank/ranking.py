@@ -73,9 +73,10 @@ def _ranked(
         grade=grade,
         grade_name=scale.grades[grade].name,
         probabilities=tuple(map(float, scores.probabilities[index])),
-        novelty=None if scores.novelty is None else float(scores.novelty[index]),
+        novelty=None if scores.novelty is None or np.isnan(scores.novelty[index]) else float(scores.novelty[index]),
         truncated=bool(scores.truncated[index]),
         query_truncated=scores.query_truncated is not None and bool(scores.query_truncated[index]),
+        exit_layer=None if scores.exit_layers is None else int(scores.exit_layers[index]) or None,
         span=None if scores.spans is None else (start, end),
         text=document.text,
     )

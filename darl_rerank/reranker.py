@@ -24,6 +24,7 @@ from .rules import Fuse, Prevalence, Rules
 
 if TYPE_CHECKING:
     from .cross_encoder import CrossEncoderView
+    from .engines.loading import Exit
 
 # Lengths of the documents of `Reranker.warm_up`, in sentences of eight words; twice, since the first run of a length is
 # the slow one.
@@ -80,6 +81,7 @@ class Reranker:
         precision: str | None = None,
         batch_tokens: int | None = None,
         long_documents: LongDocuments = "truncate",
+        exit: Exit = "auto",
     ) -> Reranker:
         """Load a checkpoint and the engine that runs it.
 
@@ -94,6 +96,8 @@ class Reranker:
             precision: number format; the best that the device has in hardware if None (an export has its own).
             batch_tokens: token budget of a micro-batch; one that suits engine and device if None.
             long_documents: see the class.
+            exit: "auto" lets pairs that are plainly irrelevant leave the model early, where the checkpoint has exits
+                with a rule (`darl_rerank.model.exits`); "off" runs all layers for every pair.
 
         Raises:
             InputError: no checkpoint there, one with missing or changed files, or an unknown option.
@@ -106,7 +110,7 @@ class Reranker:
         checkpoint = Checkpoint.load(DEFAULT if model is None else model, revision=revision)
         if engine == "auto":
             checkpoint = fast_export(checkpoint, device=device, precision=precision) or checkpoint
-        runner = load_engine(checkpoint, engine, device=device, precision=precision)
+        runner = load_engine(checkpoint, engine, device=device, precision=precision, exit=exit)
         return cls(checkpoint, runner, batch_tokens=batch_tokens, long_documents=long_documents)
 
     @property
@@ -121,7 +125,8 @@ class Reranker:
     @property
     def fingerprint(self) -> str:
         """Digest of the model and of everything in the engine's set-up that can change a result beyond rounding."""
-        return f"{self.checkpoint.fingerprint}/{self.engine.name}/{self.engine.precision}/{self.long_documents}"
+        checkpoint = self.checkpoint if self.engine.exits is not None else self.checkpoint.replace(exits=None)
+        return f"{checkpoint.fingerprint}/{self.engine.name}/{self.engine.precision}/{self.long_documents}"
 
     @property
     def batch_tokens(self) -> int:

@@ -31,12 +31,15 @@ class RankedDocument:
         grade_name: the name the scale gives to that grade; None if not judged.
         probabilities: calibrated probability of every grade, lowest first; they sum to 1. Empty if not judged.
         novelty: how far the pair lies from what the model was trained on, as a percentile (0 to 100) of held-out
-            in-distribution pairs; None where the checkpoint has no novelty statistics.
+            in-distribution pairs; None where the checkpoint has no novelty statistics, or the pair left the model
+            before the layers that they look at.
         truncated: whether the document was cut to fit the model's length.
         query_truncated: whether the query was.
         judged: whether the model has judged it.
         reason: why it was not judged; None if it was.
         fused: with a fusion, its score, by which documents are then ordered; None without one.
+        exit_layer: behind which layer the pair left the model early, whose exit its probabilities are then of and whose
+            score lies below those of pairs that were run whole; None if it was run whole.
         span: with long_documents="window", where in `text` the best window is: `text[start:end]`; None otherwise.
         text: title and text as they were read from `document`; not serialised.
     """
@@ -55,6 +58,7 @@ class RankedDocument:
     judged: bool = True
     reason: str | None = None
     fused: float | None = None
+    exit_layer: int | None = None
     span: tuple[int, int] | None = None
     text: str = field(default="", compare=False)
 
@@ -75,6 +79,7 @@ class RankedDocument:
             "reason": self.reason,
             "span": None if self.span is None else list(self.span),
             **({} if self.fused is None else {"fused": self.fused}),
+            **({} if self.exit_layer is None else {"exit_layer": self.exit_layer}),
         }
 
     @classmethod
@@ -96,6 +101,7 @@ class RankedDocument:
             judged=bool(values.get("judged", True)),
             reason=values.get("reason"),
             fused=values.get("fused"),
+            exit_layer=values.get("exit_layer"),
             span=None if span is None else (int(span[0]), int(span[1])),
             text=text,
         )
@@ -141,14 +147,17 @@ class PairScores:
     Attributes:
         logits: grade logits before calibration, shape (n, K), float32; their softmax is the uncalibrated distribution.
         probabilities: calibrated, shape (n, K), float64; rows sum to 1.
-        score: expected gain, shape (n,).
+        score: expected gain, shape (n,); of pairs that left early see `darl_rerank.model.exits.lowered`.
         grade: the grade, shape (n,), int.
-        novelty: percentile 0 to 100, shape (n,), or None where the checkpoint has no novelty statistics.
-        features: novelty features, shape (n, F), or None if not asked for.
+        novelty: percentile 0 to 100, shape (n,), or None where the checkpoint has no novelty statistics; NaN for a pair
+            that left the model before the layers that they look at.
+        features: novelty features, shape (n, F), or None if not asked for; NaN in parts that a pair left before.
         truncated: whether the document was cut, shape (n,), bool.
         query_truncated: whether the query was, shape (n,), bool; None where no query was.
         spans: where the best window is in the document's text, [start, end), shape (n, 2), int; None unless
             long_documents is "window".
+        exit_layers: behind which layer a pair left the model early, 0 if it was run whole, shape (n,), int; None where
+            the model has no exits or they are off.
     """
 
     logits: NDArray[np.float32]
@@ -160,6 +169,7 @@ class PairScores:
     truncated: NDArray[np.bool_]
     query_truncated: NDArray[np.bool_] | None = None
     spans: NDArray[np.intp] | None = None
+    exit_layers: NDArray[np.intp] | None = None
 
     @property
     def judged(self) -> NDArray[np.bool_]:

@@ -15,6 +15,7 @@ from .errors import InputError
 from .model.calibration import check_prevalence, estimate_prevalence
 from .model.checkpoint import Checkpoint
 from .model.decisions import Cut, FusionWeight, grade_above_lowest, reaches
+from .model.scoring import scored
 from .results import PairScores
 from .trec.fusion import fuse_scores
 
@@ -99,9 +100,11 @@ class Rules:
             else self.prevalence
         )
         novelty = None if scores.novelty is None else scores.novelty[judged]
-        probabilities = scores.probabilities.copy()
-        probabilities[judged] = calibration.for_prevalence(shares).probabilities(scores.logits[judged], novelty)
-        score = probabilities @ self.checkpoint.scale.gains
+        left = None if scores.exit_layers is None else scores.exit_layers[judged]
+        probabilities, score = scores.probabilities.copy(), scores.score.copy()
+        probabilities[judged], score[judged] = scored(
+            self.checkpoint, scores.logits[judged], novelty, left, prevalence=shares
+        )
         return replace(scores, probabilities=probabilities, score=score, grade=self.checkpoint.grade_cuts.grades(score))
 
     def kept(self, scores: PairScores) -> NDArray[np.bool_]:
@@ -142,8 +145,12 @@ class Rules:
 
 
 def _mean_novelty(scores: PairScores) -> float | None:
-    judged = scores.judged
-    return None if scores.novelty is None or not judged.any() else float(scores.novelty[judged].mean())
+    """Of the judged documents whose novelty is known; None if it is of none."""
+    if scores.novelty is None:
+        return None
+    # NaN where a document was not judged, or left the model before the layers that novelty looks at.
+    known = scores.novelty[np.isfinite(scores.novelty)]
+    return float(known.mean()) if len(known) else None
 
 
 def _first_stage(group: QueryGroup, places: NDArray[np.intp]) -> NDArray[np.float64] | None:

@@ -95,7 +95,7 @@ def calibrate(
         estimated=traffic is not None,
     )  # fmt: skip
     costs = None if cost is None else _costs(cost)
-    reranker = Reranker.from_pretrained(model, engine=engine, device=device)
+    reranker = Reranker.from_pretrained(model, engine=engine, device=device, exit="off")
     checkpoint = reranker.checkpoint
     scale = checkpoint.scale
     promises = [Promise.parse(cut, scale) for cut in cuts]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import load_reranker, model_options
+from .options import exit_option, load_reranker, model_options
 from .terminal import json_option, line_width, print_json, show
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ LISTS = (
 @click.option("--restart", is_flag=True, help="Begin anew instead of going on with an interrupted demo.")
 @json_option
 @model_options
+@exit_option
 def demo(output: Path, restart: bool, as_json: bool, **model: str | int | None) -> None:
     """Rerank lists that come with the package: what changes, and what it is worth.
 

@@ -50,6 +50,16 @@ def engine_options(command: _Command) -> _Command:
     return command
 
 
+# Commands that measure a model, or fit something to it, have no such option: they run all of it.
+exit_option = click.option(
+    "--exit",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="Let plainly irrelevant documents leave the model early, if it has exits; or run all layers for each.",
+)
+
+
 def depth_or_auto(_context: click.Context, _option: click.Parameter, value: str) -> int | Literal["auto"]:
     """A number of documents, or "auto"."""
     if value == "auto":
@@ -105,10 +115,10 @@ def shares_or_estimate(
 
 
 def load_reranker(**model: Any) -> Reranker:
-    """The reranker that `model_options` describe; says so if it is untrained."""
+    """The reranker that `model_options` and `exit_option` describe; says so if it is untrained."""
     from ..reranker import Reranker
 
-    reranker = Reranker.from_pretrained(model.pop("model"), **model)
+    reranker = Reranker.from_pretrained(model.pop("model"), **{"exit": "off", **model})
     if not reranker.checkpoint.trained:
         log.info("Note: this checkpoint is untrained and grades zero-shot, from the grade words alone.")
     return reranker

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from .options import budget_option, depth_or_auto, model_options, rule_options
+from .options import budget_option, depth_or_auto, exit_option, model_options, rule_options
 from .terminal import json_option, print_json
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ log = logging.getLogger(__name__)
 @click.option("--restart", is_flag=True, help="Begin anew instead of going on with an interrupted job.")
 @json_option
 @model_options
+@exit_option
 def rerank(
     run: Path,
     topics: Path,

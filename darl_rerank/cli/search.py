@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .options import budget_option, depth_or_auto, load_reranker, model_options
+from .options import budget_option, depth_or_auto, exit_option, load_reranker, model_options
 from .terminal import json_option, line_width, print_json, show
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ _AUTO_DEPTH = 100
 @budget_option
 @json_option
 @model_options
+@exit_option
 def search(
     query: tuple[str, ...],
     indexes: tuple[Path, ...],

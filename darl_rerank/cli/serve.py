@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
-from .options import engine_options
+from .options import engine_options, exit_option
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @engine_options
+@exit_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 for any that is free.")
 @click.option(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DarlRerankError, InputError
+from ..model.exits import Exits
 from ..model.prompt import PromptGroup
 from .batching import MicroBatch, halves, plan
 
@@ -28,11 +29,15 @@ class GradeOutput:
             `darl_rerank.model.head.grade_logits`), shape (n, K), float32.
         features: novelty features, shape (n, F) with F three times the hidden size, float32, or None if not asked for:
             the L2-normalised mean of the middle layer's states over the pair's own tokens (all but the instruction),
-            the last token's state there, and the last token's final state, each of hidden size.
+            the last token's state there, and the last token's final state, each of hidden size. NaN in the parts
+            that a sequence left before.
+        exit_layers: behind which layer each sequence left early, whose exit its logits are then of; 0 for one that was
+            run whole, shape (n,); None where nothing can leave.
     """
 
     logits: NDArray[np.float32]
     features: NDArray[np.float32] | None
+    exit_layers: NDArray[np.intp] | None = None
 
 
 class Engine(Protocol):
@@ -43,12 +48,14 @@ class Engine(Protocol):
         device: "cpu", "cuda", "cuda:1" …
         precision: number format of the network's body, e.g. "float32", "bfloat16", "int8".
         batch_tokens: the token budget of a micro-batch that suits engine and device.
+        exits: by which sequences leave early; None if all are run whole.
     """
 
     name: str
     device: str
     precision: str
     batch_tokens: int
+    exits: Exits | None
 
     def encode_prefix(self, prefix: tuple[int, ...]) -> Any:
         """Run a prefix once; what comes back is passed to `grade` with the micro-batches that share it."""
@@ -90,6 +97,7 @@ def grade_groups(
     count = sum(len(group.suffixes) for group in distinct)
     logits = np.zeros((count, grades), dtype=np.float32)
     collected: NDArray[np.float32] | None = None
+    exit_layers: NDArray[np.intp] | None = None
     prefix_ids: tuple[int, ...] = ()
     prefix: Any = None
     for batch in plan(distinct, batch_tokens or engine.batch_tokens, share_prefix=share_prefix):
@@ -103,8 +111,16 @@ def grade_groups(
                 if collected is None:
                     collected = np.zeros((count, output.features.shape[1]), dtype=np.float32)
                 collected[where] = output.features
+            if output.exit_layers is not None:
+                if exit_layers is None:
+                    exit_layers = np.zeros(count, dtype=np.intp)
+                exit_layers[where] = output.exit_layers
     _check_finite(groups, logits[places], engine)
-    return GradeOutput(logits[places], None if collected is None else collected[places])
+    return GradeOutput(
+        logits[places],
+        None if collected is None else collected[places],
+        None if exit_layers is None else exit_layers[places],
+    )
 
 
 def _graded(engine: Engine, batch: MicroBatch, prefix: Any, features: bool) -> list[tuple[MicroBatch, GradeOutput]]:

@@ -28,7 +28,7 @@ def load_decoder(
         model: the decoder as `load_body` gives it, if it is loaded already; it is not changed.
 
     Raises:
-        InputError: the model can't be read, or head or feature layer do not fit it.
+        InputError: the model can't be read, or head, feature layer or exits do not fit it.
     """
     path = cache_path(checkpoint, dtype) if fused and model is None else None
     weights = None if path is None else FusedWeights.load(path)
@@ -44,7 +44,8 @@ def load_decoder(
             _check(checkpoint, model.config.get_text_config().hidden_size, len(model.layers))
             # One of its own: it hooks into the model.
             model = model if given is None else load_body(checkpoint, dtype)
-            return PlainDecoder(model.to(device), checkpoint.feature_layer)
+            exits = () if checkpoint.exits is None else checkpoint.exits.layers
+            return PlainDecoder(model.to(device), checkpoint.feature_layer, exits)
         if path is not None:
             keep(weights, path)
         # What is taken out of `weights` is then free to go.
@@ -56,9 +57,13 @@ def load_decoder(
 
 
 def _check(checkpoint: Checkpoint, hidden: int, layers: int) -> None:
-    """Raise InputError unless head and feature layer fit a decoder of `layers` layers and this hidden size."""
+    """Raise InputError unless head, feature layer and exits fit a decoder of `layers` layers and this hidden size."""
     found = checkpoint.head.weight.shape[1]
     if found != hidden:
         raise InputError(f"the head expects hidden size {found}, {checkpoint.base.name} has another")
     if not 1 <= checkpoint.feature_layer <= layers:
         raise InputError(f"feature_layer {checkpoint.feature_layer} is not one of the {layers} layers")
+    if checkpoint.exits is not None and checkpoint.exits.layers[-1] >= layers:
+        raise InputError(
+            f"the exit behind layer {checkpoint.exits.layers[-1]} is not one before the last of {layers} layers"
+        )

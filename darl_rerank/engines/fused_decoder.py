@@ -7,7 +7,8 @@ sequences of different lengths. Against transformers' forward pass:
 - queries, keys and values are one product; activation, gating and residual sums are done inside the products;
 - attention is two batched products and a softmax with one mask for all sequences; keys are not repeated for the query
   heads that share them;
-- of the last layer all but keys and values is computed for each sequence's last token only.
+- of the last layer all but keys and values is computed for each sequence's last token only;
+- sequences that leave early are taken out of the packing between two layers.
 
 benchmarks/torch_steps.py measures what each is worth. The result is transformers' own to within rounding, which tests
 hold it to.
@@ -19,7 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,6 +30,7 @@ from .block_attention import BlockAttention, Heads, Packed
 from .decoder import DecoderStates
 from .fused_weights import FusedWeights
 from .products import Product, product_kind
+from .torch_exits import Leaving
 from .varlen_attention import VarlenAttention, varlen_works
 
 # Packed lengths are multiples of this: each new size takes memory that is not given back (blocks that fit no other
@@ -106,7 +110,12 @@ class FusedDecoder:
         )
 
     def run(
-        self, sequences: Sequence[Sequence[int]], before: list[Tensor] | None = None, *, keep: bool = False
+        self,
+        sequences: Sequence[Sequence[int]],
+        before: list[Tensor] | None = None,
+        *,
+        keep: bool = False,
+        exits: Leaving | None = None,
     ) -> DecoderStates:
         """See `Decoder.run`; keys and values are a tensor for each layer, as the way of attention has them."""
         prefix_length = 0 if before is None else self._attention.length(before[0])
@@ -130,9 +139,27 @@ class FusedDecoder:
             states = layer.down.plus(layer.up.times(normed, layer.gate.swish(normed)), states)
             if index == self._feature_layer - 1:
                 middle = states[: packed.tokens]
+            if exits is not None and index + 1 in exits.layers:
+                gone = exits.leaving(index + 1, states[packed.last])
+                if gone.all():
+                    return DecoderStates(states[:0], middle if index + 1 >= self._feature_layer else states[:0], kept)
+                if gone.any():
+                    states, sequences = self._without(gone, states, sequences)
+                    packed = Packed.of(sequences, prefix_length, self._token_multiple, self._device)
+                    plan, (cos, sin) = self._attention.plan(packed, self._dtype), self._factors(packed)
         if self._shortened == len(self._layers):
             states = states[packed.last]
         return DecoderStates(self._normed(states, self._norm), middle, kept)
+
+    def _without(
+        self, gone: NDArray[np.bool_], states: Tensor, sequences: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, list[Sequence[int]]]:
+        """States of packed tokens, shape (T, hidden), and sequences, without those that are gone, at least one left."""
+        kept = np.flatnonzero(np.repeat(~gone, [len(sequence) for sequence in sequences]))
+        # Padding becomes some real token's: finite, and nothing reads it.
+        rows = np.pad(kept, (0, -len(kept) % self._token_multiple), mode="edge")
+        left = [sequence for sequence, leaves in zip(sequences, gone, strict=True) if not leaves]
+        return states.index_select(0, torch.from_numpy(rows).to(self._device)), left
 
     def _factors(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """cos and sin of the tokens' positions, shape (T, 1, head size); the first half of sin is negated."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..model.checkpoint import GRAPH, PREFIX_GRAPH, Checkpoint
+from ..model.exits import Exits
 from ..model.precisions import canonical_precision
 from .base import GradeOutput, OutOfMemoryError
 from .batching import MicroBatch
@@ -64,6 +65,7 @@ class OnnxEngine:
         self.precision = "float32" if checkpoint.export is None else checkpoint.export.precision
         if precision is not None and canonical_precision(precision) != self.precision:
             raise InputError(f"this folder was exported as {self.precision}, not {precision}", path=checkpoint.folder)
+        self.exits: Exits | None = None
         self._session, self.device = open_session(checkpoint.folder / PREFIX_GRAPH, device, self.precision)
         kind, index = parse_device(self.device)
         # As for torch: on a CPU small batches keep their activations in cache.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +16,10 @@ from ..model.head import grade_logits
 from ..model.precisions import canonical_precision
 from .base import GradeOutput, OutOfMemoryError
 from .batching import MicroBatch
+from .decoder import DecoderStates
 from .decoder_loading import load_decoder
 from .hardware import cpu_has_bfloat16
+from .torch_exits import MicroBatchExits, TorchExits
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The largest block whose release makes glibc keep more memory (its DEFAULT_MMAP_THRESHOLD_MAX).
@@ -41,7 +45,7 @@ class TorchEngine:
     """Runs a checkpoint with torch.
 
     Args:
-        checkpoint: what to run; an adapter is merged into the weights.
+        checkpoint: what to run; an adapter is merged into the weights. Pairs leave early if it has exits with a rule.
         device: "cpu", "cuda", "cuda:1" …; the first GPU if there is one, else the CPU, if None.
         precision: "float32", "bfloat16" or "float16", or short ("bf16"); if None bfloat16 on a GPU and on CPUs that
             multiply it in hardware, float32 otherwise.
@@ -79,6 +83,10 @@ class TorchEngine:
         self._link = checkpoint.link
         self._weight = torch.from_numpy(checkpoint.head.weight).to(self._device)
         self._bias = torch.from_numpy(checkpoint.head.bias).to(self._device)
+        self._feature_layer = checkpoint.feature_layer
+        # Without a rule nothing would leave.
+        self.exits = None if checkpoint.exits is None or checkpoint.exits.rule is None else checkpoint.exits
+        self._exits = None if self.exits is None else TorchExits(self.exits, self._link, self._device)
         self._instruction_length = checkpoint.encoder().instruction_length
         self._decoder = load_decoder(checkpoint, _DTYPES[self.precision], self._device, fused=fused, model=model)
         # Each layer's activations, some megabytes, come and go. Once so large a block has been let go of, glibc keeps
@@ -102,22 +110,41 @@ class TorchEngine:
         raise OutOfMemoryError(message)
 
     def _grade(self, batch: MicroBatch, prefix: PrefixState | None, features: bool) -> GradeOutput:
-        states = self._decoder.run(batch.sequences, None if prefix is None else prefix.keys_values)
+        count = len(batch.sequences)
+        exits = None if self._exits is None else MicroBatchExits(self._exits, count)
+        states = self._decoder.run(batch.sequences, None if prefix is None else prefix.keys_values, exits=exits)
         final = states.final.float()
         outputs = torch.nn.functional.linear(final, self._weight, self._bias)
         logits = grade_logits(self._link, outputs.cpu().numpy())
+        if exits is None:
+            found = self._features(batch.sequences, states, prefix).cpu().numpy() if features else None
+            return GradeOutput(logits, found)
+        exits.logits[exits.present] = logits
         if not features:
-            return GradeOutput(logits, None)
-        lengths = torch.tensor([len(sequence) for sequence in batch.sequences], device=self._device)
+            return GradeOutput(exits.logits, None, exits.left_at)
+        reached = np.flatnonzero((exits.left_at == 0) | (exits.left_at >= self._feature_layer))
+        # What a sequence left before is not known of it.
+        final = torch.full((count, states.final.shape[1]), torch.nan, device=self._device)
+        final[torch.from_numpy(exits.present).to(self._device)] = states.final.float()
+        states = replace(states, final=final[torch.from_numpy(reached).to(self._device)])
+        found = np.full((count, 3 * final.shape[1]), np.nan, dtype=np.float32)
+        if len(reached):
+            found[reached] = self._features([batch.sequences[i] for i in reached], states, prefix).cpu().numpy()
+        return GradeOutput(exits.logits, found, exits.left_at)
+
+    def _features(
+        self, sequences: Sequence[Sequence[int]], states: DecoderStates, prefix: PrefixState | None
+    ) -> Tensor:
+        """Novelty features of sequences that have come to the middle layer, shape (n, 3 * hidden)."""
+        lengths = torch.tensor([len(sequence) for sequence in sequences], device=self._device)
         last = lengths.cumsum(0) - 1
         # A whole sequence begins with the instruction, which no feature counts.
         skipped = 0 if prefix is not None else self._instruction_length
         total, count = own_sums(states.middle.float(), lengths, skipped), (lengths - skipped)[:, None]
         if prefix is not None:
             total, count = total + prefix.own_sum, count + prefix.own_count
-        parts = (total / count, states.middle[last].float(), final)
-        joined = torch.cat([torch.nn.functional.normalize(part, dim=-1) for part in parts], dim=-1)
-        return GradeOutput(logits, joined.cpu().numpy())
+        parts = (total / count, states.middle[last].float(), states.final.float())
+        return torch.cat([torch.nn.functional.normalize(part, dim=-1) for part in parts], dim=-1)
 
 
 def own_sums(states: Tensor, lengths: Tensor, skipped: int) -> Tensor:

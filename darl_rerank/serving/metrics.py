@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Metrics:
             for grade in part.grade[part.judged].tolist():
                 self.grades.labels(scale.grades[grade].name).inc()
             if part.novelty is not None:
-                for novelty in part.novelty[part.judged].tolist():
+                for novelty in part.novelty[~np.isnan(part.novelty)].tolist():
                     self.novelty.observe(novelty)
 
     def answered(self, answer: Answer, *, documents: int) -> None:

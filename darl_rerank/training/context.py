@@ -108,4 +108,4 @@ class Context:
         return [pair for pair in self.data.of("pool") if pair.key not in known]
 
     def reranker(self, checkpoint: Path) -> Reranker:
-        return Reranker.from_pretrained(checkpoint, engine="torch", device=self.device)
+        return Reranker.from_pretrained(checkpoint, engine="torch", device=self.device, exit="off")

@@ -22,6 +22,7 @@ class Cramped:
     """An engine with memory for `room` sequences; the logits of a sequence are its first token and its length."""
 
     name, device, precision, batch_tokens = "test", "cuda", "float32", 1000
+    exits = None
 
     def __init__(self, room: int) -> None:
         self._room = room

@@ -31,6 +31,7 @@ class ScriptedEngine:
     """Grades by a sum of token ids; may be held before each micro-batch, and refuses what it is told to refuse."""
 
     name, device, precision, batch_tokens = "scripted", "cpu", "float32", 128
+    exits = None
 
     def __init__(self) -> None:
         self.batches: list[MicroBatch] = []
