@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 from darl_rerank import Reranker
 from darl_rerank.errors import InputError
 from darl_rerank.model.prompt import LongDocuments
+from darl_rerank.model.scale import RelevanceScale
+from darl_rerank.results import Ranking
 
 from .judgement import checked_options, judgement, require
 
 require("haystack-ai", "haystack", "3.0.0")
 
 from haystack import Document, component, default_from_dict, default_to_dict
+
+_LOADING = threading.Lock()
 
 
 @component
@@ -67,8 +72,14 @@ class DarlRanker:
         Raises:
             InputError: no such checkpoint.
         """
-        if self._reranker is None:
-            self._reranker = Reranker.from_pretrained(self.model, **self._loading)
+        self._loaded()
+
+    def _loaded(self) -> Reranker:
+        # Calls that run at the same time must not load the model once each.
+        with _LOADING:
+            if self._reranker is None:
+                self._reranker = Reranker.from_pretrained(self.model, **self._loading)
+            return self._reranker
 
     def close(self) -> None:
         """Let go of a model that `warm_up` has loaded."""
@@ -87,27 +98,22 @@ class DarlRanker:
         Raises:
             InputError: an empty query, or `top_k` below 1.
         """
-        self.warm_up()
-        assert self._reranker is not None
+        reranker = self._loaded()
         if not documents:
             return {"documents": []}
-        found = []
-        for ranked in self._reranker.rerank(
-            query, documents, top_k=self.top_k if top_k is None else top_k, **self.options
-        ):
-            document: Document = ranked.document
-            said = judgement(ranked, self._reranker.scale)
-            score = said["relevance_score"] if ranked.score is not None else None
-            found.append(replace(document, score=score, meta={**document.meta, **said}))
-        return {"documents": found}
+        top_k = self.top_k if top_k is None else top_k
+        return _judged(reranker.rerank(query, documents, top_k=top_k, **self.options), reranker.scale)
 
     @component.output_types(documents=list[Document])  # type: ignore[untyped-decorator]
     async def run_async(
         self, query: str, documents: list[Document], top_k: int | None = None
     ) -> dict[str, list[Document]]:
-        """`run` in a thread, so that the event loop goes on."""
-        found: dict[str, list[Document]] = await asyncio.to_thread(self.run, query, documents, top_k)
-        return found
+        """`run` by `Reranker.rerank_async`: the event loop goes on, and calls share their batches."""
+        reranker = await asyncio.to_thread(self._loaded)
+        if not documents:
+            return {"documents": []}
+        top_k = self.top_k if top_k is None else top_k
+        return _judged(await reranker.rerank_async(query, documents, top_k=top_k, **self.options), reranker.scale)
 
     def to_dict(self) -> dict[str, Any]:
         """For a pipeline's YAML.
@@ -127,3 +133,13 @@ class DarlRanker:
         """The inverse of `to_dict`."""
         ranker: DarlRanker = default_from_dict(cls, data)
         return ranker
+
+
+def _judged(ranking: Ranking, scale: RelevanceScale) -> dict[str, list[Document]]:
+    found = []
+    for ranked in ranking:
+        document: Document = ranked.document
+        said = judgement(ranked, scale)
+        score = said["relevance_score"] if ranked.score is not None else None
+        found.append(replace(document, score=score, meta={**document.meta, **said}))
+    return {"documents": found}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from darl_rerank import Reranker
+from darl_rerank.results import Ranking
 
 from .judgement import as_reranker, checked_options, judgement, require
 
@@ -57,19 +57,23 @@ class DarlRerankCompressor(BaseDocumentCompressor):  # type: ignore[misc]
         """
         if not documents:
             return []
-        ranking = self.reranker.rerank(query, documents, top_k=self.top_n, **self.options)
+        return self._judged(self.reranker.rerank(query, documents, top_k=self.top_n, **self.options))
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """`compress_documents` by `Reranker.rerank_async`: the event loop goes on, and calls share their batches."""
+        if not documents:
+            return []
+        return self._judged(await self.reranker.rerank_async(query, documents, top_k=self.top_n, **self.options))
+
+    def _judged(self, ranking: Ranking) -> list[Document]:
         return [
             ranked.document.model_copy(
                 update={"metadata": {**ranked.document.metadata, **judgement(ranked, self.reranker.scale)}}
             )
             for ranked in ranking
         ]
-
-    async def acompress_documents(
-        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
-    ) -> list[Document]:
-        """`compress_documents` in a thread, so that the event loop goes on."""
-        return await asyncio.to_thread(self.compress_documents, documents, query, callbacks)
 
 
 def rerank_runnable(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
 from darl_rerank import Reranker
 from darl_rerank.errors import InputError
+from darl_rerank.results import Ranking
 
 from .judgement import as_reranker, checked_options, judgement, require
 
@@ -54,25 +54,40 @@ class DarlRerankPostprocessor(BaseNodePostprocessor):  # type: ignore[misc]
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        if query_bundle is None:
-            raise InputError("reranking needs the query: give query_str or query_bundle")
+        query = _query_of(query_bundle)
         if not nodes:
             return []
-        texts = [
+        return self._judged(nodes, self.reranker.rerank(query, self._texts(nodes), top_k=self.top_n, **self.options))
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        # The event loop goes on, and calls share their batches.
+        query = _query_of(query_bundle)
+        if not nodes:
+            return []
+        return self._judged(
+            nodes, await self.reranker.rerank_async(query, self._texts(nodes), top_k=self.top_n, **self.options)
+        )
+
+    def _texts(self, nodes: list[NodeWithScore]) -> list[dict[str, Any]]:
+        return [
             {"text": node.node.get_content(metadata_mode=self.metadata_mode), "score": node.score} for node in nodes
         ]
+
+    def _judged(self, nodes: list[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
         found = []
-        for ranked in self.reranker.rerank(query_bundle.query_str, texts, top_k=self.top_n, **self.options):
+        for ranked in ranking:
             said = judgement(ranked, self.reranker.scale)
             score = said["relevance_score"] if ranked.score is not None else None
             found.append(NodeWithScore(node=_with_metadata(nodes[ranked.index].node, said), score=score))
         return found
 
-    async def _apostprocess_nodes(
-        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
-    ) -> list[NodeWithScore]:
-        # In a thread, so that the event loop goes on.
-        return await asyncio.to_thread(self._postprocess_nodes, nodes, query_bundle)
+
+def _query_of(query_bundle: QueryBundle | None) -> str:
+    if query_bundle is None:
+        raise InputError("reranking needs the query: give query_str or query_bundle")
+    return str(query_bundle.query_str)
 
 
 def _with_metadata(node: BaseNode, said: dict[str, Any]) -> BaseNode:

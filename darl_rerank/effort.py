@@ -111,7 +111,7 @@ def judge_from_the_top(
             reason = f"the budget of {effort.budget_ms:g} ms was spent"
             break
         parts.append(judge.judge([batch]))
-        scores = np.concatenate([scores, _expected_gains(parts[-1], judge.checkpoint.scale)])
+        scores = np.concatenate([scores, expected_gains(parts[-1], judge.checkpoint.scale)])
     places = np.array(readable[: len(scores)], dtype=np.intp)
     found = joined(parts) if parts else judge.judge([])
     judged = set(readable[: len(scores)])
@@ -119,9 +119,9 @@ def judge_from_the_top(
     return found.spread(len(group.documents), places), reasons
 
 
-def _expected_gains(scores: PairScores, scale: RelevanceScale) -> NDArray[np.float64]:
+def expected_gains(scores: PairScores, scale: RelevanceScale) -> NDArray[np.float64]:
     """The scores, those of pairs that left early before they were lowered: what the reach was fitted for."""
-    return scores.score if scores.exit_layers is None else scores.probabilities @ scale.gains
+    return scores.score if scores.exit_layers is None else scale.expected_gain(scores.probabilities)
 
 
 def _is_enough(reach: Reach, scores: NDArray[np.float64], top_k: int) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import threading
 import time
+import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -25,6 +29,7 @@ from .rules import Fuse, Prevalence, Rules
 if TYPE_CHECKING:
     from .cross_encoder import CrossEncoderView
     from .engines.loading import Exit
+    from .queue.token_queue import TokenQueue
 
 # Lengths of the documents of `Reranker.warm_up`, in sentences of eight words; twice, since the first run of a length is
 # the slow one.
@@ -69,6 +74,8 @@ class Reranker:
             share_prefix=share_prefix,
             long_documents=long_documents,
         )
+        self._queue: TokenQueue | None = None
+        self._queue_lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -212,6 +219,53 @@ class Reranker:
             depth=depth,
         )[0]
 
+    async def rerank_async(
+        self,
+        query: str,
+        documents: Iterable[Any],
+        *,
+        top_k: int | None = None,
+        strict: bool = False,
+        cut: str | None = None,
+        min_grade: str | int | None = None,
+        min_probability: float | None = None,
+        fuse: Fuse | None = None,
+        prevalence: Prevalence | None = None,
+        budget_ms: float | None = None,
+        depth: Depth | None = None,
+    ) -> Ranking:
+        """`rerank` without holding up the event loop; calls that wait at the same time fill their batches together.
+
+        The ranking is that of `rerank`, and so are the arguments, but for these: the time that a call waits for others
+        counts towards `budget_ms`, and where not one document fits into what is left, none is judged. A document on
+        which the engine fails costs only itself. Cancelling the call takes it out of the queue.
+
+        Raises:
+            InputError: as `rerank`, but for a budget below what a single document takes.
+            QueueError: the engine failed on every document.
+        """
+        from .queue.jobs import Job, make_job
+
+        _check_top_k(top_k)
+        arrived = time.monotonic()
+        rules = Rules.read(
+            self.checkpoint,
+            cut=cut,
+            min_grade=min_grade,
+            min_probability=min_probability,
+            fuse=fuse,
+            prevalence=prevalence,
+        )
+        effort = Effort.read(self.checkpoint.reach, budget_ms=budget_ms, depth=depth, top_k=top_k)
+
+        def tokenised() -> Job:
+            group = read_group(query, documents, strict=strict)
+            return make_job(self._judge, group, rules, effort, arrived=arrived, top_k=top_k, strict=strict)
+
+        job = await asyncio.to_thread(tokenised)
+        self._running_queue().submit([job])
+        return (await asyncio.wrap_future(job.result)).ranking
+
     def rerank_many(
         self,
         queries: Iterable[str],
@@ -233,8 +287,7 @@ class Reranker:
         Raises:
             InputError: as `rerank`, or the two differ in length.
         """
-        if top_k is not None and top_k < 1:
-            raise InputError(f"top_k must be at least 1, got {top_k}")
+        _check_top_k(top_k)
         rules = Rules.read(
             self.checkpoint,
             cut=cut,
@@ -299,6 +352,18 @@ class Reranker:
         places = np.array([i for indices in members.values() for i in indices], dtype=np.intp)
         return rules.shifted(self._judge.judge(encoded, features=features).spread(len(read), places))
 
+    def _running_queue(self) -> TokenQueue:
+        """The queue of `rerank_async`, whose thread starts with the first call and ends with the reranker."""
+        from .queue.token_queue import TokenQueue
+
+        with self._queue_lock:
+            if self._queue is None:
+                # Whoever awaits can't be told to come again later, so all that come are taken.
+                self._queue = TokenQueue(self._judge, max_tokens=math.inf)
+                self._queue.start()
+                weakref.finalize(self, self._queue.close)
+            return self._queue
+
     def _judge_all(
         self, groups: Sequence[QueryGroup], effort: Effort | None, started: float, *, strict: bool
     ) -> list[tuple[PairScores, dict[int, str]]]:
@@ -321,6 +386,11 @@ class Reranker:
             result.append((scores[start : start + len(places)].spread(len(group.documents), places), faults))
             start += len(places)
         return result
+
+
+def _check_top_k(top_k: int | None) -> None:
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k must be at least 1, got {top_k}")
 
 
 def _read_groups(

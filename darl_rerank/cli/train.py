@@ -188,7 +188,7 @@ def with_bm25_runs(recipe: Recipe, work: Path) -> Recipe:
                 wait_for(run)
             elif not run.is_file():
                 _retrieve(source.topics, source.corpus, run, negatives.depth)
-            source = replace(source, negatives=replace(negatives, run=run))  # noqa: PLW2901
+            source = replace(source, negatives=replace(negatives, run=run, bm25=False))  # noqa: PLW2901
         sources.append(source)
     return replace(recipe, sources=tuple(sources))
 

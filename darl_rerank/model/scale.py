@@ -60,6 +60,13 @@ class RelevanceScale:
         """Gain of every grade, shape (K,)."""
         return np.array([grade.gain for grade in self.grades], dtype=np.float64)
 
+    def expected_gain(self, probabilities: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """The score of each row: sum over grades of probability times gain, shape (n, K) to (n,).
+
+        Not a matrix product, whose rounding of a row depends on how many rows there are.
+        """
+        return np.asarray((probabilities * self.gains).sum(axis=1), dtype=np.float64)
+
     def relevance(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Expected gains as shares of the range of gains, in [0, 1], shape as given; 0 for NaN, what was not judged."""
         low, high = self.gains[0], self.gains[-1]

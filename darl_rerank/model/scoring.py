@@ -37,7 +37,7 @@ def scored(
     main = calibration if prevalence is None else calibration.for_prevalence(prevalence)
     if exit_layers is None or not exit_layers.any():
         probabilities = main.probabilities(logits, novelty)
-        return probabilities, probabilities @ gains
+        return probabilities, checkpoint.scale.expected_gain(probabilities)
     assert checkpoint.exits is not None
     probabilities = np.zeros(np.shape(logits))
     whole = exit_layers == 0
@@ -47,5 +47,5 @@ def scored(
         if prevalence is not None:
             own = replace(own, prevalence=own.prevalence or calibration.prevalence).for_prevalence(prevalence)
         probabilities[rows] = own.probabilities(logits[rows])
-    score = probabilities @ gains
+    score = checkpoint.scale.expected_gain(probabilities)
     return probabilities, np.where(whole, score, lowered(score, float(gains[0])))

@@ -23,8 +23,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
-from .errors import ApiError, error_body
-from .jobs import Answer, Job
+from ..queue.errors import QueueError
+from ..queue.jobs import Answer, Job
+from .errors import ApiError, error_body, of_queue
 from .json_body import read_object
 from .page import page
 from .service import Service
@@ -306,12 +307,14 @@ async def _unless_gone(request: Request, jobs: Sequence[Job]) -> list[Answer]:
         if not answers.done():
             raise ClientDisconnect
         return await answers
+    except QueueError as error:
+        raise of_queue(error) from error
     finally:
         for waiting in (answers, gone):
             waiting.cancel()
         for job in jobs:
             job.result.cancel()
-        with contextlib.suppress(asyncio.CancelledError, ApiError):
+        with contextlib.suppress(asyncio.CancelledError, QueueError):
             await answers
 
 

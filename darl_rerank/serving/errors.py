@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..queue.errors import QueueError
+
 
 class ApiError(Exception):
     """A request that gets an error.
@@ -29,6 +31,21 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+_STATUSES = {"queue_full": 429, "timeout": 429, "engine_failed": 503}
+
+
+def draining() -> ApiError:
+    """The error of a server that is about to end."""
+    return ApiError(503, "draining", "the server is shutting down", retry_after=5)
+
+
+def of_queue(error: QueueError) -> ApiError:
+    """The queue's error as HTTP has it."""
+    if error.code == "closed":
+        return draining()
+    return ApiError(_STATUSES[error.code], error.code, error.message, retry_after=error.retry_after)
 
 
 # The words of text-embeddings-inference for its statuses.

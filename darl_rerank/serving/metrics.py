@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..model.scale import RelevanceScale
+    from ..queue.jobs import Answer
     from ..results import PairScores
-    from .jobs import Answer
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -59,6 +59,11 @@ class Metrics:
         self.unjudged = Counter("darl_documents_unjudged", "Documents not judged", registry=registry)
         self.grades = Counter("darl_documents_graded", "Documents by grade", ["grade"], registry=registry)
         self.novelty = Histogram("darl_novelty", "Novelty of judged pairs", buckets=_NOVELTY, registry=registry)
+
+    def waiting(self, *, jobs: int, tokens: int) -> None:
+        """Note how many requests wait or run."""
+        self.queue_size.set(jobs)
+        self.queue_tokens.set(tokens)
 
     def step(self, tokens: int, seconds: float, scores: Sequence[PairScores], scale: RelevanceScale) -> None:
         """Count one step of the model and what it said of each pair."""

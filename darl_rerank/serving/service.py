@@ -11,12 +11,13 @@ from typing import Any, Literal
 from ..documents import read_group
 from ..effort import Effort
 from ..errors import DarlRerankError, InputError
+from ..queue.errors import QueueError
+from ..queue.jobs import Job, make_job
+from ..queue.token_queue import TokenQueue
 from ..reranker import Reranker
 from ..rules import Rules
-from .errors import ApiError
-from .jobs import Job, make_job
+from .errors import ApiError, draining, of_queue
 from .metrics import Metrics
-from .queue import TokenQueue, draining
 from .shapes import RerankRequest
 
 State = Literal["loading", "ready", "draining", "failed"]
@@ -88,7 +89,7 @@ class Service:
     def _start(self) -> None:
         try:
             reranker = self._load()
-            queue = TokenQueue(reranker.judge, max_tokens=self.limits.max_queue_tokens, metrics=self.metrics)
+            queue = TokenQueue(reranker.judge, max_tokens=self.limits.max_queue_tokens, observer=self.metrics)
             self.metrics.max_queue_tokens.set(queue.max_tokens)
             self._reranker, self._queue = reranker, queue
             reranker.warm_up()
@@ -135,7 +136,10 @@ class Service:
         """
         if self.state != "ready" or self._queue is None:
             raise _not_ready(self.state)
-        self._queue.submit(jobs)
+        try:
+            self._queue.submit(jobs)
+        except QueueError as error:
+            raise of_queue(error) from error
 
     def drain(self) -> None:
         """Take no more requests; those in the queue are still answered."""

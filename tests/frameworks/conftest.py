@@ -16,6 +16,7 @@ os.environ["LANGSMITH_TRACING"] = "false"
 import pytest
 
 from darl_rerank import Reranker
+from darl_rerank.judging import Judge
 from darl_rerank.results import RankedDocument
 
 QUERY = "how long do cats live"
@@ -47,14 +48,14 @@ def ranking(tiny_reranker: Reranker) -> list[RankedDocument]:
 def off_the_loop(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Awaitable[Any]]], Any]:
     """Await a call and check that the model ran in another thread while the event loop went on."""
     judged_in: list[int] = []
-    rerank = Reranker.rerank
+    judge = Judge.judge
 
     def slow(*args: Any, **options: Any) -> Any:
         judged_in.append(threading.get_ident())
         time.sleep(0.1)
-        return rerank(*args, **options)
+        return judge(*args, **options)
 
-    monkeypatch.setattr(Reranker, "rerank", slow)
+    monkeypatch.setattr(Judge, "judge", slow)
 
     def run(call: Callable[[], Awaitable[Any]]) -> Any:
         async def both() -> tuple[Any, int]:
@@ -70,5 +71,37 @@ def off_the_loop(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Awai
         assert threading.get_ident() not in judged_in
         assert turns > 2
         return result
+
+    return run
+
+
+@pytest.fixture
+def together(
+    monkeypatch: pytest.MonkeyPatch, tiny_reranker: Reranker
+) -> Callable[[Callable[[], Awaitable[Any]]], list[Any]]:
+    """Await six calls at once and check that they were judged in fewer steps than there are calls."""
+    all_wait = threading.Event()
+    steps: list[int] = []
+    judge = Judge.judge
+
+    def held(self: Judge, groups: Any, **options: Any) -> Any:
+        assert all_wait.wait(20)
+        steps.append(len(groups))
+        return judge(self, groups, **options)
+
+    monkeypatch.setattr(Judge, "judge", held)
+
+    def run(call: Callable[[], Awaitable[Any]], count: int = 6) -> list[Any]:
+        async def all_calls() -> list[Any]:
+            tasks = [asyncio.ensure_future(call()) for _ in range(count)]
+            while (queue := tiny_reranker._queue) is None or queue.waiting < count:
+                await asyncio.sleep(0.005)
+            all_wait.set()
+            return await asyncio.gather(*tasks)
+
+        found = asyncio.run(all_calls())
+        assert len(steps) < count
+        assert max(steps) > 1
+        return found
 
     return run

@@ -85,6 +85,18 @@ def test_async_off_the_event_loop(
     assert said(off_the_loop(lambda: pipeline.run_async(values))["darl"]["documents"]) == expected(ranking)
 
 
+def test_concurrent_calls_share_batches(
+    tiny_reranker: Reranker,
+    documents: list[Document],
+    query: str,
+    ranking: list[RankedDocument],
+    together: Callable[..., Any],
+) -> None:
+    ranker = DarlRanker(tiny_reranker)
+    for found in together(lambda: ranker.run_async(query, documents)):
+        assert said(found["documents"]) == expected(ranking)
+
+
 def test_the_model_is_loaded_late_and_let_go(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, documents: list[Document], query: str
 ) -> None:

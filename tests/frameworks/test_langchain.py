@@ -71,6 +71,18 @@ def test_async_off_the_event_loop(
     assert said(off_the_loop(lambda: runnable.ainvoke({"query": query, "documents": documents}))) == expected(ranking)
 
 
+def test_concurrent_calls_share_batches(
+    tiny_reranker: Reranker,
+    documents: list[Document],
+    query: str,
+    ranking: list[RankedDocument],
+    together: Callable[..., Any],
+) -> None:
+    compressor = DarlRerankCompressor(reranker=tiny_reranker)
+    for found in together(lambda: compressor.acompress_documents(documents, query)):
+        assert said(found) == expected(ranking)
+
+
 def test_a_runnable_in_a_chain(
     tiny_reranker: Reranker, documents: list[Document], query: str, ranking: list[RankedDocument]
 ) -> None:

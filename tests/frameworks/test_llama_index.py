@@ -70,6 +70,18 @@ def test_async_off_the_event_loop(
     assert said(off_the_loop(lambda: processor.apostprocess_nodes(nodes, query_str=query))) == expected(ranking)
 
 
+def test_concurrent_calls_share_batches(
+    tiny_reranker: Reranker,
+    nodes: list[NodeWithScore],
+    query: str,
+    ranking: list[RankedDocument],
+    together: Callable[..., Any],
+) -> None:
+    processor = DarlRerankPostprocessor(reranker=tiny_reranker)
+    for found in together(lambda: processor.apostprocess_nodes(nodes, query_str=query)):
+        assert said(found) == expected(ranking)
+
+
 def test_which_metadata_is_judged(tiny_reranker: Reranker, query: str) -> None:
     node = TextNode(text="Indoor cats live long.", metadata={"title": "Cats"})
     for mode, text in (

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from darl_rerank import RelevanceScale
@@ -34,3 +35,11 @@ def test_unknown_scale_names_the_known_ones() -> None:
 def test_faulty_scales_are_refused(grades: list[Grade], message: str) -> None:
     with pytest.raises(InputError, match=message):
         RelevanceScale("mine", tuple(grades))
+
+
+def test_the_expected_gain_of_a_row_does_not_depend_on_the_others() -> None:
+    scale = SCALES["trec4"]
+    rows = np.random.default_rng(0).dirichlet(np.ones(4), 64)
+    whole = scale.expected_gain(rows)
+    np.testing.assert_allclose(whole, rows @ scale.gains, rtol=1e-12)
+    assert all(scale.expected_gain(rows[i : i + 1])[0] == whole[i] for i in range(len(rows)))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from darl_rerank import Checkpoint
+from darl_rerank.cli.train import with_bm25_runs
 from darl_rerank.errors import InputError
 from darl_rerank.training.recipe.read import read_recipe
 from darl_rerank.training.recipe.settings import CalibrateStage, Recipe
@@ -136,3 +137,16 @@ def test_a_checkpoint_is_read_once(write: Path, tiny_model: Path, monkeypatch: p
     recipe = read(write, f'[model]\ncheckpoint = "{tiny_model}"\n' + SOURCE)
     assert [recipe.grades for _ in range(3)] == [4, 4, 4]
     assert len(read_folders) == 1
+
+
+def test_a_source_with_bm25_negatives_gets_its_run(write: Path) -> None:
+    for name in ("topics.tsv", "corpus.jsonl", "qrels.txt"):
+        (write.parent / name).write_text("")
+    files = 'topics = "topics.tsv"\ncorpus = "corpus.jsonl"\nqrels = "qrels.txt"\n'
+    recipe = read(write, f'[[source]]\nname = "s"\n{files}[source.negatives]\nbm25 = true\n')
+    run = write.parent / "bm25" / "s.trec"
+    run.parent.mkdir()
+    run.write_text("")  # one that is there is kept
+    negatives = with_bm25_runs(recipe, write.parent).sources[0].negatives
+    assert negatives is not None
+    assert (negatives.run, negatives.bm25) == (run, False)

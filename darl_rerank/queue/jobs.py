@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..documents import QueryGroup
-from ..effort import Effort
+from ..effort import Effort, expected_gains
 from ..judging import Judge
 from ..model.prompt import PromptGroup
 from ..model.reach import STEP
@@ -48,6 +49,7 @@ class Job:
         costs: tokens of each text.
         deadline: when it must be answered (`time.monotonic`).
         arrived: when it came.
+        top_k: how many documents its ranking keeps; all if None.
         result: the answer; cancelling it takes the job out of the queue.
         started: when its first step began; None before.
         taken: how many texts have been given to steps so far.
@@ -63,6 +65,7 @@ class Job:
     costs: tuple[int, ...]
     deadline: float
     arrived: float
+    top_k: int | None = None
     result: Future[Answer] = field(default_factory=Future)
     started: float | None = None
     taken: int = 0
@@ -87,7 +90,7 @@ class Job:
         reach = self.effort.reach
         if reach is None or not self.parts:
             return False
-        scores = np.concatenate([part.score for part in self.parts])
+        scores = np.concatenate([expected_gains(part, self.rules.checkpoint.scale) for part in self.parts])
         return reach.probability(scores[~np.isnan(scores)], self.effort.top_k) <= reach.bound
 
     def take(self, tokens: float) -> PromptGroup | None:
@@ -111,7 +114,7 @@ class Job:
         places, texts = (np.array(list(values), dtype=np.intp) for values in (rows.keys(), rows.values()))
         scores = found[texts].spread(len(self.group.documents), places)
         reasons = {i: self._reason(i) for i in range(len(self.group.documents)) if i not in rows}
-        ranking = rank(self.group, scores, self.rules, reasons=reasons)
+        ranking = rank(self.group, scores, self.rules, reasons=reasons, top_k=self.top_k)
         started = now if self.started is None else self.started
         tokens = len(self.prompts.prefix) * bool(len(found)) + sum(self.costs[: len(found)])
         return Answer(ranking, tokens, started - self.arrived, now - started)
@@ -131,7 +134,15 @@ class Job:
 
 
 def make_job(
-    judge: Judge, group: QueryGroup, rules: Rules, effort: Effort | None, *, arrived: float, timeout_s: float
+    judge: Judge,
+    group: QueryGroup,
+    rules: Rules,
+    effort: Effort | None,
+    *,
+    arrived: float,
+    timeout_s: float = math.inf,
+    top_k: int | None = None,
+    strict: bool = False,
 ) -> Job:
     """A job for a query group, tokenised.
 
@@ -142,6 +153,8 @@ def make_job(
         effort: see `Job`; None to judge all.
         arrived: when its request came (`time.monotonic`).
         timeout_s: seconds from then after which it is too late for an answer.
+        top_k: see `Job`.
+        strict: see `Judge.encode`.
     """
     effort = effort or Effort()
     seconds = timeout_s if effort.budget_ms is None else min(timeout_s, effort.budget_ms / 1000)
@@ -151,8 +164,8 @@ def make_job(
         for place in group.readable
         if not isinstance(effort.depth, int) or place < effort.depth
     }
-    prompts = judge.encode(group.query, list(texts))
+    prompts = judge.encode(group.query, list(texts), strict=strict)
     costs = [0] * len(texts)
     for owner, suffix in zip(prompts.owners, prompts.suffixes, strict=True):
         costs[owner] += len(suffix)
-    return Job(group, rules, effort, prompts, places, tuple(costs), arrived + seconds, arrived)
+    return Job(group, rules, effort, prompts, places, tuple(costs), arrived + seconds, arrived, top_k)

@@ -1,7 +1,10 @@
-"""The queue of the server: bounded, fair by deadline, and without influence on any answer."""
+"""The queue of the server and of asynchronous calls: bounded, fair by deadline, and without influence on any answer."""
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import inspect
 import threading
 import time
 from collections.abc import Iterator
@@ -16,12 +19,15 @@ from darl_rerank.documents import read_group
 from darl_rerank.effort import Effort, judge_from_the_top
 from darl_rerank.engines.base import GradeOutput
 from darl_rerank.engines.batching import MicroBatch
+from darl_rerank.errors import InputError
 from darl_rerank.model.reach import Reach
+from darl_rerank.queue.errors import QueueError
+from darl_rerank.queue.jobs import Job, make_job
+from darl_rerank.queue.token_queue import TokenQueue
+from darl_rerank.results import Ranking
 from darl_rerank.rules import Rules
-from darl_rerank.serving.errors import ApiError
-from darl_rerank.serving.jobs import Job, make_job
+from darl_rerank.serving.errors import of_queue
 from darl_rerank.serving.metrics import Metrics
-from darl_rerank.serving.queue import TokenQueue
 
 WORDS = ["red", "green", "blue", "small", "large", "cheap", "fast", "quiet", "heavy", "light"]
 DOCUMENTS = [f"{a} {b} notebook" for a in WORDS for b in WORDS]
@@ -65,7 +71,7 @@ def reranker(engine: ScriptedEngine, tiny_model: Path) -> Reranker:
 
 @pytest.fixture
 def queue(engine: ScriptedEngine, reranker: Reranker) -> Iterator[TokenQueue]:
-    queue = TokenQueue(reranker.judge, max_tokens=5000, metrics=Metrics())
+    queue = TokenQueue(reranker.judge, max_tokens=5000, observer=Metrics())
     queue.start()
     yield queue
     engine.gate.set()
@@ -145,16 +151,16 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(
     hold(engine, queue, reranker)
     large = job(reranker, "large", DOCUMENTS)
     queue.submit([large])
-    with pytest.raises(ApiError, match=r"the queue is full: \d+ tokens wait") as raised:
+    with pytest.raises(QueueError, match=r"the queue is full: \d+ tokens wait") as raised:
         for _ in range(10):
             queue.submit([job(reranker, "more", DOCUMENTS)])
-    assert raised.value.status == 429
+    assert of_queue(raised.value).status == 429
     assert (raised.value.retry_after or 0) >= 1
     assert queue.tokens <= queue.max_tokens
 
 
 def test_a_request_larger_than_the_queue_is_taken_alone(reranker: Reranker) -> None:
-    queue = TokenQueue(reranker.judge, max_tokens=10, metrics=Metrics())
+    queue = TokenQueue(reranker.judge, max_tokens=10, observer=Metrics())
     queue.start()
     large = job(reranker, "large", DOCUMENTS)
     queue.submit([large])
@@ -185,9 +191,9 @@ def test_too_late_is_an_error_or_what_was_judged_by_then(
     partial = job(reranker, "partial", ["a", "", "b"], seconds=0, partial=True)
     queue.submit([late, partial])
     engine.gate.set()
-    with pytest.raises(ApiError, match="not answered within") as raised:
+    with pytest.raises(QueueError, match="not answered within") as raised:
         late.result.result(10)
-    assert raised.value.status == 429
+    assert (raised.value.code, of_queue(raised.value).status) == ("timeout", 429)
     ranking = partial.result.result(10).ranking
     spent = "the budget of 0 ms was spent"
     assert [(r.index, r.judged, r.reason) for r in ranking] == [
@@ -223,7 +229,7 @@ def test_an_automatic_depth_stops_where_the_library_does(
     engine: ScriptedEngine, tiny_model: Path, bound: float
 ) -> None:
     reranker = Reranker(Checkpoint.load(tiny_model), engine, batch_tokens=4096)
-    queue = TokenQueue(reranker.judge, metrics=Metrics())
+    queue = TokenQueue(reranker.judge, observer=Metrics())
     queue.start()
     reach = Reach(intercept=0.0, slope=1.0, bound=bound)
     documents = DOCUMENTS[:60]
@@ -257,9 +263,9 @@ def test_an_engine_that_fails_on_everything_is_an_error_and_the_worker_lives(
     engine.refused = ()
     broken = job(reranker, "q", ["one", "two"])
     queue.submit([broken])
-    with pytest.raises(ApiError, match="out of memory") as raised:
+    with pytest.raises(QueueError, match="out of memory") as raised:
         broken.result.result(10)
-    assert (raised.value.status, raised.value.code) == (503, "engine_failed")
+    assert (of_queue(raised.value).status, raised.value.code) == (503, "engine_failed")
     engine.refused = None
     again = job(reranker, "q", ["one"])
     queue.submit([again])
@@ -271,9 +277,9 @@ def test_a_closed_queue_answers_what_it_has_and_takes_no_more(
 ) -> None:
     first = hold(engine, queue, reranker)
     queue.close()
-    with pytest.raises(ApiError) as raised:
+    with pytest.raises(QueueError) as raised:
         queue.submit([job(reranker, "q", ["one"])])
-    assert (raised.value.status, raised.value.code) == (503, "draining")
+    assert (raised.value.code, of_queue(raised.value).code) == ("closed", "draining")
     engine.gate.set()
     assert first.result.result(10).ranking[0].judged
     assert queue.join(10)
@@ -284,7 +290,7 @@ def test_an_abandoned_queue_answers_with_an_error(
 ) -> None:
     first = hold(engine, queue, reranker)
     queue.abandon()
-    with pytest.raises(ApiError, match="shutting down"):
+    with pytest.raises(QueueError, match="the queue is closed"):
         first.result.result(10)
 
 
@@ -308,7 +314,7 @@ def test_steps_give_what_the_whole_gives_window_by_window(tiny_model: Path) -> N
     )
     documents = [" ".join(DOCUMENTS[i : i + 40 * i]) for i in range(1, 5)]
     each = job(reranker, "laptop", documents)
-    queue = TokenQueue(reranker.judge, metrics=Metrics())
+    queue = TokenQueue(reranker.judge, observer=Metrics())
     queue.start()
     queue.submit([each])
     served, alone = each.result.result(60).ranking, reranker.rerank("laptop", documents)
@@ -316,3 +322,65 @@ def test_steps_give_what_the_whole_gives_window_by_window(tiny_model: Path) -> N
     assert len(each.parts) > 1
     assert [(r.index, r.span) for r in served] == [(r.index, r.span) for r in alone]
     np.testing.assert_allclose([r.score for r in served], [r.score for r in alone], atol=1e-4)
+
+
+def test_asynchronous_calls_give_the_library_s_rankings_and_share_batches(
+    engine: ScriptedEngine, tiny_model: Path
+) -> None:
+    reranker = Reranker(Checkpoint.load(tiny_model), engine, batch_tokens=4096)
+    asked = [(f"query {i}", ["", *DOCUMENTS[i : i + 1 + i % 3]]) for i in range(8)]
+    expected = [reranker.rerank(*group, top_k=2) for group in asked]
+    assert len(engine.batches) == len(asked)
+    engine.batches.clear()
+    engine.gate.clear()
+
+    async def all_at_once() -> list[Ranking]:
+        calls = [asyncio.ensure_future(reranker.rerank_async(*group, top_k=2)) for group in asked]
+        # The worker is held in its first step until all calls wait.
+        while (queue := reranker._queue) is None or queue.waiting < len(asked):
+            await asyncio.sleep(0.001)
+        engine.gate.set()
+        return await asyncio.gather(*calls)
+
+    assert asyncio.run(all_at_once()) == expected
+    assert len(engine.batches) < len(asked) / 2
+
+
+def test_an_asynchronous_call_has_the_arguments_and_the_errors_of_the_synchronous_one(reranker: Reranker) -> None:
+    assert inspect.signature(Reranker.rerank_async) == inspect.signature(Reranker.rerank)
+    call = reranker.rerank_async
+    for refused, why in (
+        (call("", ["a"]), "query"), (call("q", "a"), "documents"), (call("q", ["a"], top_k=0), "top_k"),
+        (call("q", ["a", ""], strict=True), "empty"), (call("q", ["a"], cut="recall 2 of x"), "no grade"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=why):
+            asyncio.run(refused)
+    depth = asyncio.run(call("laptop", DOCUMENTS, depth=8))
+    assert depth == reranker.rerank("laptop", DOCUMENTS, depth=8)
+
+
+def test_a_cancelled_call_leaves_the_queue(engine: ScriptedEngine, reranker: Reranker) -> None:
+    engine.gate.clear()
+
+    async def cancelled() -> int:
+        held = asyncio.ensure_future(reranker.rerank_async("first", ["a"]))
+        await asyncio.to_thread(engine.at_gate.wait, 10)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reranker.rerank_async("second", DOCUMENTS), 0.2)
+        assert reranker._queue is not None
+        waiting = reranker._queue.waiting
+        engine.gate.set()
+        await held
+        return waiting
+
+    assert asyncio.run(cancelled()) == 1
+
+
+def test_the_queue_of_asynchronous_calls_ends_with_its_reranker(engine: ScriptedEngine, tiny_model: Path) -> None:
+    reranker = Reranker(Checkpoint.load(tiny_model), engine)
+    asyncio.run(reranker.rerank_async("q", ["one"]))
+    queue = reranker._queue
+    assert queue is not None
+    del reranker
+    gc.collect()
+    assert queue.join(10)

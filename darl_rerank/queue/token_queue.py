@@ -1,4 +1,4 @@
-"""The queue between HTTP and the model: bounded in tokens, shortest deadline first, one worker.
+"""The queue before the model: bounded in tokens, shortest deadline first, one worker.
 
 The worker runs the model in steps. A step takes documents from as many jobs as fit into its token budget, those with
 the nearest deadline first, so batches are filled across requests and a short request doesn't wait for the end of a long
@@ -12,18 +12,19 @@ import threading
 import time
 from bisect import insort
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from ..judging import Judge
 from ..model.prompt import PromptGroup
+from ..model.scale import RelevanceScale
 from ..pace import Prediction
 from ..results import PairScores, joined
-from .errors import ApiError
-from .jobs import Job
-from .metrics import Metrics
+from .errors import QueueError
+from .jobs import Answer, Job
 
-_log = logging.getLogger("darl_rerank.serving")
+_log = logging.getLogger("darl_rerank.queue")
 
 # Micro-batches in a step. Fewer would run a query's prefix more often, more would let a short request wait longer.
 _STEP_BATCHES = 4
@@ -32,20 +33,34 @@ QUEUE_BATCHES = 64
 _LONGEST_RETRY = 60
 
 
+class Observer(Protocol):
+    """What is told of all that happens in a queue."""
+
+    def waiting(self, *, jobs: int, tokens: int) -> None:
+        """So many jobs of so many tokens are not answered yet."""
+
+    def step(self, tokens: int, seconds: float, scores: Sequence[PairScores], scale: RelevanceScale) -> None:
+        """A step of the model has ended; `scores` are those of each of its query groups."""
+
+    def answered(self, answer: Answer, *, documents: int) -> None:
+        """A job of so many documents is answered."""
+
+
 class TokenQueue:
     """Jobs that wait, and the thread that works on them.
 
     Args:
         judge: what judges.
-        max_tokens: how many tokens may wait. A job that is larger than that is taken if nothing else waits.
-        metrics: what is counted.
+        max_tokens: how many tokens may wait, `math.inf` for no bound; `QUEUE_BATCHES` micro-batches if None. A job that
+            is larger than that is taken if nothing else waits.
+        observer: who is told; nobody if None.
     """
 
-    def __init__(self, judge: Judge, *, max_tokens: int | None = None, metrics: Metrics) -> None:
+    def __init__(self, judge: Judge, *, max_tokens: float | None = None, observer: Observer | None = None) -> None:
         self.judge = judge
         self.max_tokens = max_tokens or QUEUE_BATCHES * judge.batch_tokens
         self._step_tokens = _STEP_BATCHES * judge.batch_tokens
-        self._metrics = metrics
+        self._observer = observer
         self._changed = threading.Condition()
         # In order of deadline; a job stays until it is answered.
         self._jobs: list[Job] = []
@@ -71,12 +86,12 @@ class TokenQueue:
         """Take all of these jobs, or none; each answers by its `result`.
 
         Raises:
-            ApiError: 429, they don't fit into the queue; 503, it is closed.
+            QueueError: "queue_full", they don't fit into it; "closed".
         """
         tokens = sum(job.tokens for job in jobs)
         with self._changed:
             if self._closed:
-                raise draining()
+                raise _closed()
             if self._jobs and self._tokens + tokens > self.max_tokens:
                 raise self._full(tokens)
             for job in jobs:
@@ -100,19 +115,19 @@ class TokenQueue:
         with self._changed:
             left = list(self._jobs)
         for job in left:
-            self._fail(job, draining())
+            self._fail(job, _closed())
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the worker to end; whether it has."""
         self._worker.join(timeout)
         return not self._worker.is_alive()
 
-    def _full(self, tokens: int) -> ApiError:
+    def _full(self, tokens: int) -> QueueError:
         prediction = self.judge.pace.prediction()
         steps = self._tokens / self._step_tokens
         seconds = 1.0 if prediction is None else steps * prediction.cautious(self._step_tokens)
         message = f"the queue is full: {self._tokens} tokens wait, {tokens} more don't fit into {self.max_tokens}"
-        return ApiError(429, "queue_full", message, retry_after=min(_LONGEST_RETRY, 1 + int(seconds)))
+        return QueueError("queue_full", message, retry_after=min(_LONGEST_RETRY, 1 + int(seconds)))
 
     def _remove(self, job: Job) -> None:
         with self._changed:
@@ -122,8 +137,8 @@ class TokenQueue:
             self._changed.notify()
 
     def _measure(self) -> None:
-        self._metrics.queue_tokens.set(self._tokens)
-        self._metrics.queue_size.set(len(self._jobs))
+        if self._observer is not None:
+            self._observer.waiting(jobs=len(self._jobs), tokens=self._tokens)
 
     def _work(self) -> None:
         while True:
@@ -156,9 +171,10 @@ class TokenQueue:
             job.started = job.started or now
         for (job, _), scores in zip(chosen, self._judge(chosen), strict=True):
             job.parts.append(scores)
-        seconds = time.monotonic() - now
-        tokens = sum(group.tokens for _, group in chosen)
-        self._metrics.step(tokens, seconds, [job.parts[-1] for job, _ in chosen], self.judge.checkpoint.scale)
+        if self._observer is not None:
+            tokens = sum(group.tokens for _, group in chosen)
+            found = [job.parts[-1] for job, _ in chosen]
+            self._observer.step(tokens, time.monotonic() - now, found, self.judge.checkpoint.scale)
         for job, _ in chosen:
             if job.through:
                 self._finish(job)
@@ -225,10 +241,11 @@ class TokenQueue:
             self._fail(job, _broken(error))
             return
         if self._settle(job):
-            self._metrics.answered(answer, documents=len(job.group.documents))
+            if self._observer is not None:
+                self._observer.answered(answer, documents=len(job.group.documents))
             job.result.set_result(answer)
 
-    def _fail(self, job: Job, error: ApiError) -> None:
+    def _fail(self, job: Job, error: QueueError) -> None:
         if self._settle(job):
             job.result.set_exception(error)
 
@@ -238,18 +255,17 @@ class TokenQueue:
             return not job.result.done() and not job.result.running() and job.result.set_running_or_notify_cancel()
 
 
-def draining() -> ApiError:
-    """The error of a server that is about to end."""
-    return ApiError(503, "draining", "the server is shutting down", retry_after=5)
+def _closed() -> QueueError:
+    return QueueError("closed", "the queue is closed", retry_after=5)
 
 
-def _late(job: Job, now: float) -> ApiError:
+def _late(job: Job, now: float) -> QueueError:
     seconds = now - job.arrived
-    return ApiError(429, "timeout", f"not answered within {seconds:.1f} s: the server is busy", retry_after=5)
+    return QueueError("timeout", f"not answered within {seconds:.1f} s: other calls were first", retry_after=5)
 
 
-def _broken(why: object) -> ApiError:
-    return ApiError(503, "engine_failed", f"the model could not judge the documents: {why}")
+def _broken(why: object) -> QueueError:
+    return QueueError("engine_failed", f"the model could not judge the documents: {why}")
 
 
 def _tokens_within(seconds: float, prediction: Prediction) -> float:
