@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from .errors import InputError
 from .files import atomic_write, check_output_file
@@ -16,7 +17,7 @@ from .progress import Progress, progress_bar
 from .results import Ranking
 from .trec.fusion import fuse as fuse_rankings
 from .trec.journal import Journal
-from .trec.runs import Run, RunEntry, check_word, write_run
+from .trec.runs import Run, RunEntry, check_word, run_lines, write_run
 
 Missing = Literal["error", "skip"]
 Fusion = Literal["auto", "rrf"]
@@ -32,7 +33,9 @@ class HasText(Protocol):
     def full_text(self) -> str: ...
 
 
-class _CanRerank(Protocol):
+class CanRerank(Protocol):
+    """What jobs need of a `Reranker`."""
+
     @property
     def fingerprint(self) -> str: ...
 
@@ -121,6 +124,38 @@ def _some(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Choices:
+    """What `rerank_run` does with each query; its arguments say more."""
+
+    top_k: int | None = None
+    fuse: Fusion | None = None
+    rules: Mapping[str, Any] = field(default_factory=dict)
+    effort: Mapping[str, Any] = field(default_factory=dict)
+    tag: str = "darl-rerank"
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k must be at least 1, got {self.top_k}")
+        check_word("tag", self.tag)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """As JSON types, for a journal."""
+        return {"top_k": self.top_k, "fuse": self.fuse, "rules": self.given, "effort": given(self.effort),
+                "tag": self.tag}  # fmt: skip
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The rules of `Reranker.rerank` that were given, a fusion by scores among them."""
+        return given(self.rules) | ({"fuse": "auto"} if self.fuse == "auto" else {})
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
 class RunReport:
     """What became of a job's documents.
 
@@ -129,16 +164,23 @@ class RunReport:
         cut: how many stayed out because of a cut or a lowest grade.
         warned: of how many of the queries that this call judged a ranking warns.
         warning: the first such warning, "" if there is none.
+        queries, documents: how many were reranked.
+        skipped: (qid, docid) of documents that had no text and were left out.
+        unused_topics: how many topics the run has no documents for.
     """
 
     not_judged: int
     cut: int = 0
     warned: int = 0
     warning: str = ""
+    queries: int = 0
+    documents: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    unused_topics: int = 0
 
 
 def rerank_run(
-    reranker: _CanRerank,
+    reranker: CanRerank,
     job: RerankJob,
     output: str | Path,
     *,
@@ -177,27 +219,16 @@ def rerank_run(
             in a run, or rules that are none.
         DarlRerankError: an output can't be written.
     """
-    if top_k is not None and top_k < 1:
-        raise InputError(f"top_k must be at least 1, got {top_k}")
+    choices = Choices(top_k, fuse, rules or {}, effort or {}, tag)
     for path in (output, details):
         if path is not None:
             check_output_file(path)
-    check_word("tag", tag)
     output = Path(output)
-    rules, effort = (
-        {name: value for name, value in (given or {}).items() if value is not None} for given in (rules, effort)
-    )
-    if fuse == "auto":
-        rules["fuse"] = "auto"
     identity = {
         "model": reranker.fingerprint,
         "input": job.sha256,
-        "top_k": top_k,
-        "fuse": fuse,
-        "rules": rules,
-        "effort": effort,
+        **choices.identity,
         "first_stage": hashlib.sha256(json.dumps(job.scores).encode()).hexdigest() if fuse == "auto" else None,
-        "tag": tag,
         "details": details is not None,
         **(settings or {}),
     }
@@ -206,54 +237,70 @@ def rerank_run(
     with Journal(output.with_name(output.name + ".journal"), identity, restart=restart) as journal:
         done = sum(len(job.candidates[qid]) for qid in journal.finished)
         with progress_bar("reranking", total, unit="doc", done=done, progress=progress) as bar:
-            for block in _blocks(job, reranker.batch_tokens):
-                if all(qid in journal.finished for qid in block):
-                    continue
-                documents = [_documents(job, qid, with_scores=fuse == "auto") for qid in block]
-                # A fusion counts every place, and what was cut is told from what lies below top_k.
-                kept = None if fuse or rules else top_k
-                rankings = reranker.rerank_many(
-                    [job.queries[qid] for qid in block], documents, top_k=kept, **rules, **effort
-                )
-                for qid, ranking in zip(block, rankings, strict=True):
-                    if qid not in journal.finished:
-                        journal.append(qid, [ranked.to_dict() for ranked in ranking])
-                        warnings += ranking.warnings[:1]
-                        bar.update(len(job.candidates[qid]))
+            for qid, ranking in judged(reranker, job, choices, finished=journal.finished):
+                journal.append(qid, [ranked.to_dict() for ranked in ranking])
+                warnings += ranking.warnings[:1]
+                bar.update(len(job.candidates[qid]))
         whole = {qid: journal.finished[qid] for qid in job.queries}
-        cut = total - sum(map(len, whole.values())) if rules else 0
-        written = whole if fuse == "rrf" else {qid: values[:top_k] for qid, values in whole.items()}
-        scored: dict[str, _Scored] = {
-            qid: [(v["docid"], v.get("fused", v["score"])) for v in values] for qid, values in written.items()
-        }
-        if fuse == "rrf":
-            scored = {qid: _fused(job.candidates[qid], ranking, top_k) for qid, ranking in scored.items()}
-            written = {qid: _in_order(values, scored[qid]) for qid, values in written.items()}
+        cut = total - sum(map(len, whole.values())) if choices.given else 0
+        written = {qid: Written.of(job, qid, values, choices) for qid, values in whole.items()}
         if details is not None:
             with atomic_write(details) as stream:
-                for qid, entries in written.items():
-                    for values in entries:
-                        stream.write(json.dumps({"qid": qid, **values}, ensure_ascii=False) + "\n")
-        write_run(output, scored, tag)
+                for qid, query in written.items():
+                    stream.write(query.details(qid))
+        write_run(output, {qid: query.scored for qid, query in written.items()}, tag)
         journal.remove()
-    not_judged = sum(not values["judged"] for entries in written.values() for values in entries)
-    return RunReport(not_judged, cut, len(warnings), warnings[0] if warnings else "")
+    return RunReport(
+        sum(query.not_judged for query in written.values()),
+        cut,
+        len(warnings),
+        warnings[0] if warnings else "",
+        queries=len(job.queries),
+        documents=total,
+        skipped=job.skipped,
+        unused_topics=job.unused_topics,
+    )
 
 
+def judged(
+    reranker: CanRerank, job: RerankJob, choices: Choices, *, finished: Collection[str] = ()
+) -> Iterator[tuple[str, Ranking]]:
+    """The ranking of each query that is not `finished`, in order.
+
+    Queries are judged in blocks which depend on the job alone: a job that goes on after a kill judges each pair in the
+    company it would have had, since in bfloat16 or int8 another batch may round another way.
+    """
+    # What was left out counts for the blocks, so that they are known before any text is read.
+    sizes = Counter(qid for qid, _ in job.skipped)
+    sizes.update({qid: len(candidates) for qid, candidates in job.candidates.items()})
+    for block in blocks(((qid, sizes[qid]) for qid in job.candidates), reranker.batch_tokens):
+        if all(qid in finished for qid in block):
+            continue
+        documents = [_documents(job, qid, with_scores=choices.fuse == "auto") for qid in block]
+        # A fusion counts every place, and what was cut is told from what lies below top_k.
+        kept = None if choices.fuse or choices.given else choices.top_k
+        rankings = reranker.rerank_many(
+            [job.queries[qid] for qid in block], documents, top_k=kept, **choices.given, **given(choices.effort)
+        )
+        yield from ((q, ranking) for q, ranking in zip(block, rankings, strict=True) if q not in finished)
+
+
+_Query = TypeVar("_Query")
 _Scored = list[tuple[str, float | None]]
 
 
-def _blocks(job: RerankJob, batch_tokens: int) -> Iterator[list[str]]:
-    """Ids of queries that are judged together, so many that their documents fill a batch of the engine.
+def blocks(sizes: Iterable[tuple[_Query, int]], batch_tokens: int) -> Iterator[list[_Query]]:
+    """Queries that are judged together, so many that their documents fill a batch of the engine.
 
-    They depend on the job alone: a job that goes on after a kill judges each pair in the company it would have had,
-    since in bfloat16 or int8 another batch may round another way.
+    Args:
+        sizes: queries, each with the number of its documents.
+        batch_tokens: `Reranker.batch_tokens`.
     """
-    block: list[str] = []
+    block: list[_Query] = []
     waiting = 0
-    for qid, candidates in job.candidates.items():
-        block.append(qid)
-        waiting += len(candidates)
+    for query, documents in sizes:
+        block.append(query)
+        waiting += documents
         if waiting * _TOKENS >= batch_tokens:
             yield block
             block, waiting = [], 0
@@ -268,6 +315,42 @@ def _documents(job: RerankJob, qid: str, *, with_scores: bool) -> list[dict[str,
         for document, score in zip(documents, job.scores.get(qid, ()), strict=False):
             document["score"] = score
     return documents
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What is written of one query.
+
+    Attributes:
+        scored: (docid, score) of the run, best first.
+        entries: what was judged of each of these documents.
+    """
+
+    scored: _Scored
+    entries: Sequence[dict[str, Any]]
+
+    @classmethod
+    def of(cls, job: RerankJob, qid: str, values: Sequence[dict[str, Any]], choices: Choices) -> Written:
+        """What is written of a query whose documents were judged as `values` says (`RankedDocument.to_dict`)."""
+        if choices.fuse != "rrf":
+            values = values[: choices.top_k]
+        scored: _Scored = [(entry["docid"], entry.get("fused", entry["score"])) for entry in values]
+        if choices.fuse == "rrf":
+            scored = _fused(job.candidates[qid], scored, choices.top_k)
+            values = _in_order(values, scored)
+        return cls(scored, values)
+
+    def run_lines(self, qid: str, tag: str) -> str:
+        """The query's lines of the run."""
+        return run_lines(qid, self.scored, tag)
+
+    def details(self, qid: str) -> str:
+        """A JSON line for each document."""
+        return "".join(json.dumps({"qid": qid, **entry}, ensure_ascii=False) + "\n" for entry in self.entries)
+
+    @property
+    def not_judged(self) -> int:
+        return sum(not entry["judged"] for entry in self.entries)
 
 
 def _fused(candidates: Sequence[tuple[str, str]], ranking: _Scored, top_k: int | None) -> _Scored:

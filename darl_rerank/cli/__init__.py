@@ -39,6 +39,7 @@ _COMMANDS = {
     "push": "Upload a checkpoint to the Hugging Face hub.",
     "export": "Export a checkpoint to ONNX and prove parity.",
     "index": "Index a corpus with Lucene or FAISS.",
+    "corpus-to-parquet": "Write a corpus as Parquet sorted by id, for jobs on a cluster.",
     "search": "Retrieve and rerank from the terminal.",
     "serve": "Answer every client of a reranking API over HTTP.",
     "demo": "Rerank Lucene's BM25 on a product catalogue that comes with the package.",
@@ -53,7 +54,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f".{cmd_name}", __name__), cmd_name)
+        module = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f".{module}", __name__), module)
         add_quiet(command)
         return command
 

@@ -59,6 +59,42 @@ exit_option = click.option(
     help="Let plainly irrelevant documents leave the model early, if it has exits; or run all layers for each.",
 )
 
+# A path, or a URL of a file system such as s3://bucket/file.
+Place = Path | str
+
+
+class PlaceParameter(click.ParamType[Place]):
+    """A path, or (with "://" in it) a URL as it was given: a path would lose one of its slashes."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+        return value if "://" in str(value) else Path(value)
+
+
+def ray_options(command: _Command) -> _Command:
+    """Add --ray, --workers, --cpus-per-worker and --gpus-per-worker."""
+    options = [
+        click.option(
+            "--ray",
+            is_flag=False,
+            flag_value="auto",
+            metavar="[ADDRESS]",
+            help="Run on a Ray cluster: host:port, auto (and --ray alone) for the one that this machine belongs to, "
+            "local for one that ends with the command.",
+        ),
+        click.option(
+            "--workers", type=click.IntRange(min=1), help="With --ray.  [default: as many as there is room for]"
+        ),
+        click.option(
+            "--cpus-per-worker", type=click.FloatRange(min=0, min_open=True), help="CPUs, and threads.  [default: 1]"
+        ),
+        click.option("--gpus-per-worker", type=click.FloatRange(min=0), help="[default: 1 if the cluster has GPUs]"),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
 
 def depth_or_auto(_context: click.Context, _option: click.Parameter, value: str) -> int | Literal["auto"]:
     """A number of documents, or "auto"."""

@@ -66,7 +66,7 @@ class Journal:
                     raise InputError("is not a journal of darl-rerank", path=self.path)
                 break
             if number == 1:
-                self._check_same_job(values, job)
+                check_same_job(values, job, self.path)
             else:
                 self.finished[values["qid"]] = values["result"]
             good += len(line)
@@ -74,15 +74,6 @@ class Journal:
         self._stream.seek(0, os.SEEK_END)
         if good == 0:
             self._write(job)
-
-    def _check_same_job(self, found: dict[str, Any], job: dict[str, Any]) -> None:
-        keys = [key for key in {**job, **found} if job.get(key) != found.get(key)]
-        if keys:
-            changes = "; ".join(f"{key} was {found.get(key)!r}, now {job.get(key)!r}" for key in keys)
-            raise InputError(
-                f"is the journal of another job: {changes}. Use the same settings to go on, or --restart to begin anew",
-                path=self.path,
-            )
 
     def append(self, qid: str, result: Any) -> None:
         """Write one query's result (JSON types) and see it to disk."""
@@ -109,6 +100,17 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close()
+
+
+def check_same_job(found: Mapping[str, Any], job: Mapping[str, Any], path: str | Path) -> None:
+    """Raise InputError, naming what differs, if what `path` was written for (`found`) is not this job."""
+    keys = [key for key in {**job, **found} if job.get(key) != found.get(key)]
+    if keys:
+        changes = "; ".join(f"{key} was {found.get(key)!r}, now {job.get(key)!r}" for key in keys)
+        raise InputError(
+            f"is the journal of another job: {changes}. Use the same settings to go on, or --restart to begin anew",
+            path=path,
+        )
 
 
 def _decode(line: bytes) -> dict[str, Any] | None:

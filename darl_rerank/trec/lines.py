@@ -42,7 +42,7 @@ def read_lines(path: str | Path, faults: Faults | None = None) -> Iterator[tuple
         try:
             for number, raw in enumerate(stream, 1):
                 try:
-                    text = _decoded(raw, number)
+                    text = decoded_line(raw, number)
                 except ValueError as error:
                     if faults is None or number == 1:
                         raise InputError(str(error), path=path, line=number) from error
@@ -54,8 +54,8 @@ def read_lines(path: str | Path, faults: Faults | None = None) -> Iterator[tuple
             raise InputError(f"the gzip file is cut short or broken: {error}", path=path, line=number + 1) from error
 
 
-def _decoded(raw: bytes, number: int) -> str:
-    """The line's text; ValueError if it is none."""
+def decoded_line(raw: bytes, number: int) -> str:
+    """The text of line `number` (from 1) without its line end; ValueError if it is none."""
     if b"\0" in raw:
         raise ValueError("expected text, found binary data")
     try:

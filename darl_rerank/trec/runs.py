@@ -36,8 +36,17 @@ def read_run(path: str | Path) -> Run:
             is listed twice for a query; all such lines are reported together.
     """
     faults = Faults(path)
+    run = parse_run(read_lines(path), faults)
+    faults.check()
+    if not run:
+        raise InputError("the run is empty", path=path)
+    return run
+
+
+def parse_run(lines: Iterable[tuple[int, str]], faults: Faults) -> Run:
+    """The run that numbered lines hold, as `read_run` reads it; lines that are none are noted in `faults`."""
     found: dict[str, dict[str, float]] = {}
-    for number, line in read_lines(path):
+    for number, line in lines:
         columns = line.split()
         if len(columns) != 6:
             faults.add(number, f"expected 6 columns (qid Q0 docid rank score tag), found {len(columns)}")
@@ -53,9 +62,6 @@ def read_run(path: str | Path) -> Run:
             faults.add(number, f"document {docid} is listed twice for query {qid}")
         else:
             found[qid][docid] = score
-    faults.check()
-    if not found:
-        raise InputError("the run is empty", path=path)
     return {qid: in_trec_order(scores) for qid, scores in found.items()}
 
 
@@ -87,11 +93,22 @@ def write_run(path: str | Path, rankings: Mapping[str, Sequence[tuple[str, float
     check_word("tag", tag)
     with atomic_write(path) as stream:
         for qid, ranking in rankings.items():
-            check_word("query id", qid)
-            texts = strictly_decreasing([score for _, score in ranking])
-            for rank, ((docid, _), text) in enumerate(zip(ranking, texts, strict=True), 1):
-                check_word("document id", docid)
-                stream.write(f"{qid} Q0 {docid} {rank} {text} {tag}\n")
+            stream.write(run_lines(qid, ranking, tag))
+
+
+def run_lines(qid: str, ranking: Sequence[tuple[str, float | None]], tag: str) -> str:
+    """The lines of one query, as `write_run` writes them.
+
+    Raises:
+        InputError: as `write_run`.
+    """
+    check_word("query id", qid)
+    lines = []
+    texts = strictly_decreasing([score for _, score in ranking])
+    for rank, ((docid, _), text) in enumerate(zip(ranking, texts, strict=True), 1):
+        check_word("document id", docid)
+        lines.append(f"{qid} Q0 {docid} {rank} {text} {tag}\n")
+    return "".join(lines)
 
 
 def strictly_decreasing(scores: Sequence[float | None]) -> list[str]:

@@ -1,0 +1,175 @@
+"""The Ray cluster: connecting to one that runs, what its nodes have, and its errors in our words."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from .. import __version__
+from ..errors import DarlRerankError, InputError, MissingDependencyError, OutdatedDependencyError
+
+# Before 2.54 any web page could run code on a cluster through a browser on its network (CVE-2026-27482).
+OLDEST = "2.54"
+_ANSWER_S = 5.0
+_START = "start one with `ray start --head --include-dashboard=false`"
+
+
+def require_ray() -> None:
+    """Raise MissingDependencyError if Ray is not installed or too old."""
+    try:
+        found = version("ray")
+    except PackageNotFoundError:
+        raise MissingDependencyError("ray", "ray") from None
+    if tuple(map(int, found.split(".")[:2])) < tuple(map(int, OLDEST.split("."))):
+        raise OutdatedDependencyError("ray", "ray", found=found, at_least=OLDEST)
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Be a driver of a cluster while the block lasts; of the one this process is connected to, if it is.
+
+    Args:
+        address: "host:port" of the head node, "auto" for the cluster that this machine belongs to (or that
+            RAY_ADDRESS names), "local" for one of this machine alone that ends with the block.
+
+    Raises:
+        InputError: no cluster there.
+        DarlRerankError: what went wrong on the cluster while the block lasted.
+    """
+    require_ray()
+    import ray
+
+    if ray.is_initialized():
+        with _quietly():
+            yield
+        return
+    if address.startswith("ray://"):
+        raise InputError(
+            f"--ray {address}: expected host:port of a cluster that this machine is a node of; from outside, hand the "
+            "command in with `ray job submit`"
+        )
+    options: dict[str, Any] = {}
+    if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        options["include_dashboard"] = False
+    elif address != "auto":
+        _check_address(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        place = "on this machine" if address == "auto" else f"at {address}"
+        raise InputError(f"no Ray cluster {place} ({_first_line(error)}): {_START}") from error
+    try:
+        with _quietly():
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Ray itself tries for a minute."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"--ray {address}: expected host:port, auto or local")
+    try:
+        socket.create_connection((host, int(port)), _ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"no Ray cluster at {address} ({error}): {_START}") from error
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Ray's errors in our words; what else it has to say goes to stderr, since stdout is for results."""
+    import ray
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, DarlRerankError):
+            raise cause from None
+        raise DarlRerankError(f"a worker failed: {_last_line(error)}") from error
+    except ray.exceptions.RayError as error:
+        raise DarlRerankError(f"the Ray cluster failed: {_last_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().rsplit("\n", 1)[-1] or type(error).__name__
+
+
+def check_nodes(paths: Sequence[str]) -> None:
+    """Raise InputError if a node has another version of this package or lacks one of `paths` (of a shared disk)."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # A function inside a function travels by value: it runs where another version is installed, or none.
+    def look(paths: Sequence[str]) -> tuple[str | None, list[str]]:
+        import os  # noqa: PLC0415, RUF100
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            from darl_rerank import __version__ as found
+        except ImportError:
+            try:
+                found = version("darl-rerank")
+            except PackageNotFoundError:
+                return None, []
+        return found, [path for path in paths if not os.path.exists(path)]
+
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    if not nodes:
+        raise InputError("the Ray cluster has no node with a CPU")
+    task = ray.remote(num_cpus=0)(look)
+    found = ray.get([
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(paths)
+        for node in nodes
+    ])  # fmt: skip
+    for node, (installed, missing) in zip(nodes, found, strict=True):
+        name = f"node {node['NodeManagerAddress']} ({node['NodeManagerHostname']})"
+        if installed != __version__:
+            raise InputError(
+                f"{name} has {'no darl-rerank' if installed is None else f'darl-rerank {installed}'}, expected "
+                f"{__version__} as here: install the same version on all nodes"
+            )
+        if missing:
+            raise InputError(
+                f"{name} does not see it; inputs, model and output must lie on a disk that all nodes share, or under "
+                "a URL", path=missing[0],
+            )  # fmt: skip
+
+
+def workers_for(cpus: float, gpus: float) -> int:
+    """How many workers of so many CPUs and GPUs the cluster has room for.
+
+    Raises:
+        InputError: for none.
+    """
+    import ray
+
+    room = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            wanted = [has.get(name, 0) / amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount]
+            room += int(min(wanted, default=0))
+    if not room:
+        raise InputError(f"no node of the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, which a worker needs")
+    return room
+
+
+def gpus_per_worker(device: str | None) -> float:
+    """One if the cluster has GPUs and the model may use them, else none."""
+    import ray
+
+    return float(device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1)
