@@ -1,4 +1,5 @@
-"""Draws docs/figures/study_NAME_{alpha,novelty,reliability}.svg from results/study_NAME.json.
+"""Draws docs/figures/study_NAME_{alpha,novelty,reliability}.svg from results/study_NAME.json, and study_claims.svg
+of all.
 
     python benchmarks/study/figures.py
 
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import page
 
 from darl_rerank.files import atomic_write
+from study.conclusions import measured_claims
 from study.settings import STUDIES
 
 # Text as text, and a fixed salt, without which names inside the file would be drawn at random.
@@ -134,7 +136,34 @@ _FIGURES: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str]] = {
 }
 
 
+def claims_figure() -> StudyFigure:
+    """The difference of each claim, out of distribution, in order and in grades, with its interval."""
+    import matplotlib as mpl
+
+    claims = measured_claims()
+    with mpl.rc_context(_SETTINGS):
+        figure, axes = _figure(8, 0.8 + 0.28 * len(claims), 2)
+        for axis, (measure, title) in zip(axes, _CLAIM_PANELS, strict=True):
+            for row, (letter, *_, claim) in enumerate(claims):
+                part = next(p for p in claim["parts"] if (p["group"], p["measure"]) == ("OOD", measure))
+                clear = part["low"] > 0 or part["high"] < 0
+                error = [[part["value"] - part["low"]], [part["high"] - part["value"]]]
+                colour = "#1f5fa8" if clear else "#888888"
+                axis.errorbar(part["value"], row, xerr=error, fmt="o", color=colour, markersize=4, capsize=2)
+                if row and letter != claims[row - 1][0]:
+                    axis.axhline(row - 0.5, color="#dddddd", linewidth=1)
+            axis.axvline(0, color="#555555", linewidth=1)
+            axis.set(title=title, ylim=(len(claims) - 0.5, -0.5), yticks=range(len(claims)), yticklabels=[])
+            axis.grid(axis="x", alpha=0.3)
+        axes[0].set_yticklabels([f"({letter}) {setting}, {budget}" for letter, setting, budget, _ in claims])
+    return StudyFigure("study_claims.svg", "Differences out of distribution", figure)
+
+
+_CLAIM_PANELS = (("qwk", "kappa OOD, difference"), ("ndcg@10", "nDCG@10 OOD, difference"))
+
+
 def main() -> None:
+    save(claims_figure(), page.DOCS / "figures")
     for name in STUDIES:
         result = page.result(f"study_{name}")
         for figure in figures(name, result) if result is not None else ():

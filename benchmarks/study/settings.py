@@ -29,7 +29,7 @@ class Study:
 
     Attributes:
         name: of its result files.
-        title: of its part of docs/study.md.
+        title: of its part of docs/study-tables.md.
         roles: sources by role; the sources' own `use` does not count.
         model: what every arm starts from; zero-shot.
         layers: how many of the decoder's last layers are fine-tuned (LoRA); what lies below is computed once.

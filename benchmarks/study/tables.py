@@ -1,4 +1,4 @@
-"""Fills docs/study.md from results/study_*.json. Its figures are drawn by `figures.py`.
+"""Fills docs/study-tables.md from results/study_*.json. Its figures are drawn by `figures.py`.
 
     python benchmarks/study/tables.py [--check]
 
@@ -19,7 +19,7 @@ import page
 
 from study.figures import figures
 
-PAGE = page.DOCS / "study.md"
+PAGE = page.DOCS / "study-tables.md"
 NAMES = {
     "ndcg@10": "nDCG@10 ↑", "qwk": "QWK ↑", "macro_f1": "macro F1 ↑", "spearman": "Spearman ↑", "nll": "NLL ↓",
     "rps": "RPS ↓", "ece": "ECE ↓", "ece_before": "ECE unscaled ↓", "mass_above": "mass above ↓", "aurc": "AURC ↓",

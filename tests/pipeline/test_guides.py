@@ -3,10 +3,14 @@
 Each ```python block runs; a ```sh block runs if its first line reads ```sh run, and may hold `darl-rerank` commands
 only. A block that is not to run (it trains for hours, it needs a GPU) says ```python no-run. The blocks of one guide
 share their names, and the default model is the tiny one.
+
+A guide that starts Java has a process of its own, as its reader has: Java can be started once, and in one folder. All
+others share one, which spares a start of Python and torch for each.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -44,14 +48,30 @@ def blocks(guide: Path) -> list[Block]:
 GUIDES = [guide for guide in sorted(DOCS.glob("*.md")) if blocks(guide)]
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
-def test_the_code_of_a_guide_runs(guide: Path, tiny_model: Path, tmp_path: Path) -> None:
-    # A process of its own, as a reader's: Java can be started once, and in one folder.
+_JAVA = re.compile(r"pyserini|lucene|pyterrier|darl-rerank (index|search)", re.IGNORECASE)
+WITH_JAVA = [guide for guide in GUIDES if any(_JAVA.search(block.code) for block in blocks(guide))]
+PROCESSES = {guide.stem: [guide] for guide in WITH_JAVA} | {
+    "without-java": [guide for guide in GUIDES if guide not in WITH_JAVA]
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_code_of_guides_runs(name: str, tiny_model: Path, tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, __file__, str(guide), str(tiny_model)],
+        [sys.executable, __file__, str(tiny_model), *map(str, PROCESSES[name])],
         cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+
+
+def run_guides(model: Path, guides: list[Path]) -> None:
+    """Run guides in this process, each in a new folder of its own."""
+    start = Path.cwd()
+    for guide in guides:
+        folder = start / guide.stem
+        folder.mkdir()
+        os.chdir(folder)
+        run_guide(guide, model)
 
 
 def run_guide(guide: Path, model: Path) -> None:
@@ -82,7 +102,8 @@ def run_commands(guide: Path, block: Block) -> None:
 
 def test_the_adapters_have_guides() -> None:
     assert {"pyserini.md", "faiss.md"} <= {guide.name for guide in GUIDES}
+    assert {"pyserini.md", "pyterrier.md"} <= {guide.name for guide in WITH_JAVA}
 
 
 if __name__ == "__main__":
-    run_guide(Path(sys.argv[1]), Path(sys.argv[2]))
+    run_guides(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])

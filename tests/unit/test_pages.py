@@ -22,11 +22,12 @@ import performance_tables
 import scores_tables
 import serving_tables
 from bundled import tables as bundled_tables
+from study import conclusions
 from study import tables as study_tables
 
 PAGES = (
     budget_tables, performance_tables, export_tables, first_stages_tables, other_models_tables, scores_tables,
-    study_tables, bundled_tables, serving_tables,
+    conclusions, study_tables, bundled_tables, serving_tables,
 )  # fmt: skip
 
 
