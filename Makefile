@@ -34,7 +34,7 @@ docs: .venv/docs.installed
 	rm -rf build site
 	$(DOCS_PIP) --no-deps --target build/package .
 	cp -r docs build/docs
-	rm build/docs/make_reference.py
+	rm build/docs/*.py
 	PYTHONPATH=build/package .venv/docs/bin/python docs/make_reference.py build/docs
 	cp CHANGELOG.md build/docs/changelog.md
 	cp darl_rerank/data/models/smollm2-darl/README.md build/docs/model-card.md
