@@ -77,8 +77,8 @@ class Variants:
 
     def decoder(self) -> tuple[TorchEngine, FusedDecoder]:
         engine = self.built()
-        assert isinstance(engine._decoder, FusedDecoder), "only decoders of the Llama kind have these steps"
-        return engine, engine._decoder
+        assert isinstance(engine.decoder, FusedDecoder), "only decoders of the Llama kind have these steps"
+        return engine, engine.decoder
 
     def without_onednn(self) -> TorchEngine:
         kind = fused_decoder.product_kind

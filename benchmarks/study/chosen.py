@@ -10,11 +10,11 @@ import numpy as np
 
 from darl_rerank.model.checkpoint import Checkpoint
 from darl_rerank.model.novelty import NoveltyModel, fit_novelty, middle_layer_weights
+from darl_rerank.training.loop.probe import fit_probe
 from darl_rerank.training.recipe.settings import SelectionSettings
 from darl_rerank.training.selection.candidates import Candidates, describe_pool
 from darl_rerank.training.selection.coverage import QueryCap, take_in_order
 from darl_rerank.training.selection.select import select
-from darl_rerank.training.stages.probe import fit_probe
 
 from .collections_by_role import Collections, Rows, SeedSets, seed_sets
 from .measured import temperature

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from darl_rerank.model.checkpoint import Checkpoint
 from darl_rerank.model.head import Head, grade_logits
+from darl_rerank.training.loop.probe import fit_probe
 from darl_rerank.training.losses.comparison import link_of
 from darl_rerank.training.recipe.settings import OccWeights
 from darl_rerank.training.selection.strategies import STRATEGIES
-from darl_rerank.training.stages.probe import fit_probe
 
 from .chosen import Seed, chosen_rows, probe_set
 from .collections_by_role import Collections

@@ -31,9 +31,10 @@ from darl_rerank import Checkpoint, Reranker
 from darl_rerank.errors import InputError
 from darl_rerank.model.shipped import DEFAULT
 from darl_rerank.training.data.features import extract_features
+from darl_rerank.training.loop.probe import fit_probe
 from darl_rerank.training.model.initial import initial_checkpoint
 from darl_rerank.training.selection.coverage import QueryCap, take_in_order
-from darl_rerank.training.stages.probe import final_states, fit_probe
+from darl_rerank.training.stages.probe import final_states
 from study.chosen import Seed, chosen_rows, prepare_pool, probe_set
 from study.claims import Claim, Part, judge
 from study.collections_by_role import Collections, Rows, SeedSets, load_collections, seed_sets

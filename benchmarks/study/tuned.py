@@ -18,12 +18,12 @@ from torch import Tensor
 from darl_rerank.files import atomic_write
 from darl_rerank.model.checkpoint import Checkpoint
 from darl_rerank.training.data.examples import query_examples
+from darl_rerank.training.loop.probe import fit_probe
 from darl_rerank.training.model.grade_model import GradeModel, save_weights
 from darl_rerank.training.model.interpolate import average, interpolated
 from darl_rerank.training.model.predict import predict_logits
 from darl_rerank.training.stages.finetune import finetune
 from darl_rerank.training.stages.merge import GradedSet, alpha_curve
-from darl_rerank.training.stages.probe import fit_probe
 
 from .chosen import Seed, chosen_rows, probe_set
 from .collections_by_role import Collections, Rows

@@ -35,6 +35,7 @@ _COMMANDS = {
     "train": "Train with DaRL.",
     "select": "Choose unlabelled pairs worth labelling (DASA).",
     "calibrate": "Refit a checkpoint's calibration on graded pairs.",
+    "exits": "Let irrelevant documents leave a checkpoint's model early.",
     "drift": "Say whether traffic is what a checkpoint was calibrated on.",
     "push": "Upload a checkpoint to the Hugging Face hub.",
     "export": "Export a checkpoint to ONNX and prove parity.",

@@ -74,6 +74,8 @@ def calibrate(
     --cut fits a threshold that keeps a promise, on average over queries like those of PAIRS: so much of what is
     relevant is kept, or so much of what is kept is relevant. `rerank --cut` uses it.
 
+    Early exits that MODEL has stay as they are; `exits` fits them anew.
+
     With --novelty a MODEL that has no novelty yet gets it: the pairs of half of the queries are then what it knows, and
     everything else is fitted to the others.
     """

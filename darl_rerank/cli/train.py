@@ -14,6 +14,7 @@ import click
 from .terminal import json_option, print_json
 
 if TYPE_CHECKING:
+    from ..model.checkpoint import Checkpoint
     from ..training.data.training_set import TrainingSet
     from ..training.recipe.settings import Recipe
 
@@ -134,6 +135,7 @@ def recipe_values(pairs: Path, flags: dict[str, Any]) -> dict[str, Any]:
     from ..trec.graded_pairs import read_graded_pairs
 
     base, weights = flags["base"], flags["weights"]
+    begun: Checkpoint | None = None
     if is_checkpoint(base):
         if flags["scale"] is not None:
             raise InputError(f"--scale can't be given with a checkpoint, which has its own; {base} is one")
@@ -148,6 +150,7 @@ def recipe_values(pairs: Path, flags: dict[str, Any]) -> dict[str, Any]:
         scale = RelevanceScale.named(name)
         model = {"base": base, "scale": name, "max_length": flags["max_length"] or 192}
         interpolate = True
+    exits = _exits_of(begun) if begun is not None else {}
     names = tuple(grade.name for grade in scale.grades)
     sizes: dict[str, int] = {}
     for pair in read_graded_pairs(pairs, grades=len(scale), names=names):
@@ -162,7 +165,20 @@ def recipe_values(pairs: Path, flags: dict[str, Any]) -> dict[str, Any]:
         "calibrate": {"novelty": held_out_pairs >= _SLOPE_PAIRS},
         "finetune": {"loss": flags["loss"], "weights": weights, "epochs": flags["epochs"]},
         **({"interpolate": {}} if interpolate else {}),
+        **exits,
     }
+
+
+def _exits_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The recipe's table for the exits that a checkpoint has, for a model that goes on from it to have them too."""
+    exits = checkpoint.exits
+    if exits is None:
+        return {}
+    table: dict[str, Any] = {"layers": list(exits.layers)}
+    if exits.rule is not None:
+        promise = exits.rule.promise
+        table |= {"grade": checkpoint.scale.grades[promise.grade].name, "share": round(1 - promise.level, 12)}
+    return {"exits": table}
 
 
 def held_out_queries(sizes: list[int]) -> int:

@@ -61,18 +61,17 @@ class PlainDecoder:
     Args:
         model: the decoder.
         feature_layer: the middle layer, counted from 1.
-        exits: layers that sequences may leave behind.
     """
 
-    def __init__(self, model: Any, feature_layer: int, exits: Sequence[int] = ()) -> None:
+    def __init__(self, model: Any, feature_layer: int) -> None:
         self._model, self._feature_layer = model, feature_layer
         self._local = threading.local()
-        for layer in {feature_layer, *exits}:
-            model.layers[layer - 1].register_forward_hook(partial(self._keep, layer))
+        for layer, module in enumerate(model.layers, 1):
+            module.register_forward_hook(partial(self._keep, layer))
 
     def _keep(self, layer: int, module: Any, arguments: Any, output: Any) -> None:
-        states = output[0] if isinstance(output, tuple) else output
-        self._local.__dict__.setdefault("states", {})[layer] = states
+        if layer in self._local.wanted:
+            self._local.states[layer] = output[0] if isinstance(output, tuple) else output
 
     def run(
         self,
@@ -93,6 +92,8 @@ class PlainDecoder:
         more: dict[str, Any] = {"use_cache": keep}
         if before is not None:
             more = self._after_prefix(before, *ids.shape)
+        self._local.wanted = {self._feature_layer, *(() if exits is None else exits.layers)}
+        self._local.states = {}
         output = self._model(input_ids=ids.to(device), **more)
         # Each thread sees its own; it is let go of here.
         states = self._local.__dict__.pop("states")

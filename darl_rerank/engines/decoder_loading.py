@@ -44,8 +44,7 @@ def load_decoder(
             _check(checkpoint, model.config.get_text_config().hidden_size, len(model.layers))
             # One of its own: it hooks into the model.
             model = model if given is None else load_body(checkpoint, dtype)
-            exits = () if checkpoint.exits is None else checkpoint.exits.layers
-            return PlainDecoder(model.to(device), checkpoint.feature_layer, exits)
+            return PlainDecoder(model.to(device), checkpoint.feature_layer)
         if path is not None:
             keep(weights, path)
         # What is taken out of `weights` is then free to go.

@@ -54,6 +54,9 @@ class TorchEngine:
 
     Raises:
         InputError: unknown precision, or a device that is not there.
+
+    Attributes:
+        decoder: what runs the sequences.
     """
 
     name = "torch"
@@ -88,14 +91,14 @@ class TorchEngine:
         self.exits = None if checkpoint.exits is None or checkpoint.exits.rule is None else checkpoint.exits
         self._exits = None if self.exits is None else TorchExits(self.exits, self._link, self._device)
         self._instruction_length = checkpoint.encoder().instruction_length
-        self._decoder = load_decoder(checkpoint, _DTYPES[self.precision], self._device, fused=fused, model=model)
+        self.decoder = load_decoder(checkpoint, _DTYPES[self.precision], self._device, fused=fused, model=model)
         # Each layer's activations, some megabytes, come and go. Once so large a block has been let go of, glibc keeps
         # that much memory instead of giving it back and asking anew, a page fault for every four kilobytes.
         torch.empty(_LARGEST_KEPT - 4096, dtype=torch.uint8)
 
     @torch.inference_mode()
     def encode_prefix(self, prefix: tuple[int, ...]) -> PrefixState:
-        states = self._decoder.run([prefix], keep=True)
+        states = self.decoder.run([prefix], keep=True)
         own = states.middle[self._instruction_length :]
         return PrefixState(states.keys_values, len(own), own.float().sum(0))
 
@@ -112,7 +115,7 @@ class TorchEngine:
     def _grade(self, batch: MicroBatch, prefix: PrefixState | None, features: bool) -> GradeOutput:
         count = len(batch.sequences)
         exits = None if self._exits is None else MicroBatchExits(self._exits, count)
-        states = self._decoder.run(batch.sequences, None if prefix is None else prefix.keys_values, exits=exits)
+        states = self.decoder.run(batch.sequences, None if prefix is None else prefix.keys_values, exits=exits)
         final = states.final.float()
         outputs = torch.nn.functional.linear(final, self._weight, self._bias)
         logits = grade_logits(self._link, outputs.cpu().numpy())

@@ -93,6 +93,8 @@ def with_adapter(model: Any, checkpoint: Checkpoint, folder: Path | None = None,
         with warnings.catch_warnings():
             # PEFT reads a property that transformers is about to rename; neither is ours.
             warnings.simplefilter("ignore", FutureWarning)
+            # One trained on a model that ends early has nothing for the layers behind.
+            warnings.filterwarnings("ignore", "Found missing adapter keys")
             return PeftModel.from_pretrained(model, str(folder or checkpoint.adapter_folder), is_trainable=trainable)
     except (ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"the adapter does not fit {checkpoint.base.name}: {error}", path=checkpoint.folder) from error

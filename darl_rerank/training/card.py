@@ -130,7 +130,22 @@ def _training(recipe: Recipe, results: Mapping[str, Any], adapter_rank: int | No
         )
         if fit["at_bound"]:
             lines.append(f"- The held-out pairs do not determine {fit['at_bound']}, which calibration does without.")
+    if (found := results.get("exits")) is not None:
+        lines.append(_exits(found, recipe))
     return "\n".join(lines)
+
+
+def _exits(found: Mapping[str, Any], recipe: Recipe) -> str:
+    weight = 0.0 if recipe.exits is None else recipe.exits.weight
+    trained = f"their losses counted {weight:g} each in fine-tuning" if weight else "fitted to the finished model"
+    line = f"- Early exits behind layers {', '.join(map(str, found['layers']))}, {trained}; "
+    if "rule" not in found:
+        return f"{line}nothing leaves: {found['no rule']}."
+    facts = found["rule"]["facts"]
+    return (
+        f"{line}the rule promises {found['rule']['promise']}. Of {facts['pairs']} held-out pairs {facts['left']:.0%} "
+        f"leave, of {facts['relevant']} that deserve a place {facts['relevant_left']}."
+    )
 
 
 def against_earlier(found: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ ANNOTATIONS = "annotations.jsonl"
 LABELLED = "labelled.jsonl"
 WEIGHTS = "trainable.safetensors"
 # The stages from the trained weights on, each of which writes the checkpoint with something more; in their order.
-COMPLETING = ("merge", "calibrate")
+COMPLETING = ("merge", "calibrate", "exits")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from .model.packing import pack
 from .model.predict import predict_logits, reduced_precision, to_device, training_device
 from .recipe.settings import Recipe
 from .stages.calibrate import NOVELTY_PAIRS
+from .stages.exits import TRAINING_PAIRS
 
 # Pairs of a timed batch; how many batches after one to warm up, of other pairs each; and when three are enough:
 # so many seconds after the start.
@@ -96,6 +97,9 @@ def estimate(recipe: Recipe, data: TrainingSet, *, device: str | None = None) ->
         sets = data.calibration_sets(novelty=recipe.calibrate.novelty)
         known = min(len(data.judged[0]), NOVELTY_PAIRS) + sum(map(len, sets.values()))
         found.append(_stage("calibrate", f"features of {known:,} pairs", known, judging))
+    if recipe.exits is not None:
+        known = min(train, TRAINING_PAIRS) + len(data.judged[1] or data.dev)
+        found.append(_stage("exits", f"states of {known:,} pairs", known, judging))
     if tests:
         found.append(_stage("evaluate", f"{tests:,} test pairs", tests, judging))
     return found

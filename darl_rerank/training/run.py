@@ -14,7 +14,7 @@ from .context import Context
 from .data.examples import check_variety
 from .data.training_set import TrainingSet
 from .recipe.settings import Recipe
-from .stages import calibrate, deliver, evaluate, finetune, label, merge, probe, select, start
+from .stages import calibrate, deliver, evaluate, exits, finetune, label, merge, probe, select, start
 from .stages.deliver import Trained
 from .work_folder import is_first_process
 
@@ -62,6 +62,8 @@ def train_by(
     training.run("merge", merge.run)
     if recipe.calibrate is not None and data.judged[1] and not training.kept_earlier:
         training.run("calibrate", calibrate.run)
+    if recipe.exits is not None and not training.kept_earlier:
+        training.run("exits", exits.run)
     if recipe.used_for("test", "ood_test"):
         training.run("evaluate", evaluate.run)
     return deliver.run(training, output, overwrite=overwrite)

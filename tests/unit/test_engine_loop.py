@@ -72,7 +72,7 @@ def test_torch_s_error_is_translated(tiny_model: Path, monkeypatch: pytest.Monke
     checkpoint = Checkpoint.load(tiny_model)
     engine = TorchEngine(checkpoint, device="cpu", precision="float32")
     expected = Reranker(checkpoint, engine).score_pairs([("laptop", f"hose {i}") for i in range(6)])
-    run, rows = engine._decoder.run, []
+    run, rows = engine.decoder.run, []
 
     def cramped(sequences: Any, *more: Any, **options: Any) -> Any:
         rows.append(len(sequences))
@@ -80,7 +80,7 @@ def test_torch_s_error_is_translated(tiny_model: Path, monkeypatch: pytest.Monke
             raise torch.OutOfMemoryError("CUDA out of memory")
         return run(sequences, *more, **options)
 
-    monkeypatch.setattr(engine._decoder, "run", cramped)
+    monkeypatch.setattr(engine.decoder, "run", cramped)
     with pytest.warns(RuntimeWarning, match="two halves"):
         found = Reranker(checkpoint, engine).score_pairs([("laptop", f"hose {i}") for i in range(6)])
     assert rows == [1, 6, 3, 3]

@@ -27,11 +27,18 @@ class GradeTrainer(Trainer):  # type: ignore[misc]
     lr_scheduler: Any
 
     def __init__(
-        self, *, settings: FinetuneSettings, gains: Tensor, groups: Tensor, log_file: ProgressLog, **keywords: Any
+        self,
+        *,
+        settings: FinetuneSettings,
+        exit_weight: float,
+        gains: Tensor,
+        groups: Tensor,
+        log_file: ProgressLog,
+        **keywords: Any,
     ) -> None:
         super().__init__(**keywords)
         self.model_accepts_loss_kwargs = False
-        self._settings, self._log_file = settings, log_file
+        self._settings, self._exit_weight, self._log_file = settings, exit_weight, log_file
         self._gains = gains.to(self.args.device)
         self._shares = groups.to(self.args.device)
         self._dro = self._shares.clone()
@@ -42,12 +49,8 @@ class GradeTrainer(Trainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        logits = model(**inputs["inputs"])
-        keywords: dict[str, Any] = {"queries": inputs["queries"], "gains": self._gains, "reduction": "none"}
-        if self._settings.loss == "occ":
-            terms = occ_terms(logits, inputs["targets"], terms=self._settings.occ, **keywords)
-        else:
-            terms = {self._settings.loss: LOSSES[self._settings.loss](logits, inputs["targets"], **keywords)}
+        logits, *of_exits = model(**inputs["inputs"])
+        terms = self._losses(logits, inputs)
         weights, groups = inputs["weights"], inputs["groups"]
         values = torch.stack(list(terms.values())).sum(0)
         if self._settings.group_dro:
@@ -55,12 +58,24 @@ class GradeTrainer(Trainer):  # type: ignore[misc]
                 self._group_sums[0].index_add_(0, groups, values.detach() * weights)
                 self._group_sums[1].index_add_(0, groups, weights)
             weights = weights * (self._dro / self._shares)[groups]
+        if of_exits:
+            # Deep supervision; group DRO goes by the loss of the whole model.
+            exits = torch.stack([torch.stack(list(self._losses(each, inputs).values())).sum(0) for each in of_exits])
+            terms["exits"] = self._exit_weight * exits.sum(0)
+            values = values + terms["exits"]
         for name, value in terms.items():
             part = (value.detach() * inputs["weights"]).sum() * inputs["share"]
             self._terms[name] = self._terms.get(name, torch.zeros_like(part)) + part
         loss = (values * weights).sum() * inputs["share"]
         # Trainer divides by the accumulation steps, DDP by the processes: `share` has already made this a mean.
         return loss * self._settings.micro_batches
+
+    def _losses(self, logits: Tensor, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """The loss's terms of each example, shape (n,), by name."""
+        keywords: dict[str, Any] = {"queries": inputs["queries"], "gains": self._gains, "reduction": "none"}
+        if self._settings.loss == "occ":
+            return occ_terms(logits, inputs["targets"], terms=self._settings.occ, **keywords)
+        return {self._settings.loss: LOSSES[self._settings.loss](logits, inputs["targets"], **keywords)}
 
     def _end_step(self) -> bool:
         """After an optimizer step: group weights, log. Returns whether time is up, in all processes alike."""
@@ -87,7 +102,11 @@ class GradeTrainer(Trainer):  # type: ignore[misc]
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
             named = [(n, p) for n, p in (model or self.model).named_parameters() if p.requires_grad]
-            head = [p for n, p in named if "head." in n and ".lm." not in n and not n.startswith("lm.")]
+            head = [
+                p
+                for n, p in named
+                if ("head." in n or "exit_heads." in n) and ".lm." not in n and not n.startswith("lm.")
+            ]
             inside = {id(p) for p in head}
             body = [p for _, p in named if id(p) not in inside]
             parts: list[dict[str, Any]] = [{"params": body}] if body else []

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from darl_rerank.errors import InputError, MissingDependencyError
-from darl_rerank.model.base_weights import load_causal_lm, with_adapter
+from darl_rerank.model.base_model import BaseModel
+from darl_rerank.model.base_weights import ended, load_causal_lm, with_adapter
 from darl_rerank.model.checkpoint import Checkpoint
+from darl_rerank.model.exits import EPSILON, ExitHead, Exits
 from darl_rerank.model.head import Head, Link
 
-from ..recipe.settings import Trainable
+from ..recipe.settings import ExitsStage, Trainable
 from .lowrank import balanced, read_adapter, save_as_adapter
 from .packing import ATTENTION, register
 
@@ -30,37 +33,60 @@ class GradeModel(nn.Module):
     Attributes:
         lm: transformers' causal LM, under a PEFT adapter if there is one.
         head: K rows, float32.
+        exits: behind which layers the states are supervised as well, rising.
+        exit_heads: K rows for each of them.
         link: how the head's outputs are read once it is trained; the losses read them in their own way.
     """
 
-    def __init__(self, lm: nn.Module, head: Head, link: Link = "softmax") -> None:
+    def __init__(
+        self, lm: nn.Module, head: Head, link: Link = "softmax", exits: Mapping[int, Head] | None = None
+    ) -> None:
         super().__init__()
         self.link: Link = link
         self.lm = lm
-        self.head = nn.Linear(head.weight.shape[1], head.weight.shape[0])
-        with torch.no_grad():
-            self.head.weight.copy_(torch.from_numpy(head.weight))
-            self.head.bias.copy_(torch.from_numpy(head.bias))
+        self.head = _linear(head)
+        self._norm = head.norm
+        self.exits = tuple(sorted(exits or ()))
+        self.exit_heads = nn.ModuleList(_linear((exits or {})[layer]) for layer in self.exits)
+        norms = [torch.from_numpy((exits or {})[layer].norm) for layer in self.exits]
+        self.exit_norms: Tensor
+        self.register_buffer("exit_norms", torch.stack(norms) if norms else torch.zeros(0), persistent=False)
 
     @property
     def body(self) -> Any:
         """The decoder, whose forward pass ends before the vocabulary projection."""
-        lm: Any = self.lm
-        return (lm.get_base_model() if hasattr(lm, "get_base_model") else lm).base_model
+        return _decoder(self.lm)
 
     @property
     def adapted(self) -> bool:
         return hasattr(self.lm, "peft_config")
 
     def forward(self, last: Tensor, **inputs: Any) -> Tensor:
-        """The head's outputs, shape (n, K), float32, of the prompts that `PackedPrompts.inputs` and `last` describe."""
-        states = self.body(**inputs, use_cache=False).last_hidden_state[0, last]
-        with torch.autocast(states.device.type, enabled=False):
-            logits: Tensor = self.head(states.float())
-        return logits
+        """The heads' outputs, float32, of the prompts that `PackedPrompts.inputs` and `last` describe.
+
+        Returns:
+            shape (1 + exits, n, K): the whole model's, and in training those of `exit_heads`; else (1, n, K).
+        """
+        supervised = self.exits if self.training else ()
+        output = self.body(**inputs, use_cache=False, output_hidden_states=bool(supervised))
+        with torch.autocast(output.last_hidden_state.device.type, enabled=False):
+            logits = [self.head(output.last_hidden_state[0, last].float())]
+            for layer, head, norm in zip(supervised, self.exit_heads, self.exit_norms, strict=False):
+                states = output.hidden_states[layer][0, last].float()
+                unit = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + EPSILON)
+                logits.append(head(unit * norm))
+        return torch.stack(logits)
 
     def head_values(self) -> Head:
-        return Head(*(p.detach().float().cpu().numpy().astype(np.float32) for p in (self.head.weight, self.head.bias)))
+        return Head(*_values(self.head), self._norm)
+
+    def exit_values(self) -> Exits | None:
+        """The exits as trained, neither calibrated nor with a rule; None if there are none."""
+        heads = (
+            ExitHead(layer, Head(*_values(head), norm.cpu().numpy().copy()))
+            for layer, head, norm in zip(self.exits, self.exit_heads, self.exit_norms, strict=True)
+        )
+        return Exits(tuple(heads)) if self.exits else None
 
     def trainable_state(self) -> dict[str, Tensor]:
         """A copy of the weights that training changes, by name, on the CPU."""
@@ -82,43 +108,86 @@ class GradeModel(nn.Module):
                 parameter.copy_(state[name])
 
 
-def load_grade_model(checkpoint: Checkpoint, trainable: Trainable, *, seed: int = 0) -> GradeModel:
+def _linear(head: Head) -> nn.Linear:
+    linear = nn.Linear(head.weight.shape[1], head.weight.shape[0])
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(head.weight))
+        linear.bias.copy_(torch.from_numpy(head.bias))
+    return linear
+
+
+def _values(linear: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    weight, bias = (p.detach().float().cpu().numpy().astype(np.float32) for p in (linear.weight, linear.bias))
+    return weight, bias
+
+
+def supervised_layers(stage: ExitsStage | None) -> tuple[int, ...]:
+    """The layers with a loss of their own in fine-tuning."""
+    return stage.layers if stage is not None and stage.weight else ()
+
+
+def load_grade_model(
+    checkpoint: Checkpoint, trainable: Trainable, *, exits: Sequence[int] = (), seed: int = 0
+) -> GradeModel:
     """The model of `checkpoint`, ready to train; an adapter that it has is trained on under LoRA, else merged first.
 
+    Args:
+        checkpoint: what to begin with.
+        trainable: which weights are trained.
+        exits: layers that get a head and a loss of their own; a head that the checkpoint has there is begun with.
+        seed: of LoRA's start.
+
     Raises:
-        InputError: there are fewer layers than `trainable.layers`.
+        InputError: there are fewer layers than `trainable.layers`, or no more than the last of `exits`.
     """
     torch.manual_seed(seed)
-    if checkpoint.model_folder is not None:
-        from darl_rerank.model.base_model import BaseModel
-
-        lm = load_causal_lm(BaseModel(str(checkpoint.model_folder)), torch.float32)
-    else:
-        lm = load_causal_lm(checkpoint.base, torch.float32)
-    count = int(lm.config.get_text_config().num_hidden_layers)
+    lora, adapted = trainable.weights == "lora", checkpoint.adapter_folder is not None
+    lm = _base_lm(checkpoint).requires_grad_(False)
+    if adapted:
+        lm = _with_own_adapter(lm, checkpoint) if lora else with_adapter(lm, checkpoint).merge_and_unload()
+    layers = ended(_decoder(lm), checkpoint).layers
+    count = len(layers)
     if trainable.layers is not None and trainable.layers > count:
         raise InputError(f"layers = {trainable.layers}, but {checkpoint.base.name} has {count}")
+    if exits and max(exits) >= count:
+        raise InputError(f"exits stand before the last of {count} layers, got {max(exits)}")
     first = 0 if trainable.layers is None else count - trainable.layers
-    adapter = checkpoint.adapter_folder is not None
-    if adapter and trainable.weights != "lora":
-        lm = with_adapter(lm, checkpoint).merge_and_unload()
-    lm.requires_grad_(False)
-    if trainable.weights == "lora":
-        if adapter:
-            lm = _with_own_adapter(lm, checkpoint)
-            for layer in lm.get_base_model().base_model.layers[:first]:
-                layer.requires_grad_(False)
-        else:
-            lm = _with_lora(lm, trainable, range(first, count))
+    if lora and adapted:
+        for layer in layers[:first]:
+            layer.requires_grad_(False)
+    elif lora:
+        lm = _with_lora(lm, trainable, range(first, count))
     elif trainable.weights == "all":
-        for layer in lm.base_model.layers[first:]:
+        for layer in layers[first:]:
             for module in layer.modules():
                 if isinstance(module, nn.Linear):
                     module.weight.requires_grad_(True)
-    model = GradeModel(lm, checkpoint.head, checkpoint.link)
+    model = GradeModel(lm, checkpoint.head, checkpoint.link, _begun(checkpoint, exits, _decoder(lm)))
     register()
     model.body.config._attn_implementation = ATTENTION
     return model
+
+
+def _base_lm(checkpoint: Checkpoint) -> Any:
+    """Transformers' causal LM, without the checkpoint's adapter."""
+    if checkpoint.model_folder is None:
+        return load_causal_lm(checkpoint.base, torch.float32)
+    return load_causal_lm(BaseModel(str(checkpoint.model_folder)), torch.float32)
+
+
+def _decoder(lm: Any) -> Any:
+    """The decoder of a causal LM, under a PEFT adapter or not."""
+    return (lm.get_base_model() if hasattr(lm, "get_base_model") else lm).base_model
+
+
+def _begun(checkpoint: Checkpoint, exits: Sequence[int], body: Any) -> dict[int, Head]:
+    """Heads for exits to begin with: their own, or the model's under its final norm."""
+    norm = getattr(getattr(body, "norm", None), "weight", None)
+    size = checkpoint.head.weight.shape[1]
+    scale = np.ones(size, np.float32) if norm is None else norm.detach().float().cpu().numpy().copy()
+    new = Head(checkpoint.head.weight, checkpoint.head.bias, scale)
+    own = {} if checkpoint.exits is None else {each.layer: each.head for each in checkpoint.exits.heads}
+    return {layer: own.get(layer, new) for layer in exits}
 
 
 def _with_own_adapter(lm: Any, checkpoint: Checkpoint) -> Any:
@@ -168,7 +237,8 @@ def save_trained(
     Raises:
         DarlRerankError: `folder` exists and `overwrite` is false, or can't be written.
     """
-    trained = checkpoint.replace(head=model.head_values(), trained=True)
+    # Exits that the checkpoint had belong to the states it had.
+    trained = checkpoint.replace(head=model.head_values(), exits=model.exit_values(), trained=True)
     if not any(name.startswith("lm.") for name in model.trainable_state()):
         return trained.save(folder, overwrite=overwrite, card=card)
     with tempfile.TemporaryDirectory(dir=Path(folder).resolve().parent) as temporary:

@@ -71,7 +71,7 @@ def predict_logits(
             packed = pack([encoder.encode(query, [pairs[row].document for row in rows]) for query, rows in waiting])
             inputs = to_device(packed.inputs(), device)
             with reduced_precision(device):
-                found = model(packed.last.to(device), **inputs)
+                found = model(packed.last.to(device), **inputs)[0]
             logits[[row for _, rows in waiting for row in rows]] = grade_logits(model.link, found.float().cpu().numpy())
             bar.update(size)
             waiting = []

@@ -86,6 +86,12 @@ def _scale(value: Any) -> RelevanceScale:
     return SCALES[value]
 
 
+def _distinct(layers: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"expected layers that differ, found {list(layers)}")
+    return tuple(sorted(layers))
+
+
 def _rising(band: tuple[float, float]) -> tuple[float, float]:
     if not band[0] < band[1]:
         raise ValueError(f"expected two rising numbers, found {band[0]:g}, {band[1]:g}")
@@ -105,6 +111,7 @@ CheckpointFolder = Annotated[Path, AfterValidator(_checkpoint)]
 Label = Annotated[Target, PlainValidator(_target)]
 Base = Annotated[Text, AfterValidator(_base)]
 Scale = Annotated[RelevanceScale, PlainValidator(_scale)]
+Layers = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_distinct)]
 Interval = Annotated[tuple[Unit, Unit], AfterValidator(_rising)]
 Band = Annotated[tuple[Percentile, Percentile], AfterValidator(_rising)]
 # It need not be there yet.

@@ -39,6 +39,7 @@ from .fields import Amount, Whole
 from .settings import (
     CalibrateStage,
     Exclude,
+    ExitsStage,
     FinetuneSettings,
     InterpolateStage,
     ModelChoice,
@@ -67,6 +68,7 @@ class _File:
     finetune: _Table = Field(default_factory=dict)
     interpolate: _Table | None = None
     calibrate: _Table = Field(default_factory=dict)
+    exits: _Table | None = None
 
 
 @checked
@@ -137,6 +139,12 @@ class _Reader:
         calibrate = self._table(CalibrateStage, "calibrate", file.calibrate)
         if calibrate is not None and model is not None:
             self._check_cuts(calibrate.cuts, model.scale)
+        exits = None if file.exits is None else self._table(ExitsStage, "exits", file.exits)
+        if exits is not None and model is not None:
+            try:
+                exits.lowest_grade(model.scale)
+            except InputError as error:
+                self.faults.append(f"exits.grade: {error}")
         if calibrate is not None and not calibrate.enabled:
             calibrate = None
         read = [source for source in sources if source is not None]
@@ -155,7 +163,7 @@ class _Reader:
         return Recipe(
             path=self.path, model=model, sources=tuple(read), exclude=exclude, probe=probe, select=select,
             trainable=trainable, finetune=finetune, replay=runs.replay, seeds=runs.seeds, interpolate=interpolate,
-            calibrate=calibrate, seed=file.seed,
+            calibrate=calibrate, exits=exits, seed=file.seed,
         )  # fmt: skip
 
     def _check_cuts(self, cuts: tuple[str, ...], scale: RelevanceScale) -> None:
@@ -248,9 +256,11 @@ class _Reader:
             self.faults.append('select needs a [[source]] with use = "pool"')
         held_out = any(source.dev_queries for source in sources)
         if not held_out:
-            stages = {"probe": file.probe, "select": file.select, "interpolate": file.interpolate}
-            if any(table is not None for table in stages.values()):
-                self.faults.append("probe, select and interpolate need held-out queries: give a source dev_queries")
+            stages = (file.probe, file.select, file.interpolate, file.exits)
+            if any(table is not None for table in stages):
+                self.faults.append(
+                    "probe, select, interpolate and exits need held-out queries: give a source dev_queries"
+                )
             if file.model.get("keep_if_better"):
                 self.faults.append("model.keep_if_better needs held-out queries: give a source dev_queries")
         judged = any(source.dev_queries and source.judged for source in sources)

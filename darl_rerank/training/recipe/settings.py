@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from darl_rerank.model.scale import SCALES
+from darl_rerank.model.decisions import grade_above_lowest
+from darl_rerank.model.scale import SCALES, RelevanceScale
 
 from .checked import checked
 from .fields import (
@@ -28,6 +29,7 @@ from .fields import (
     FutureFile,
     Interval,
     Label,
+    Layers,
     Positive,
     Scale,
     Share,
@@ -380,6 +382,32 @@ class CalibrateStage:
 
 
 @checked
+class ExitsStage:
+    """[exits]: heads at earlier layers, by which irrelevant pairs leave the model early; see `model.exits`.
+
+    Attributes:
+        layers: behind which, counted from 1.
+        weight: what each exit's loss counts beside the model's own in fine-tuning (deep supervision), so that these
+            layers come to know what is relevant; 0 to leave the model as it is.
+        grade: the lowest that deserves a place; the middle one of the scale if None.
+        share: of what deserves a place, how much may leave.
+    """
+
+    layers: Layers
+    weight: Amount = 0.15
+    grade: Text | None = None
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.02
+
+    def lowest_grade(self, scale: RelevanceScale) -> int:
+        """The number of `grade`.
+
+        Raises:
+            InputError: the scale has no such grade, or it is the lowest.
+        """
+        return len(scale) // 2 if self.grade is None else grade_above_lowest(self.grade, scale)
+
+
+@checked
 class Recipe:
     """A whole training.
 
@@ -396,6 +424,7 @@ class Recipe:
         seeds: one fine-tuning each; the mean of several is taken (a model soup).
         interpolate: None leaves the stage out and keeps the fine-tuned weights.
         calibrate: None leaves the stage out.
+        exits: None leaves them out.
         seed: of all draws.
     """
 
@@ -411,6 +440,7 @@ class Recipe:
     seeds: Annotated[tuple[Whole, ...], Field(min_length=1)] = (0,)
     interpolate: InterpolateStage | None = None
     calibrate: CalibrateStage | None = CalibrateStage()
+    exits: ExitsStage | None = None
     seed: Whole = 0
 
     def used_for(self, *uses: str) -> list[Source]:

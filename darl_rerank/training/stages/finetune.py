@@ -30,7 +30,7 @@ from ..loop.progress import ProgressLog
 from ..loop.resume import newest_state
 from ..loop.steps import MicroBatches, plan_steps
 from ..loop.trainer import GradeTrainer
-from ..model.grade_model import GradeModel, load_grade_model, save_weights
+from ..model.grade_model import GradeModel, load_grade_model, save_weights, supervised_layers
 from ..model.predict import training_device
 from ..recipe.settings import FinetuneSettings
 from ..work_folder import is_first_process
@@ -41,10 +41,14 @@ _LOADERS = 4
 def run(context: Context, folder: Path, *, seed: int) -> dict[str, Any]:
     """Write the fine-tuned weights; returns `FinetuneOutcome` and the numbers of examples and queries."""
     checkpoint = Checkpoint.load(context.begun)
-    model = load_grade_model(checkpoint, context.recipe.trainable, seed=seed)
+    exits = context.recipe.exits
+    model = load_grade_model(checkpoint, context.recipe.trainable, exits=supervised_layers(exits), seed=seed)
     settings = replace(context.recipe.finetune, seed=seed)
     examples = _examples(context)
-    outcome = finetune(model, checkpoint, examples, settings, folder, device=context.device, progress=context.progress)
+    outcome = finetune(
+        model, checkpoint, examples, settings, folder, exit_weight=0.0 if exits is None else exits.weight,
+        device=context.device, progress=context.progress,
+    )  # fmt: skip
     if is_first_process():
         save_weights(folder / WEIGHTS, model.trainable_state())
     return {**asdict(outcome), "training_examples": sum(map(len, examples)), "queries": len(examples)}
@@ -97,6 +101,7 @@ def finetune(
     settings: FinetuneSettings,
     folder: str | Path,
     *,
+    exit_weight: float = 0.0,
     device: str | None = None,
     progress: Progress = True,
 ) -> FinetuneOutcome:
@@ -108,6 +113,7 @@ def finetune(
         examples: the training set.
         settings: how.
         folder: for what a resume needs and for the log, `log.jsonl`; an interrupted training goes on from there.
+        exit_weight: what the loss of each of the model's exits counts.
         device: "cpu" to stay off a GPU.
         progress: see `darl_rerank.progress`.
 
@@ -167,6 +173,7 @@ def finetune(
         data_collator=_only,
         callbacks=[log],
         settings=settings,
+        exit_weight=exit_weight,
         gains=gains,
         groups=_group_shares(examples, batches.groups),
         log_file=log,

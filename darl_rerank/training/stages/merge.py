@@ -29,7 +29,7 @@ from ..context import WEIGHTS, Context
 from ..data.features import extract_features
 from ..data.labels import hard_grades, numbered
 from ..losses.comparison import link_of
-from ..model.grade_model import GradeModel, load_grade_model, save_trained
+from ..model.grade_model import GradeModel, load_grade_model, save_trained, supervised_layers
 from ..model.interpolate import State, average, interpolated
 from ..model.lowrank import as_adapter
 from ..model.predict import predict_logits, training_device
@@ -44,7 +44,9 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
     recipe = context.recipe
     checkpoint = Checkpoint.load(context.begun).replace(link=link_of(recipe.finetune.loss))
     states = [load_file(context.work.path(f"finetune-{seed}") / WEIGHTS) for seed in recipe.seeds]
-    model = load_grade_model(checkpoint, _soup(recipe.trainable, len(states)), seed=recipe.seeds[0])
+    model = load_grade_model(
+        checkpoint, _soup(recipe.trainable, len(states)), exits=supervised_layers(recipe.exits), seed=recipe.seeds[0]
+    )
     model.to(training_device(context.device))
     first, last = model.trainable_state(), states[0] if len(states) == 1 else average(states)
     curve: dict[str, Any] | None = None
