@@ -239,7 +239,7 @@ def extracted(args: argparse.Namespace) -> Features:
         checkpoint = Checkpoint.from_base("smollm2", RelevanceScale.named("trec4"))
     # Its own novelty is not asked for, and would only cost time.
     checkpoint = checkpoint.replace(novelty=None)
-    reranker = Reranker(checkpoint, load_engine(checkpoint, "torch", device="cpu", precision=None))
+    reranker = Reranker(checkpoint, load_engine(checkpoint, "torch", device="cpu", precision=None, exit="off"))
     found = Features({}, {}, {})
     for name, sample in samples(args.test).items():
         if args.only and name not in args.only:

@@ -224,7 +224,7 @@ def candidate_ids(collection: Collection, stages: Mapping[str, Run], qrels: Qrel
 def judge(
     work: Path, only: str | None, model: str | None, engine: str, device: str | None, precision: str | None
 ) -> None:
-    reranker = Reranker.from_pretrained(model, engine=engine, device=device, precision=precision)
+    reranker = Reranker.from_pretrained(model, engine=engine, device=device, precision=precision, exit="off")
     for collection in COLLECTIONS:
         source = work / f"{collection.name}.candidates.jsonl.gz"
         if not source.is_file() or (only and collection.name not in only.split(",")):
