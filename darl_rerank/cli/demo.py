@@ -32,11 +32,13 @@ class DemoLists:
         name: of the collection.
         about: what it is, for a heading.
         shown: the query whose list is shown.
+        grade_names: what people's grades mean.
     """
 
     name: str
     about: str
     shown: str
+    grade_names: Mapping[int, str]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Each with "qid", "query", "documents" (id, text, score) and "grades" by document id."""
@@ -56,14 +58,31 @@ class DemoLists:
             grades[qid] = row["grades"]
         return job, grades
 
+    def for_page(self) -> dict[str, Any]:
+        """The lists as `AppSettings.demo` has them, the query that is shown first."""
+        queries = []
+        for row in self.rows():
+            people = {
+                docid: {"grade": grade, "name": self.grade_names[grade]} for docid, grade in row["grades"].items()
+            }
+            queries.append({"query": row["query"], "documents": row["documents"], "people": people})
+        queries.sort(key=lambda row: row["query"] != self.shown)
+        return {"about": self.about, "queries": queries}
+
 
 LISTS = (
     DemoLists(
         "medquad",
         "Medical questions, answered by US health institutes",
         "What are the symptoms of Parkinson's Disease?",
+        {1: "the answer"},
     ),
-    DemoLists("icecat", "Product searches in a catalogue, far from what the model was trained on", "laptop"),
+    DemoLists(
+        "icecat",
+        "Product searches in a catalogue, far from what the model was trained on",
+        "laptop",
+        {0: "irrelevant", 1: "related", 2: "relevant", 3: "perfect"},
+    ),
 )
 
 
@@ -110,7 +129,7 @@ def demo(output: Path, restart: bool, as_json: bool, **model: str | int | None) 
         f"Scores, grades and probabilities are in {output}. Next, with your own data:\n"
         "  darl-rerank rerank RUN TOPICS OUTPUT --corpus CORPUS --fuse auto   rerank a TREC run\n"
         "  darl-rerank train --pairs GRADED.jsonl --output MODEL             train on your own grades\n"
-        "  darl-rerank serve                                                  an HTTP server, and a page to try it on"
+        "  darl-rerank serve --demo                                           an HTTP server, and this demo as a page"
     )
 
 

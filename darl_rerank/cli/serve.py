@@ -50,6 +50,7 @@ from .options import engine_options, exit_option
     multiple=True,
     help="For the page at /: an index to search, as `darl-rerank search` takes it; several are fused.",
 )
+@click.option("--demo", is_flag=True, help="On the page at /: the lists of `darl-rerank demo`, before and after.")
 @click.option("--log-queries", is_flag=True, help="Write the text of queries into the access log.")
 @click.option("--no-access-log", is_flag=True, help="Don't log requests.")
 def serve(
@@ -64,6 +65,7 @@ def serve(
     drain_s: float,
     model_name: str | None,
     indexes: tuple[Path, ...],
+    demo: bool,
     log_queries: bool,
     no_access_log: bool,
     **engine: str | int | None,
@@ -86,6 +88,7 @@ def serve(
     from ..serving.server import address_of, listen, log_to_stderr
     from ..serving.server import serve as run
     from ..serving.service import Limits, Service
+    from .demo import LISTS
     from .options import load_reranker
     from .search import open_first_stage
 
@@ -94,6 +97,7 @@ def serve(
         api_keys=_api_keys(api_key_env),
         log_queries=log_queries,
         first_stage=open_first_stage(indexes) if indexes else None,
+        demo=[lists.for_page() for lists in LISTS] if demo else (),
     )
     limits = Limits(
         max_documents=max_documents,
@@ -104,12 +108,13 @@ def serve(
     )
     listener = listen(host, port)
     log_to_stderr(access=not no_access_log)
+    about_page = " (open it in a browser for the demo)" if demo else ""
     service = Service(lambda: load_reranker(model=model, **engine), limits)
     run(
         create_app(service, settings),
         service,
         listener,
-        on_listening=lambda: click.echo(f"darl-rerank listens on {address_of(listener)}", err=True),
+        on_listening=lambda: click.echo(f"darl-rerank listens on {address_of(listener)}{about_page}", err=True),
     )
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,9 @@ from .service import Service
 from .shapes import RerankRequest, answer_body, read_request, shape_of
 
 RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank", "/reranking", "/v1/reranking", "/score", "/v1/score")
-_PATHS = frozenset({*RERANK_PATHS, "/search", "/v1/models", "/health", "/ping", "/ready", "/info", "/metrics", "/"})
+_PATHS = frozenset(
+    {*RERANK_PATHS, "/search", "/demo", "/v1/models", "/health", "/ping", "/ready", "/info", "/metrics", "/"}
+)
 # Probes have no key, and the page holds nothing: it asks for the key itself.
 _OPEN_PATHS = frozenset({"/", "/health", "/ping", "/ready"})
 # Asked every few seconds by machines: not in the access log.
@@ -59,12 +61,16 @@ class AppSettings:
         api_keys: any of these is asked for; nothing is if there are none.
         log_queries: whether the access log may hold the text of queries.
         first_stage: what the page searches; None if it takes pasted documents only.
+        demo: lists for the page to show, JSON types: each with "about" and "queries", whose elements have "query",
+            "documents" (as /rerank takes them) and "people", what people said of each document, by its id: a number
+            as "grade" and a word as "name".
     """
 
     model_name: str = "darl-rerank"
     api_keys: tuple[str, ...] = ()
     log_queries: bool = False
     first_stage: FirstStage | None = None
+    demo: Sequence[Mapping[str, Any]] = ()
 
 
 def create_app(service: Service, settings: AppSettings) -> ASGIApp:
@@ -73,6 +79,7 @@ def create_app(service: Service, settings: AppSettings) -> ASGIApp:
     routes = [
         *(Route(path, handlers.rerank, methods=["POST"]) for path in RERANK_PATHS),
         Route("/search", handlers.search, methods=["POST"]),
+        Route("/demo", handlers.demo),
         Route("/v1/models", handlers.models),
         Route("/health", handlers.health),
         Route("/ping", handlers.health),
@@ -171,6 +178,12 @@ class _Handlers:
         found = await self._in_thread(self._settings.first_stage, query, depth)
         return _json({"documents": [{"id": d.docid, "text": d.full_text} for d in found]})
 
+    async def demo(self, request: Request) -> Response:
+        """Lists for the page to show."""
+        if not self._settings.demo:
+            raise ApiError(404, "not_found", "no demo: start the server with --demo")
+        return _json({"lists": list(self._settings.demo)})
+
     async def models(self, request: Request) -> Response:
         model = {"id": self._settings.model_name, "object": "model", "created": 0, "owned_by": "darl-rerank"}
         return _json({"object": "list", "data": [model]})
@@ -185,6 +198,7 @@ class _Handlers:
     async def info(self, request: Request) -> Response:
         searches = self._settings.first_stage is not None
         about = {"model_id": self._settings.model_name, "version": __version__, "search": searches}
+        about["demo"] = bool(self._settings.demo)
         return _json({**about, **self._service.info()})
 
     async def metrics(self, request: Request) -> Response:

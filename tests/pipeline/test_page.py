@@ -15,13 +15,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from serving.process import Served, darl_rerank, served
 
+from darl_rerank.evaluation.ranking import ndcg
+
 CHROMEDRIVER = shutil.which("chromedriver")
 DOCUMENTS = ["Garden hose, 20 m", "Dell XPS 13 notebook", "Laptop sleeve for 13 inch"]
 
 
 @pytest.fixture(scope="module")
 def server(tiny_model: Path, lucene_index: Path) -> Iterator[Served]:
-    options = ("--engine", "torch", "--device", "cpu", "--precision", "float32", "--index", str(lucene_index))
+    options = ("--engine", "torch", "--device", "cpu", "--precision", "float32", "--demo", "--index", str(lucene_index))
     with served(darl_rerank(tiny_model, *options), {"OMP_NUM_THREADS": "1"}) as running:
         running.wait_until_ready()
         yield running
@@ -63,7 +65,10 @@ def keys(browser: Any, *pressed: str) -> None:
 
 
 def shown(browser: Any, part: str) -> list[str]:
-    return [e.text for e in browser.find_elements("css selector", f"#{part} .text")]
+    # In one call, since the page may replace its elements between two.
+    script = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)"
+    found: list[str] = browser.execute_script(script, f"#{part} .text")
+    return found
 
 
 def asked(browser: Any) -> None:
@@ -93,8 +98,10 @@ def test_it_reranks_by_keyboard_alone(browser: Any, server: Served) -> None:
     from selenium.webdriver.common.keys import Keys
 
     opened(browser, server)
-    browser.find_element("tag name", "body").send_keys(Keys.TAB)
-    assert browser.switch_to.active_element.get_attribute("id") == "query"
+    wait(browser, lambda: browser.find_element("id", "demo").is_displayed())
+    for reached in ("demo", "query"):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        assert browser.switch_to.active_element.get_attribute("id") == reached
     keys(browser, "laptop", Keys.TAB, Keys.TAB)
     assert browser.switch_to.active_element.get_attribute("id") == "documents"
     keys(browser, Keys.ENTER.join(DOCUMENTS), Keys.CONTROL + Keys.ENTER)
@@ -121,6 +128,43 @@ def test_with_an_empty_box_it_searches_the_index(browser: Any, server: Served) -
     assert len(shown(browser, "after")) == 4
 
 
+def test_a_list_of_the_demo_before_and_after(browser: Any, server: Served) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    medical, products = server.call("GET", "/demo")[2]["lists"]
+    assert [len(lists["queries"]) for lists in (medical, products)] == [30, 30]
+    item = products["queries"][0]
+    assert item["query"] == "laptop"
+    opened(browser, server)
+    wait(browser, lambda: browser.find_element("id", "demo-field").is_displayed())
+    Select(browser.find_element("id", "demo")).select_by_visible_text("laptop")
+    wait(browser, lambda: len(shown(browser, "after")) == len(item["documents"]))
+    answer = server.post("/rerank", {"query": "laptop", "documents": item["documents"]})[1]
+    ids = [document["id"] for document in item["documents"]]
+    order = [ids[result["index"]] for result in answer["results"]]
+    title = browser.find_element("id", "result-title").text
+    before, after = (ndcg({"q": item_grades(item)}, {"q": ranked(order)})["q"] for order in (ids, order))
+    assert title.endswith(f"; nDCG@10 {before:.2f} before, {after:.2f} after")
+    people = [e.text for e in browser.find_elements("css selector", "#before .people")]
+    assert people == [f"people: {item['people'][docid]['name']}" for docid in ids if docid in item["people"]]
+    # With the order before fused in, the documents' own scores count.
+    fused = server.post("/rerank", {"query": "laptop", "documents": item["documents"], "fuse": "auto"})[1]
+    texts = shown(browser, "before")
+    expected = [texts[result["index"]] for result in fused["results"]]
+    assert expected != shown(browser, "after")
+    browser.find_element("id", "fuse").click()
+    browser.find_element("css selector", "button[type=submit]").click()
+    wait(browser, lambda: shown(browser, "after") == expected)
+
+
+def item_grades(item: Any) -> dict[str, int]:
+    return {docid: said["grade"] for docid, said in item["people"].items()}
+
+
+def ranked(order: list[str]) -> dict[str, float]:
+    return {docid: -float(place) for place, docid in enumerate(order)}
+
+
 def test_an_error_is_shown(browser: Any, server: Served) -> None:
     opened(browser, server)
     browser.find_element("id", "query").send_keys("   ")
@@ -139,7 +183,7 @@ def test_it_can_be_read(browser: Any, server: Served, width: int, scheme: str) -
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     # WCAG 2.2: text has a contrast of at least 4.5, a button is at least 24 pixels high.
     for selector in ("#about", "label", ".hint", "button[type=submit]", "#example", ".rank", ".text", ".facts strong",
-                     ".facts span", "#legend li"):  # fmt: skip
+                     ".facts span", "#legend li", ".check"):  # fmt: skip
         assert contrast(browser, selector) >= 4.5, (selector, scheme)
     buttons = browser.find_elements("css selector", "button")
     assert all(button.size["height"] >= 24 for button in buttons)

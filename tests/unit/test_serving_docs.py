@@ -39,7 +39,8 @@ def test_all_three_ways_to_run_are_there() -> None:
 
 def test_the_reference_names_every_path_and_field() -> None:
     page = (DOCS / "http.md").read_text("utf-8")
-    assert all(f"`{path}`" in page or f" {path}`" in page for path in (*RERANK_PATHS, "/search", "/info", "/ready"))
+    paths = (*RERANK_PATHS, "/search", "/demo", "/info", "/ready")
+    assert all(f"`{path}`" in page or f" {path}`" in page for path in paths)
     asked = Asked(query="a", documents=["b"], texts=["b"])
     read_request("rerank", asked, max_documents=1)
     read_request("tei", asked, max_documents=1)
