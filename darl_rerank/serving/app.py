@@ -10,7 +10,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +23,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
-from ..queue.errors import QueueError
-from ..queue.jobs import Answer, Job
-from .errors import ApiError, error_body, of_queue
+from ..queue.jobs import Answer
+from .errors import ApiError, error_body
 from .json_body import read_object
 from .page import page
-from .service import Service
+from .service import Backend
 from .shapes import RerankRequest, answer_body, read_request, shape_of
 
 RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank", "/reranking", "/v1/reranking", "/score", "/v1/score")
@@ -73,7 +72,7 @@ class AppSettings:
     demo: Sequence[Mapping[str, Any]] = ()
 
 
-def create_app(service: Service, settings: AppSettings) -> ASGIApp:
+def create_app(service: Backend, settings: AppSettings) -> ASGIApp:
     """The server as an ASGI application; starting and ending `service` is the caller's."""
     handlers = _Handlers(service, settings)
     routes = [
@@ -104,7 +103,7 @@ def create_app(service: Service, settings: AppSettings) -> ASGIApp:
 class _Handlers:
     """What each path answers."""
 
-    def __init__(self, service: Service, settings: AppSettings) -> None:
+    def __init__(self, service: Backend, settings: AppSettings) -> None:
         self._service = service
         self._settings = settings
         # Reading and tokenising a body takes up to a second; the event loop answers probes meanwhile.
@@ -113,30 +112,27 @@ class _Handlers:
 
     async def rerank(self, request: Request) -> Response:
         body = await self._body(request)
-        asked, jobs = await self._in_thread(self._read, request.scope["path"], body, time.monotonic())
+        arrived = time.monotonic()
+        asked = await self._in_thread(self._read, request.scope["path"], body)
         del body
         try:
-            self._service.submit(jobs)
-            answers = await _unless_gone(request, jobs)
+            answers = await _unless_gone(request, self._service.answer(asked, arrived))
         except ApiError as error:
             error.tei = asked.shape == "tei"
             raise
-        return self._answer(request, asked, jobs, answers)
+        return self._answer(request, asked, answers)
 
-    def _read(self, path: str, body: bytes, arrived: float) -> tuple[RerankRequest, list[Job]]:
-        """What a body asks for, and the jobs that answer it."""
+    def _read(self, path: str, body: bytes) -> RerankRequest:
+        """What a body asks for."""
         values = read_object(body)
         shape = shape_of(path, values)
         try:
-            asked = read_request(shape, values, max_documents=self._service.limits.max_documents)
-            return asked, self._service.jobs(asked, arrived)
+            return read_request(shape, values, max_documents=self._service.limits.max_documents)
         except ApiError as error:
             error.tei = shape == "tei"
             raise
 
-    def _answer(
-        self, request: Request, asked: RerankRequest, jobs: Sequence[Job], answers: Sequence[Answer]
-    ) -> Response:
+    def _answer(self, request: Request, asked: RerankRequest, answers: Sequence[Answer]) -> Response:
         tokens = sum(answer.tokens for answer in answers)
         queue_s, inference_s = (max(getattr(a, name) for a in answers) for name in ("queue_s", "inference_s"))
         request.state.log |= {
@@ -151,7 +147,7 @@ class _Handlers:
         values = answer_body(
             asked,
             [answer.ranking for answer in answers],
-            scale=self._service.reranker.scale,
+            scale=self._service.scale,
             model=self._settings.model_name,
             request_id=request.state.log["request_id"],
             created=int(time.time()),
@@ -202,7 +198,7 @@ class _Handlers:
         return _json({**about, **self._service.info()})
 
     async def metrics(self, request: Request) -> Response:
-        return Response(self._service.metrics.text(), media_type=_PROMETHEUS)
+        return Response(await self._service.metrics_text(), media_type=_PROMETHEUS)
 
     async def page(self, request: Request) -> Response:
         html, policy = page()
@@ -250,7 +246,7 @@ class _Handlers:
 class _Edge:
     """Around all paths: keys, request ids, the access log and the count of requests; no error leaves without JSON."""
 
-    def __init__(self, app: ASGIApp, service: Service, settings: AppSettings) -> None:
+    def __init__(self, app: ASGIApp, service: Backend, settings: AppSettings) -> None:
         self._app = app
         self._metrics = service.metrics
         self._settings = settings
@@ -307,28 +303,24 @@ class _Edge:
         return any([hmac.compare_digest(given, key) for key in self._keys])  # noqa: C419
 
 
-async def _unless_gone(request: Request, jobs: Sequence[Job]) -> list[Answer]:
-    """The answers to `jobs`; a client that hangs up takes its jobs out of the queue.
+async def _unless_gone(request: Request, answering: Coroutine[Any, Any, list[Answer]]) -> list[Answer]:
+    """What `answering` returns; it is cancelled when the client hangs up.
 
     Raises:
-        ApiError: what a job failed with.
+        ApiError: what it raises.
         ClientDisconnect: the client has hung up.
     """
-    answers: asyncio.Future[list[Answer]] = asyncio.gather(*(asyncio.wrap_future(job.result) for job in jobs))
+    answers = asyncio.ensure_future(answering)
     gone: asyncio.Future[None] = asyncio.ensure_future(_hung_up(request))
     try:
         await asyncio.wait((answers, gone), return_when=asyncio.FIRST_COMPLETED)
         if not answers.done():
             raise ClientDisconnect
         return await answers
-    except QueueError as error:
-        raise of_queue(error) from error
     finally:
         for waiting in (answers, gone):
             waiting.cancel()
-        for job in jobs:
-            job.result.cancel()
-        with contextlib.suppress(asyncio.CancelledError, QueueError):
+        with contextlib.suppress(asyncio.CancelledError, ApiError):
             await answers
 
 

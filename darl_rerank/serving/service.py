@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ..documents import read_group
 from ..effort import Effort
 from ..errors import DarlRerankError, InputError
+from ..model.scale import RelevanceScale
 from ..queue.errors import QueueError
-from ..queue.jobs import Job, make_job
+from ..queue.jobs import Answer, Job, make_job
 from ..queue.token_queue import TokenQueue
 from ..reranker import Reranker
 from ..rules import Rules
@@ -46,6 +49,41 @@ class Limits:
     drain_s: float = 30.0
 
 
+class Backend(Protocol):
+    """What stands behind the server's paths: a `Service` in this process, or replicas elsewhere."""
+
+    limits: Limits
+    metrics: Metrics
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def scale(self) -> RelevanceScale:
+        """The model's scale.
+
+        Raises:
+            ApiError: 503, it is not known yet.
+        """
+        ...
+
+    async def answer(self, request: RerankRequest, arrived: float) -> list[Answer]:
+        """An answer for each query of a request that came at `arrived` (`time.monotonic`); may be cancelled.
+
+        Raises:
+            ApiError: 422, it can't be followed; 429, there is no room or no time for it; 503, nothing can answer now.
+        """
+        ...
+
+    def info(self) -> dict[str, Any]:
+        """What /info says of the model and the limits."""
+        ...
+
+    async def metrics_text(self) -> bytes:
+        """What /metrics says."""
+        ...
+
+
 class Service:
     """A model behind a queue, from loading to the end.
 
@@ -69,6 +107,8 @@ class Service:
         self._reranker: Reranker | None = None
         self._queue: TokenQueue | None = None
         self._lock = threading.Lock()
+        # Tokenising a request takes up to a second; the event loop answers probes meanwhile.
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="darl-rerank tokeniser")
         self._loader = threading.Thread(target=self._start, name="darl-rerank loader", daemon=True)
 
     @property
@@ -82,9 +122,23 @@ class Service:
             raise _not_ready(self.state)
         return self._reranker
 
+    @property
+    def scale(self) -> RelevanceScale:
+        """See `Backend`."""
+        return self.reranker.scale
+
     def start(self) -> None:
         """Begin to load the model."""
         self._loader.start()
+
+    def wait(self) -> None:
+        """Wait until the model is loaded.
+
+        Raises:
+            DarlRerankError: it can't be, as `Reranker.from_pretrained`.
+        """
+        self._loader.join()
+        self.raise_failure()
 
     def _start(self) -> None:
         try:
@@ -105,6 +159,22 @@ class Service:
                 self.state = "ready"
                 self.metrics.ready.set(1)
         _log.info("ready")
+
+    async def answer(self, request: RerankRequest, arrived: float) -> list[Answer]:
+        """See `Backend`; cancelled, it takes its jobs out of the queue."""
+        jobs = await asyncio.get_running_loop().run_in_executor(self._readers, self.jobs, request, arrived)
+        self.submit(jobs)
+        try:
+            return await asyncio.gather(*(asyncio.wrap_future(job.result) for job in jobs))
+        except QueueError as error:
+            raise of_queue(error) from error
+        finally:
+            for job in jobs:
+                job.result.cancel()
+
+    async def metrics_text(self) -> bytes:
+        """See `Backend`."""
+        return self.metrics.text()
 
     def jobs(self, request: RerankRequest, arrived: float) -> list[Job]:
         """Jobs for a request that came at `arrived`, one for each query, tokenised but not in the queue yet.
