@@ -14,8 +14,9 @@ from typing import Any
 from .. import __version__
 from ..errors import DarlRerankError, InputError, MissingDependencyError, OutdatedDependencyError
 
-# Before 2.54 any web page could run code on a cluster through a browser on its network (CVE-2026-27482).
-OLDEST = "2.54"
+# What this was written on. Before 2.54 any web page could run code on a cluster through a browser on its network
+# (CVE-2026-27482).
+OLDEST = "2.60"
 _ANSWER_S = 5.0
 _START = "start one with `ray start --head --include-dashboard=false`"
 

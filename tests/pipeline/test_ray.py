@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
+import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +19,14 @@ import pytest
 import ray
 import ray.data
 from click.testing import CliRunner, Result
+from pydantic import ValidationError
+from ray import serve
 
 from darl_rerank import Checkpoint, InputError, Reranker
 from darl_rerank.cli import cli
 from darl_rerank.cli.texts import open_texts
 from darl_rerank.distributed import Workers, rerank_dataset, rerank_on_ray
+from darl_rerank.distributed.serving import Settings, app
 from darl_rerank.trec.corpora import Document
 from darl_rerank.trec.runs import write_run
 
@@ -86,7 +93,7 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_byte(whole: Path, tmp_path:
     def kill(_what: str, done: int, _total: int | None) -> None:
         seen.append(done)
         if len(seen) == 2:
-            os.kill(workers_of_this_process()[0], signal.SIGKILL)
+            os.kill(below_this_process(b"ray::MapWorker")[0], signal.SIGKILL)
         if len(seen) == 6:
             raise KeyboardInterrupt
 
@@ -102,8 +109,8 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_byte(whole: Path, tmp_path:
     assert outputs(tmp_path) == outputs(whole / "here")
 
 
-def workers_of_this_process() -> list[int]:
-    """Process ids of Ray Data's actors below this process."""
+def below_this_process(title: bytes) -> list[int]:
+    """Ids of the processes that this one has started, themselves or through others, whose title begins so."""
     parents, names = {}, {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
@@ -114,7 +121,7 @@ def workers_of_this_process() -> list[int]:
     def below(process: int) -> bool:
         return process == os.getpid() or (process in parents and below(parents[process]))
 
-    return [process for process, name in names.items() if name.startswith(b"ray::MapWorker") and below(process)]
+    return [process for process, name in names.items() if name.startswith(title) and below(process)]
 
 
 def test_what_is_wrong_is_said_in_one_line_and_nothing_is_left(
@@ -152,3 +159,60 @@ def test_a_step_of_a_pipeline(tiny_model: Path, tiny_reranker: Reranker) -> None
     for row in made:
         assert [ranked["index"] for ranked in row["ranking"]] == [ranked.index for ranked in expected[row["n"]]]
         assert [ranked["score"] for ranked in row["ranking"]] == pytest.approx([r.score for r in expected[row["n"]]])
+
+
+@pytest.fixture
+def served(tiny_model: Path) -> Iterator[int]:
+    """The port of an application with two replicas."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    settings = Settings(model=str(tiny_model), precision="float32", min_replicas=2, max_replicas=2, cpus=0.5)
+    serve.run(app(settings), name="test")
+    end = time.monotonic() + 60
+    while call_http(port, "GET", "/ready")[0] != 200 and time.monotonic() < end:
+        time.sleep(0.1)
+    yield port
+    serve.shutdown()
+
+
+def call_http(port: int, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body))
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        return answer.status, text if path == "/metrics" else json.loads(text)
+    finally:
+        connection.close()
+
+
+def test_the_server_answers_though_a_replica_is_killed(served: int, tiny_reranker: Reranker) -> None:
+    documents = [f"toner cartridge number {i}" for i in range(20)]
+    expected = {ranked.index: ranked.score for ranked in tiny_reranker.rerank("toner", documents)}
+    assert call_http(served, "POST", "/rerank", {"query": "", "documents": documents})[0] == 422
+
+    def ask(number: int) -> tuple[int, Any]:
+        if number == 10:
+            os.kill(below_this_process(b"ray::ServeReplica:test:Judging")[0], signal.SIGKILL)
+        return call_http(served, "POST", "/v1/rerank", {"query": "toner", "documents": documents, "raw_scores": True})
+
+    with ThreadPoolExecutor(8) as clients:
+        for status, body in clients.map(ask, range(40)):
+            assert status == 200, body
+            assert {r["index"]: r["relevance_score"] for r in body["results"]} == pytest.approx(expected)
+    metrics = call_http(served, "GET", "/metrics")[1]
+    assert 'darl_request_count_total{path="/v1/rerank",replica="' in metrics
+    assert "darl_replicas{" in metrics
+    assert "darl_batch_next_tokens_count{" in metrics
+
+
+def test_settings_of_the_server_are_checked(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValidationError, match=r"max_replica\n.*Extra inputs"):
+        Settings.model_validate({"max_replica": 3})
+    monkeypatch.delenv("NO_KEYS", raising=False)
+    with pytest.raises(InputError, match="NO_KEYS is not set or empty"):
+        app(Settings(model=str(tiny_model), api_key_env="NO_KEYS"))
+    with pytest.raises(InputError, match="nowhere"):
+        app(Settings(model="nowhere"))
