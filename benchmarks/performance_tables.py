@@ -267,7 +267,6 @@ TABLES = (
     operators,
     sizing,
     gpu,
-    invariance,
 )
 
 

@@ -150,7 +150,7 @@ def abuse() -> str | None:
     return table(["", ""], lines) if lines else None
 
 
-TABLES = (start, overhead, load, minute, abuse)
+TABLES = (start, overhead, load)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Reranker:
     """Judges query-document pairs on an ordered scale and orders documents by expected gain.
 
     Safe to call from several threads. A pair's result depends on the pair alone: not on what else is in the batch,
-    on batch size or on order, to within rounding of the engine's number format (docs/performance.md states the bounds).
+    on batch size or on order, to within rounding of the engine's number format (docs/reliability.md states the bounds).
 
     Args:
         checkpoint: the model.

@@ -48,7 +48,7 @@ LISTS = 8
 ROUNDS = 3
 STARTS = 2
 HERE = Path(__file__).resolve().parent
-# Largest difference of a relevance for float32, and for numbers with eight significant bits (docs/performance.md).
+# Largest difference of a relevance for float32, and for numbers with eight significant bits (docs/reliability.md).
 TOLERANCES = {"float32": 1e-4}
 WIDE_TOLERANCE = 0.05
 

@@ -62,5 +62,5 @@ def test_bfloat16_stays_near_float32(checkpoint: Path) -> None:
         for precision in ("float32", "bfloat16")
     )
     difference = np.abs(exact.probabilities - rough.probabilities).max()
-    # Well above the differences seen (docs/performance.md), well below what a wrong mask or position would make.
+    # Well above the differences seen (docs/reliability.md), well below what a wrong mask or position would make.
     assert 0 < difference < 0.1

@@ -19,6 +19,7 @@ import first_stages_tables
 import other_models_tables
 import page
 import performance_tables
+import reliability_tables
 import scores_tables
 import serving_tables
 from bundled import tables as bundled_tables
@@ -27,7 +28,7 @@ from study import tables as study_tables
 
 PAGES = (
     budget_tables, performance_tables, export_tables, first_stages_tables, other_models_tables, scores_tables,
-    conclusions, study_tables, bundled_tables, serving_tables,
+    conclusions, reliability_tables, study_tables, bundled_tables, serving_tables,
 )  # fmt: skip
 
 
