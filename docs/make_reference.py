@@ -196,7 +196,9 @@ def described(kind: type) -> dict[str, str]:
     attributes = (kind.__doc__ or "").partition("Attributes:\n")[2]
     found: dict[str, str] = {}
     for names, text in re.findall(r"^ {8}(\w+(?:, \w+)*): (.*(?:\n {9,}.*)*)", attributes, re.MULTILINE):
-        found.update(dict.fromkeys(names.split(", "), " ".join(text.split())))
+        # A key of TOML is never None: it is left out.
+        said = re.sub(r"\bNone\b", "left out", " ".join(text.split()))
+        found.update(dict.fromkeys(names.split(", "), said))
     return found
 
 

@@ -72,10 +72,10 @@ def both(
     """States without a prefix and behind one, each by transformers and by the fused decoder."""
     plain = PlainDecoder(random_model(kind, dtype), feature_layer)
     fused = fused_decoder(random_model(kind, dtype), feature_layer)
-    befores = [decoder.run([PREFIX], keep=True).keys_values for decoder in (plain, fused)]
+    starts = [decoder.run([PREFIX], keep=True).keys_values for decoder in (plain, fused)]
     return [
         (plain.run(SEQUENCES), fused.run(SEQUENCES)),
-        (plain.run(SEQUENCES, befores[0]), fused.run(SEQUENCES, befores[1])),
+        (plain.run(SEQUENCES, starts[0]), fused.run(SEQUENCES, starts[1])),
         (plain.run([PREFIX], keep=True), fused.run([PREFIX], keep=True)),
     ]
 
