@@ -52,7 +52,7 @@ from darl_rerank.trec.graded_pairs import GradedPair
 from darl_rerank.trec.qrels import Qrels
 
 WEB, SENTENCES = "trec-dl-2021", "selqa"
-# What people said of a document in TEXTS, not what was made up from titles (that is no traffic: see docs/checkpoint.md).
+# What people said of a document in TEXTS, not what was made up from titles: that is no traffic (docs/checkpoint.md).
 PEOPLE = ("chosen", "partly", "in what was chosen", "passed over")
 KNOWN = {"wikipedia": 1600, "products": 500, "films": 300}
 SEED = 1
