@@ -20,7 +20,7 @@ from darl_rerank.evaluation.significance import paired_test
 
 PAGE = DOCS / "checkpoint.md"
 WEB, SHOP, MEDICAL = "trec-dl-2019", "icecat", "medquad"
-SHIPS, HISTORY, RECIPE, DECISIONS = "bundled", "model_history", "one_recipe", "decisions"
+SHIPS, HISTORY, RECIPE, FAST = "bundled", "model_history", "one_recipe", "fast_model"
 NAMES = {WEB: "web passages (trec-dl-2019)", SHOP: "products (Icecat)", MEDICAL: "medical answers (medquad)"}
 
 
@@ -115,6 +115,25 @@ def recipe() -> str | None:
     return f"{table(['nDCG@10', *shown], rows)}\n\n{said}"
 
 
+def fast() -> str | None:
+    values = result(FAST)
+    if values is None:
+        return None
+    rows = [
+        [
+            f"{name}{', test' if found['test'] else ''}", f"{found['first stage']:.3f}", f"{found['ships']:.3f}",
+            f"{found['whole']:.3f}", f"{found['with exits']:.3f}", percent(found["layers run"]),
+            f"{found['missed']} of {found['relevant']:,}", _difference(found["with exits - ships"]),
+        ]
+        for name, found in values["collections"].items()
+    ]  # fmt: skip
+    head = [
+        "", "BM25", "smollm2-darl", "fast, no exits", "fast", "layers run", "relevant documents that left",
+        "fast less smollm2-darl",
+    ]  # fmt: skip
+    return f"{table(head, rows)}\n\nnDCG@10 (`results/{FAST}.json`)"
+
+
 def unjudged() -> str | None:
     values = result(SHIPS)
     if values is None or "judged" not in values["ranking"][WEB]:
@@ -147,7 +166,7 @@ def _difference(values: list[float]) -> str:
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-TABLES = (worth, instead, tried, teachers, recipe, unjudged)
+TABLES = (worth, instead, tried, teachers, recipe, fast, unjudged)
 
 
 if __name__ == "__main__":
