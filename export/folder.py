@@ -94,11 +94,12 @@ def export(
         factors, moved = source.searched(precision, calibration)
         # Of half a gigabyte for 135 million weights, which the graph's file has as well.
         source.forget_weights()
-        for left in LEFT if moved else (1.0,):
+        attempts = [*((left, False) for left in LEFT), (0.0, True)] if moved else [(1.0, False)]
+        for left, float_activations in attempts:
             finer = sensitive(moved, left)
             steps.begin("convert")
-            source.convert(precision, factors, finer, temporary)
-            record = ExportRecord(precision, opset, tuple(finer))
+            record = ExportRecord(precision, opset, tuple(finer), float_activations)
+            source.convert(record, factors, temporary)
             exported, left_out = checkpoint.replace(export=record), ""
             exported.write_into(temporary)
             steps.begin(f"compare with torch ({len(finer)} products finer)" if finer else "compare with torch")
@@ -214,14 +215,15 @@ class _Traced:
         self.graph = None
         gc.collect()
 
-    def convert(
-        self, precision: str, factors: Mapping[str, NDArray[np.float32]], finer: Sequence[str], target: Path
-    ) -> None:
-        """Write both graphs in `precision` into the folder `target`."""
+    def convert(self, record: ExportRecord, factors: Mapping[str, NDArray[np.float32]], target: Path) -> None:
+        """Write both graphs as `record` says into the folder `target`."""
         model = self.model()
         if factors:
             smooth(model, products(model), factors, self._path.parent)
-        convert(model, precision, finer, self._path.parent)
+        convert(
+            model, record.precision, record.finer_products, self._path.parent,
+            float_activations=record.float_activations,
+        )  # fmt: skip
         write_graphs(model, self._path.parent, target)
 
 
@@ -262,6 +264,10 @@ def _card(checkpoint: Checkpoint, precision: str, parity: Parity, novelty: str) 
         f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in asdict(parity).items() if value is not None
     ]
     state = "" if checkpoint.trained else "\nUntrained: it grades zero-shot, from the grade words alone.\n"
+    if checkpoint.export is not None and checkpoint.export.float_activations:
+        state += (
+            "\nOnly weights are in low precision; activations are in float32, since int8 was too coarse for them.\n"
+        )
     if novelty:
         state += f"\nNovelty {novelty}; all pairs have one temperature.\n"
     return "\n".join([

@@ -4,6 +4,7 @@
 - float16: products and attention in float16, norms, softmax, sums and head in float32; see `fp16`.
 - int8: weights and activations in int8, activations with one scale a token (see `int8`); products for which that is too
   coarse in blocks of 32, weights and activations alike (com.microsoft MatMulNBits), which is slower and finer.
+  Where even that is too coarse all products are such, and read activations in float32: int8 in the weights alone.
 - int4: weights in blocks of 32, in the same way; products for which that is too coarse with 8 bits a weight.
 """
 
@@ -25,11 +26,18 @@ from .weights import values
 PRECISIONS = ("float32", "float16", "int8", "int4")
 # Weights of a block, by bits.
 BLOCK = {4: 32, 8: 32}
-# MatMulNBits' name for "activations in int8".
-_INT8 = 4
+# MatMulNBits' accuracy levels: what activations are brought to.
+_FLOAT32, _INT8 = 1, 4
 
 
-def convert(model: Any, precision: str, finer: Collection[str] = (), folder: Path | None = None) -> None:
+def convert(
+    model: Any,
+    precision: str,
+    finer: Collection[str] = (),
+    folder: Path | None = None,
+    *,
+    float_activations: bool = False,
+) -> None:
     """Bring a graph to `precision`, in place.
 
     Args:
@@ -37,6 +45,7 @@ def convert(model: Any, precision: str, finer: Collection[str] = (), folder: Pat
         precision: one of `PRECISIONS`.
         finer: names of weights that take the finer way, under int8 blocks, under int4 8 bits.
         folder: where the graph's external data are.
+        float_activations: products in blocks read activations in float32 instead of int8.
     """
     if precision == "float32":
         return
@@ -44,19 +53,20 @@ def convert(model: Any, precision: str, finer: Collection[str] = (), folder: Pat
     if precision == "float16":
         halve(model, products(model), folder)
         return
-    in_blocks(model, finer, 8, folder)
+    level = _FLOAT32 if float_activations else _INT8
+    in_blocks(model, finer, 8, folder, level)
     if precision == "int4":
-        in_blocks(model, products(model), 4, folder)
+        in_blocks(model, products(model), 4, folder, level)
     else:
         quantize(model, products(model), folder)
 
 
-def in_blocks(model: Any, chosen: Collection[str], bits: int, folder: Path | None = None) -> None:
-    """Turn the products of the weights called `chosen` to MatMulNBits, in place; what it computes in is int8."""
+def in_blocks(model: Any, chosen: Collection[str], bits: int, folder: Path | None = None, level: int = _INT8) -> None:
+    """Turn the products of the weights called `chosen` to MatMulNBits of this accuracy level, in place."""
     places = {node.input[1]: i for i, node in enumerate(model.graph.node) if {*node.input[1:2]} & {*chosen}}
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name in places]:
         node = model.graph.node[places[tensor.name]]
-        made, constants = _blocks(node, values(tensor, folder), bits)
+        made, constants = _blocks(node, values(tensor, folder), bits, level)
         node.CopyFrom(made)
         model.graph.initializer.remove(tensor)
         model.graph.initializer.extend(constants)
@@ -67,7 +77,7 @@ def in_blocks(model: Any, chosen: Collection[str], bits: int, folder: Path | Non
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
 
-def _blocks(node: Any, weight: NDArray[np.float32], bits: int) -> tuple[Any, list[Any]]:
+def _blocks(node: Any, weight: NDArray[np.float32], bits: int, level: int) -> tuple[Any, list[Any]]:
     """A MatMulNBits node for a MatMul, and its constants, as onnxruntime's quantiser makes them."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
@@ -78,7 +88,7 @@ def _blocks(node: Any, weight: NDArray[np.float32], bits: int) -> tuple[Any, lis
     alone = helper.make_graph([node], "product", ends[:1], ends[1:], [numpy_helper.from_array(weight, name)])
     quantizer = MatMulNBitsQuantizer(
         helper.make_model(alone, opset_imports=[helper.make_opsetid("", 21)]), bits=bits, block_size=BLOCK[bits],
-        is_symmetric=bits == 8, accuracy_level=_INT8,
+        is_symmetric=bits == 8, accuracy_level=level,
     )  # fmt: skip
     quantizer.process()
     graph = quantizer.model.model.graph

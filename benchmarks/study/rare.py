@@ -2,19 +2,20 @@
 
     python benchmarks/study/rare.py DATA --work WORK --study forum
 
-Both studies of `run.py` have pools of which some 70 % is out of distribution, so that a random draw covers it. Here the
-pool has a fixed size and an OOD share of 2, 5, 10, 30 or 70 %. Only the head is trained (screening, see `heads.py`), on
-final states of the base model or of the checkpoint that ships; novelty is of the same model's features.
+Both studies of `run.py` have pools of which some 70 % is out of distribution, so that a random draw covers it. Here
+the pool has a fixed size and an OOD share of 2, 5, 10, 30 or 70 %; collections are smaller than there, see `PAIRS`.
+Only the head is trained (screening, see `heads.py`), on final states of the base model or of the checkpoint that ships;
+novelty is of the same model's features.
 
-Beside the library's strategies one more is tried: "domain", a classifier between the training set and the pool, whose
-surest pairs of the pool are taken (Gissin and Shalev-Shwartz, "Discriminative Active Learning", 2019).
+Beside the library's strategies those of `selectors.py` are tried, and "oracle", which sees which pairs are OOD: what no
+selector can beat by finding them.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,26 +30,35 @@ from provenance import write_result
 
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.errors import InputError
+from darl_rerank.model.head import Head
 from darl_rerank.model.shipped import DEFAULT
 from darl_rerank.training.data.features import extract_features
 from darl_rerank.training.loop.probe import fit_probe
 from darl_rerank.training.model.initial import initial_checkpoint
-from darl_rerank.training.selection.coverage import QueryCap, take_in_order
 from darl_rerank.training.stages.probe import final_states
-from study.chosen import Seed, chosen_rows, prepare_pool, probe_set
+from study.chosen import chosen_rows, prepare_pool, probe_set
 from study.claims import Claim, Part, judge
 from study.collections_by_role import Collections, Rows, SeedSets, load_collections, seed_sets
 from study.heads import head_logits
 from study.measured import ID, OOD, Run, difference, measure_run, read_run, tests_of
+from study.selectors import SELECTORS, Order, Pool, committee, estimated_share, first_of, likely_new, pool_of
 from study.settings import STUDIES, Study, digest
 from study.states import BaseStates, RowEncoder
 from study.study_run import with_negatives
 
 SHARES = (0.02, 0.05, 0.10, 0.30, 0.70)
 BUDGETS = (100, 250, 1000)
-SEEDS = 3
-POOL = 2000
-STRATEGIES = ("dasa", "dasa-without-band", "uncertainty", "knn", "domain")
+SEEDS = 6
+# Pairs of a query that may be chosen: a thousand of a pool of 1,500 can't be had with five of each.
+PER_QUERY = {100: 5, 250: 5, 1000: 1000}
+# Smaller than in the study, so that one pass of a model over all pairs ends within a quarter of an hour.
+HOME_PAIRS = 500
+POOL = 1500
+PAIRS = {"home": 2010, "home_dev": 300, "home_test": 900, "pool": 1070, "away_dev": 300, "away_test": 1000}
+LONGEST_LIST = 20
+# Prompts of the shop are cut shorter than in the study; the forum's questions would not fit.
+MAX_LENGTH = {"shop": 96}
+STRATEGIES = ("dasa", "dasa-without-band", "uncertainty", "knn", *SELECTORS)
 MEASURES = ("ndcg@10", "qwk", "mass_above", "rps")
 # The parts of claim (b), as `claims.py` states them.
 PARTS = (
@@ -72,7 +82,37 @@ def states_of(kind: str, study: Study, data: Collections, work: Path) -> BaseSta
     return BaseStates(torch.empty(0), RowEncoder(), np.asarray(found.features), finals, 0)
 
 
-def pool_with(data: Collections, study: Study, number: int, share: float, size: int = POOL) -> SeedSets:
+def smaller_study(study: Study) -> Study:
+    """The study with fewer labelled pairs, and with shorter lists where its tests have long ones."""
+    tests = {
+        role: tuple(
+            source if (source.max_documents or 0) <= LONGEST_LIST else replace(source, max_documents=LONGEST_LIST)
+            for source in study.roles[role]
+        )
+        for role in ("home_test", "away_test")
+    }
+    model = replace(study.model, max_length=MAX_LENGTH.get(study.name, study.model.max_length))
+    return replace(study, model=model, roles={**study.roles, **tests}, home_pairs=HOME_PAIRS, resamples=300)
+
+
+def smaller(data: Collections, most: Mapping[str, int]) -> Collections:
+    """Whole queries of each role, drawn at random, of at most so many pairs."""
+    roles: dict[str, Rows] = {}
+    rows: list[int] = []
+    for role, own in data.roles.items():
+        queries = data.queries[own]
+        order = np.random.default_rng(0).permutation(np.unique(queries))
+        taken = order[np.cumsum([np.sum(queries == query) for query in order]) <= most[role]]
+        kept = own[np.isin(queries, taken)].tolist()
+        roles[role] = np.arange(len(rows), len(rows) + len(kept))
+        rows += kept
+    return replace(
+        data, pairs=data.of(np.array(rows)), roles=roles, labels=data.labels[rows], targets=data.targets[rows],
+        queries=data.queries[rows], digest=digest([data.digest, rows]),
+    )  # fmt: skip
+
+
+def pool_with(data: Collections, study: Study, number: int, share: float, size: int) -> SeedSets:
     """A seed's training pairs, and a pool of `size` pairs of which `share` are OOD; both kinds query by query.
 
     Raises:
@@ -96,33 +136,24 @@ def pool_with(data: Collections, study: Study, number: int, share: float, size: 
     return SeedSets(sets.train, np.sort(np.concatenate(parts)))
 
 
-def domain_rows(seed: Seed, states: BaseStates, budget: int, per_query: int) -> Rows:
-    """The pairs of the pool that a classifier between training set and pool finds least like the training set."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_predict
-
-    both = np.concatenate([seed.sets.train, seed.sets.pool])
-    of_pool = np.arange(len(both)) >= len(seed.sets.train)
-    hidden = states.features.shape[1] // 3
-    features = np.asarray(states.features[both][:, :hidden], dtype=np.float32)
-    # Out of fold, or a wide classifier would know each pair by heart.
-    model = LogisticRegression(C=1.0, max_iter=300, class_weight="balanced")
-    likely = cross_val_predict(model, features, of_pool, cv=3, method="predict_proba")[of_pool, 1]
-    order = np.argsort(-likely, kind="stable")
-    return np.sort(seed.sets.pool[take_in_order(order, budget, QueryCap(seed.candidates.queries, per_query))])
-
-
 def run_arm(
-    job: tuple[str, int, float, int], seed: Seed, study: Study, data: Collections, states: BaseStates,
-    checkpoint: Checkpoint, measure: Callable[[Path, Any, dict[str, Any]], Run], folder: Path,
+    job: tuple[str, int, float, int], pool: Pool, orders: dict[str, Order], study: Study, data: Collections,
+    states: BaseStates, checkpoint: Checkpoint, measure: Callable[[Path, Any, dict[str, Any]], Run], folder: Path,
 ) -> Run:  # fmt: skip
-    """Train a head on the training pairs and what a strategy chose, and measure it; kept in `folder`."""
+    """Train a head on the training pairs and what a strategy chose, and measure it; kept in `folder`.
+
+    `orders` keeps what selectors found of this pool, for the next budget.
+    """
+    seed = pool.seed
+    study = replace(study, per_query=PER_QUERY.get(job[1], study.per_query))
     strategy, budget, share, number = job
     kept = folder / digest([*job, MEASURES, study.resamples])
     if (found := read_run(kept)) is not None:
         return found
-    if strategy == "domain":
-        more = domain_rows(seed, states, budget, study.per_query)
+    if strategy in SELECTORS:
+        if strategy not in orders:
+            orders[strategy] = SELECTORS[strategy](pool)
+        more = first_of(orders[strategy], pool, budget, study)
     else:
         more, _ = chosen_rows(seed, study, strategy, budget, data.roles["home"])
     outcome = fit_probe(
@@ -145,15 +176,17 @@ def main() -> None:
     parser.add_argument("--features", nargs="+", choices=["base", "shipped"], default=["base", "shipped"])
     parser.add_argument("--only-features", action="store_true", help="Compute and keep them, and end.")
     arguments = parser.parse_args()
-    study = replace(with_negatives(STUDIES[arguments.study](arguments.data), arguments.work), resamples=300)
+    study = with_negatives(smaller_study(STUDIES[arguments.study](arguments.data)), arguments.work)
     checkpoint = initial_checkpoint(study.model)
-    data = load_collections(study, checkpoint.encoder(), len(checkpoint.scale))
+    data = smaller(load_collections(study, checkpoint.encoder(), len(checkpoint.scale)), PAIRS)
     tests = tests_of(data, study)
     states = {kind: states_of(kind, study, data, arguments.work) for kind in arguments.features}
     if arguments.only_features:
         return
     found: dict[str, Any] = {}
+    pools: dict[str, list[dict[str, Any]]] = {}
     for kind, seen in states.items():
+        own, pools[kind] = starting_point(kind, checkpoint), []
         folder = arguments.work / "rare" / f"{study.name}-{kind}-{data.digest}"
 
         def measure(kept: Path, logits: Any, facts: dict[str, Any]) -> Run:
@@ -163,12 +196,16 @@ def main() -> None:
         with tqdm(total=SEEDS * len(SHARES) * len(BUDGETS) * (len(STRATEGIES) + 1), desc=kind, unit="arm") as bar:
             for number in range(SEEDS):
                 for share in SHARES:
-                    sets = pool_with(data, study, number, share)
-                    seed = prepare_pool(sets, data, study, seen, checkpoint, number)
+                    sets = pool_with(data, study, number, share, POOL)
+                    seed = prepare_pool(sets, data, study, seen, own, number)
+                    if share == SHARES[0]:
+                        heads = committee(data, seen, own, sets.train, number)
+                    pool, orders = pool_of(seed, data, seen, heads), dict[str, Order]()
+                    pools[kind].append(described_pool(pool, share))
                     for budget in BUDGETS:
                         for strategy in ("random", *STRATEGIES):
                             job = (strategy, budget, share, number)
-                            run = run_arm(job, seed, study, data, seen, checkpoint, measure, folder)
+                            run = run_arm(job, pool, orders, study, data, seen, own, measure, folder)
                             runs.setdefault((strategy, budget, share), {})[number] = run
                             bar.update()
         found[kind] = [
@@ -178,10 +215,37 @@ def main() -> None:
         f"study_{study.name}_rare",
         {
             "level": "head only, on frozen features", "title": study.title, "pool": POOL, "seeds": SEEDS,
-            "home_pairs": study.home_pairs, "resamples": study.resamples, "data": data.table(), "rows": found,
+            "home_pairs": study.home_pairs,
+            "max_length": study.model.max_length, "resamples": study.resamples, "data": data.table(), "pools": pools,
+            "rows": found,
         },
         argv=sys.argv[1:],
     )  # fmt: skip
+
+
+def starting_point(kind: str, checkpoint: Checkpoint) -> Checkpoint:
+    """`checkpoint` with the head that training begins with: on three grades, "strong" is the mean of the upper two."""
+    if kind == "base":
+        return checkpoint
+    head = Checkpoint.load(DEFAULT).head
+    groups = np.array_split(np.arange(len(head.bias)), [1, 2]) if len(checkpoint.scale) == 3 else None
+    if groups is not None:
+        head = Head(*(np.stack([part[rows].mean(axis=0) for rows in groups]) for part in (head.weight, head.bias)))
+    return checkpoint.replace(head=head)
+
+
+def described_pool(pool: Pool, share: float) -> dict[str, Any]:
+    """What can be read off a pool without its labels, beside its true share."""
+    from darl_rerank.evaluation.detection import auroc
+
+    novelty = pool.seed.candidates.novelty
+    return {
+        "share": share, "seed": pool.seed.number, "estimated": estimated_share(novelty),
+        "auroc": {
+            name: float(auroc(pool.ood, np.asarray(score, dtype=np.float64), np.ones((1, len(novelty))))[0])
+            for name, score in (("novelty", novelty), ("domain", likely_new(pool)))
+        },
+    }  # fmt: skip
 
 
 def comparison(

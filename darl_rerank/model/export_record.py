@@ -18,11 +18,13 @@ class ExportRecord:
         precision: number format of the network's body, one of `model.precisions.PRECISIONS`.
         opset: version of the ONNX operators; None where an older version did not note it.
         finer_products: weights that take the finer way of the precision (int8: blocks of 32; int4: 8 bits), sorted.
+        float_activations: whether products read activations in float32, since int8 was too coarse for them.
     """
 
     precision: str
     opset: int | None = None
     finer_products: tuple[str, ...] = ()
+    float_activations: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "finer_products": list(self.finer_products)}
@@ -35,6 +37,9 @@ class ExportRecord:
             InputError: an unknown precision, or a value of another type.
         """
         opset, finer = values.get("opset"), values.get("finer_products", [])
+        exact = values.get("float_activations", False)
+        if not isinstance(exact, bool):
+            raise InputError(f"expected float_activations as true or false, got {exact!r}")
         if not isinstance(opset, int | None) or not isinstance(finer, list):
             raise InputError(f"expected opset as a number and finer_products as a list, got {opset!r} and {finer!r}")
-        return cls(canonical_precision(str(values.get("precision"))), opset, tuple(map(str, finer)))
+        return cls(canonical_precision(str(values.get("precision"))), opset, tuple(map(str, finer)), exact)

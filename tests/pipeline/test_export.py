@@ -108,7 +108,7 @@ def test_a_precision_may_be_named_in_short(exported: Path, given: str | None) ->
 
 def test_the_manifest_says_how_it_was_exported(exported: Path, tmp_path: Path) -> None:
     manifest = json.loads((exported / "checkpoint.json").read_text())
-    assert manifest["export"] == {"precision": "float32", "opset": 23, "finer_products": []}
+    assert manifest["export"] == {"precision": "float32", "opset": 23, "finer_products": [], "float_activations": False}
     # As version 0.1 wrote it, in its format: in the provenance, under short names.
     old = tmp_path / "old"
     shutil.copytree(exported, old)
@@ -273,11 +273,16 @@ def test_int8_does_not_depend_on_the_batch(
     np.testing.assert_allclose(together.logits, alone, atol=1e-5)
 
 
-@pytest.mark.parametrize(("refused", "finer"), [(0, range(1, 7)), (len(export_folder.LEFT) - 1, [14])])
+@pytest.mark.parametrize(
+    ("refused", "finer", "exact"),
+    [(0, range(1, 7), False), (len(export_folder.LEFT) - 1, [14], False), (1, [14], True)],
+)
 def test_int8_takes_more_products_finer_where_the_gate_asks_for_it(
-    refused: int, finer: Collection[int], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refused: int, finer: Collection[int], exact: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gate refuses the first attempts, then judges: random weights are not reliably better in blocks."""
+    if exact:
+        monkeypatch.setattr(export_folder, "LEFT", (0.0,))
     faults, judge = [["too coarse"]] * refused, export_folder.violations
     monkeypatch.setitem(export_folder.BOUNDS, "int8", {"largest_difference": 0.1})
     monkeypatch.setattr(export_folder, "violations", lambda *found: faults.pop() if faults else judge(*found))
@@ -287,6 +292,10 @@ def test_int8_takes_more_products_finer_where_the_gate_asks_for_it(
     made = Checkpoint.load(tmp_path / "int8").export
     assert made is not None
     assert len(made.finer_products) in finer
+    assert made.float_activations == exact
+    graph = onnx.load(str(tmp_path / "int8" / GRAPH), load_external_data=False).graph
+    levels = {a.i for node in graph.node if node.op_type == "MatMulNBits" for a in node.attribute if "level" in a.name}
+    assert levels == {1 if exact else 4}
 
 
 def save_base(family: str, folder: Path) -> None:

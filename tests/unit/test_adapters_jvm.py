@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from darl_rerank.adapters import jvm
+from darl_rerank.adapters import judgement, jvm
 from darl_rerank.adapters.jvm import JavaRuntime, find_java, java_candidates
 
-from darl_rerank.errors import InputError, MissingDependencyError
+from darl_rerank.errors import InputError, MissingDependencyError, OutdatedDependencyError
 
 
 def install(home: Path, version: int | None, *, vector: bool = False) -> Path:
@@ -97,3 +98,10 @@ def test_pyserini_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", find)
     with pytest.raises(MissingDependencyError, match=r"pyserini is needed.*pip install 'darl-rerank\[pyserini\]'"):
         jvm.anserini_jar()
+
+
+def test_an_older_pyserini_is_named_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judgement, "version", lambda distribution: "0.25.0")
+    monkeypatch.delitem(sys.modules, "pyserini.search.lucene", raising=False)
+    with pytest.raises(OutdatedDependencyError, match=r"pyserini 0\.25\.0 is installed, but at least 1\.6\.0"):
+        jvm.ensure_jvm()

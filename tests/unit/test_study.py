@@ -42,6 +42,7 @@ from study.collections_by_role import load_collections, seed_sets
 from study.earlier import with_earlier
 from study.figures import figures, save
 from study.measured import Run, difference, mean_over_seeds, measure_run, read_run
+from study.selectors import committee, pool_of
 from study.settings import ROLES, Study
 from study.states import CachedCheckpoint, base_states, last_layers
 from study.study_run import StudyRun
@@ -369,11 +370,17 @@ def test_a_pool_where_shift_is_rare_and_what_each_strategy_chooses_of_it(
     def measure(kept: Path, logits: Any, facts: dict[str, Any]) -> Run:
         return measure_run(kept, logits, data, run.tests, checkpoint.scale.gains, facts, 20, rare.MEASURES)
 
-    runs = {}
+    pool = pool_of(seed, data, states, committee(data, states, checkpoint, sets.train, 0))
+    about = rare.described_pool(pool, 0.5)
+    assert 0 <= about["estimated"] <= 1
+    runs, orders = {}, {}
     for strategy in ("random", *rare.STRATEGIES):
-        found = rare.run_arm((strategy, 8, 0.5, 0), seed, study, data, states, checkpoint, measure, tmp_path)
+        job = (strategy, 8, 0.5, 0)
+        found = rare.run_arm(job, pool, orders, study, data, states, checkpoint, measure, tmp_path)
         assert found.facts["pairs"] == 8
         runs[strategy, 8, 0.5] = {0: found}
+    assert runs["oracle", 8, 0.5][0].facts["chosen_ood"] == 1
+    assert all(sorted(order.tolist()) == list(range(30)) for order in orders.values())
     row = rare.comparison(runs, "dasa", 8, 0.5)
     assert row["verdict"].endswith("1 seed only")
     assert row["against_random"]["OOD/qwk"]["value"] == pytest.approx(
