@@ -31,7 +31,7 @@ class DemoLists:
     Attributes:
         name: of the collection.
         about: what it is, for a heading.
-        shown: the query whose list is shown.
+        shown: the query whose list is shown: the first drawn in whose list a worse document stands above a better one.
         grade_names: what people's grades mean.
     """
 
@@ -74,13 +74,13 @@ LISTS = (
     DemoLists(
         "medquad",
         "Medical questions, answered by US health institutes",
-        "What are the symptoms of Parkinson's Disease?",
+        "How many people are affected by mitochondrial complex III deficiency?",
         {1: "the answer"},
     ),
     DemoLists(
         "icecat",
         "Product searches in a catalogue, far from what the model was trained on",
-        "laptop",
+        "sd card",
         {0: "irrelevant", 1: "related", 2: "relevant", 3: "perfect"},
     ),
 )

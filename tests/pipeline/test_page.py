@@ -134,12 +134,12 @@ def test_a_list_of_the_demo_before_and_after(browser: Any, server: Served) -> No
     medical, products = server.call("GET", "/demo")[2]["lists"]
     assert [len(lists["queries"]) for lists in (medical, products)] == [30, 30]
     item = products["queries"][0]
-    assert item["query"] == "laptop"
+    assert item["query"] == "sd card"
     opened(browser, server)
     wait(browser, lambda: browser.find_element("id", "demo-field").is_displayed())
-    Select(browser.find_element("id", "demo")).select_by_visible_text("laptop")
+    Select(browser.find_element("id", "demo")).select_by_visible_text(item["query"])
     wait(browser, lambda: len(shown(browser, "after")) == len(item["documents"]))
-    answer = server.post("/rerank", {"query": "laptop", "documents": item["documents"]})[1]
+    answer = server.post("/rerank", {"query": item["query"], "documents": item["documents"]})[1]
     ids = [document["id"] for document in item["documents"]]
     order = [ids[result["index"]] for result in answer["results"]]
     title = browser.find_element("id", "result-title").text
@@ -148,7 +148,7 @@ def test_a_list_of_the_demo_before_and_after(browser: Any, server: Served) -> No
     people = [e.text for e in browser.find_elements("css selector", "#before .people")]
     assert people == [f"people: {item['people'][docid]['name']}" for docid in ids if docid in item["people"]]
     # With the order before fused in, the documents' own scores count.
-    fused = server.post("/rerank", {"query": "laptop", "documents": item["documents"], "fuse": "auto"})[1]
+    fused = server.post("/rerank", {"query": item["query"], "documents": item["documents"], "fuse": "auto"})[1]
     texts = shown(browser, "before")
     expected = [texts[result["index"]] for result in fused["results"]]
     assert expected != shown(browser, "after")
