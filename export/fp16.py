@@ -21,6 +21,7 @@ _FOLLOWS = {
     "Reshape": (0,),
     "Transpose": (0,),
     "Unsqueeze": (0,),
+    "Gather": (0,),
     "Sigmoid": (0,),
     "RotaryEmbedding": (0, 1, 2),
 }
@@ -45,6 +46,8 @@ class Halves:
             self._in_half(node, (0, 1, 2))
         elif node.op_type in _FOLLOWS and node.input[0] in self._half:
             self._in_half(node, _FOLLOWS[node.op_type])
+        elif node.op_type == "Concat" and node.input[-1] in self._half:  # keys and values behind a prefix's
+            self._in_half(node, tuple(range(len(node.input))))
         elif node.op_type == "Mul" and all(name in self._half for name in node.input):
             self._in_half(node, (0, 1))
         else:

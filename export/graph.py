@@ -1,14 +1,15 @@
 """The ONNX graphs of a checkpoint: last token's state, K head rows in float32, novelty features.
 
-One graph is traced, that with a prefix; the plain one is the same with an empty prefix built in (`weights`):
+One graph is made, that with a prefix; the plain one is the same with an empty prefix built in (`weights`):
 
     plain         input_ids (n, t), attention_mask (n, t) -> logits (n, K), features (n, 3·hidden)
     with prefix   input_ids, attention_mask of what follows the prefix, prefix_keys_values (layers, 2, heads, p, size),
                   prefix_own_sum (hidden) -> the same, and keys_values (layers, 2, heads, t, size) and own_sum (hidden)
                   of the first row; with p = 0 and one row it is what runs the prefix itself
 
-Real tokens are first moved to the front of their row. Then padding, wherever it stood, comes last, causal attention
-never sees it, and positions count from 0: no mask over keys is needed for left, right or no padding.
+What is traced runs packed tokens, the real ones of all rows one after the other: nothing is computed for padding, on
+whichever side it stands. Attention alone gathers them into blocks of equal length; there padding repeats a row's last
+token and comes last, where causal attention never sees it. `packing` puts in front what packs the rows.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from ..errors import InputError
 from ..model.base_weights import load_body
 from ..model.checkpoint import Checkpoint
 from ..model.head import Link
+from .last_tokens import run_last_tokens_only
+from .packing import TABLES, pack, tables
 
 Attention = Literal["fused", "plain"]
 OPSET = 23
@@ -39,24 +42,108 @@ _IMPLEMENTATION = "darl_rerank_export"
 
 
 class _Prefix:
-    """What the decoder takes for a cache: puts a prefix's keys and values before a layer's own, and keeps the own."""
+    """What the decoder takes for a cache: keeps the keys and values of the packed tokens, shape (1, heads, T, size)."""
 
-    def __init__(self, keys_values: torch.Tensor | None) -> None:
-        self._prefix = keys_values
+    def __init__(self, length: Any) -> None:
+        self._length = length
         self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         self.own[layer_idx] = keys, values
-        if self._prefix is None:
-            return keys, values
-        rows = keys.shape[0]
-        before = self._prefix[layer_idx].unsqueeze(1).expand(-1, rows, -1, -1, -1)
-        return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+        return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
-        return 0 if self._prefix is None else self._prefix.shape[3]
+        return self._length
+
+
+class _Blocks:
+    """Gathers packed rows into blocks for attention, behind the prefix, and its results back.
+
+    Args:
+        places: of n rows' L tokens among the T packed ones, shape (n, L).
+        rows, inside: of each packed token its row and its place there, shape (T,).
+        prefix: keys and values before each row, shape (layers, 2, heads, P, size); None if there are none.
+    """
+
+    def __init__(
+        self, places: torch.Tensor, rows: torch.Tensor, inside: torch.Tensor, prefix: torch.Tensor | None
+    ) -> None:
+        self._places, self._rows, self._inside, self._prefix = places, rows, inside, prefix
+        # Made once for all layers, which have the same heads.
+        self._taken: dict[tuple[int, bool], torch.Tensor] = {}
+        self._returned: dict[int, torch.Tensor] = {}
+        self._masks: dict[int | None, torch.Tensor] = {}
+
+    def queries(self, packed: torch.Tensor) -> torch.Tensor:
+        """(1, heads, T, size) to (n, heads, L, size)."""
+        return self._take(packed, None)
+
+    def keys_values(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Each (1, heads, T, size) to (n, heads, P + L, size)."""
+        first, second = (None, None) if self._prefix is None else (self._prefix[layer, 0], self._prefix[layer, 1])
+        return self._take(keys, first), self._take(values, second)
+
+    def packed(self, blocks: torch.Tensor) -> torch.Tensor:
+        """(n, heads, L, size) to (1, T, heads, size)."""
+        _, heads, length, size = blocks.shape
+        if heads not in self._returned:
+            head = torch.arange(heads)
+            self._returned[heads] = (self._rows[:, None] * heads + head) * length + self._inside[:, None]
+        table = self._returned[heads]
+        return _rows(blocks.reshape(-1, size), table)[None]
+
+    def mask(self, queries: int, keys: int, window: int | None) -> torch.Tensor:
+        """True where query i may see key j, shape (1, 1, queries, keys); made once for all layers of a kind."""
+        if window not in self._masks:
+            row = (torch.arange(queries) + (keys - queries))[:, None]
+            column = torch.arange(keys)[None]
+            seen = column <= row
+            if window is not None:
+                seen = seen & (column > row - window)
+            self._masks[window] = seen[None, None]
+        return self._masks[window]
+
+    def _take(self, own: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+        """Rows of `own`, shape (1, heads, T, size), behind `before`, shape (heads, P, size): one gather of both."""
+        _, heads, tokens, size = own.shape
+        count = self._places.shape[0]
+        key = heads, before is not None
+        if key not in self._taken:
+            head = torch.arange(heads)[None, :, None]
+            table = head * tokens + self._places[:, None]
+            if before is not None:
+                first = before.shape[1]
+                shared = (head * first + torch.arange(first)).expand(count, -1, -1)
+                table = torch.cat([shared, table + heads * first], dim=2)
+            self._taken[key] = table
+        table = self._taken[key]
+        stored = own.reshape(-1, size)
+        if before is not None:
+            stored = torch.cat([before.reshape(-1, size), stored])
+        return _rows(stored, table)
+
+
+class _OneRow(_Blocks):
+    """A single row without padding or prefix: its tokens are one block already."""
+
+    def queries(self, packed: torch.Tensor) -> torch.Tensor:
+        return packed
+
+    def keys_values(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return keys, values
+
+    def packed(self, blocks: torch.Tensor) -> torch.Tensor:
+        return blocks.transpose(1, 2)
+
+
+def _rows(stored: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """`stored[table]`, of the table's shape and one axis more."""
+    # Of the operators that gather rows the one that becomes Gather alone.
+    return torch.nn.functional.embedding(table, stored)
 
 
 class Product(torch.nn.Module):
@@ -103,7 +190,8 @@ class GradeGraph(torch.nn.Module):
         self.link = checkpoint.link
         self.instruction_length = checkpoint.encoder().instruction_length
         self.attention = attention
-        self._masks: dict[int | None, torch.Tensor] = {}
+        self.blocks: _Blocks | None = None
+        self.one_row = False
         self._middle: torch.Tensor | None = None
         layers[checkpoint.feature_layer - 1].register_forward_hook(self._keep_middle)
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -125,54 +213,53 @@ class GradeGraph(torch.nn.Module):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
+        ids: torch.Tensor,
+        rows: torch.Tensor,
+        inside: torch.Tensor,
+        places: torch.Tensor,
+        lengths: torch.Tensor,
+        last: torch.Tensor,
         prefix_keys_values: torch.Tensor | None = None,
         prefix_own_sum: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ...]:
-        length = input_ids.shape[1]
-        places = torch.arange(length, device=input_ids.device)
-        mask = attention_mask.to(torch.int64)
-        # Distinct keys: real tokens first, in order, then padding in order.
-        order = torch.topk(mask * length * 2 - places, length, dim=1).indices
-        ids = torch.gather(input_ids, 1, order)
-        lengths = mask.sum(1)
+        """Logits and features, with a prefix also keys and values and the sum that it takes to be one itself.
+
+        Args:
+            ids, rows, inside, places, lengths, last: of `packing.tables`.
+            prefix_keys_values, prefix_own_sum: see the module.
+        """
         before = 0 if prefix_keys_values is None else prefix_keys_values.shape[3]
-        self._masks = {}
-        prefix = _Prefix(prefix_keys_values)
-        # One row of positions would do, but ONNX Runtime's RotaryEmbedding does not spread it over the rows.
-        positions = (places + before)[None].expand(ids.shape[0], -1)
+        kind = _OneRow if self.one_row else _Blocks
+        self.blocks = kind(places, rows, inside, prefix_keys_values)
+        prefix, positions = _Prefix(before), inside + before
         states = self.body(
-            input_ids=ids, position_ids=positions, past_key_values=prefix, use_cache=True
+            input_ids=ids[None], position_ids=positions[None], past_key_values=prefix, use_cache=True
         ).last_hidden_state
         middle = self._middle
         assert middle is not None
-        # A row without any real token reads its first place rather than failing.
-        last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[2])
-        final = torch.gather(states, 1, last)[:, 0].float()
+        final = states.index_select(1, last).squeeze(0).float()
         logits = _grade_logits(self.link, self.head(final))
-        own = (places + before >= self.instruction_length)[None] & (places[None] < lengths[:, None])
-        total = (middle * own[..., None].to(middle.dtype)).sum(1)
+        own = middle.squeeze(0) * (positions >= self.instruction_length)[:, None].to(middle.dtype)
+        real = torch.arange(places.shape[1])[None] < lengths[:, None]
+        total = (_rows(own, places) * real[..., None].to(middle.dtype)).sum(1)
         if prefix_own_sum is not None:
             total = total + prefix_own_sum
         count = (lengths + before - self.instruction_length).clamp(min=1)
-        parts = (total / count[:, None], torch.gather(middle, 1, last)[:, 0], final)
+        parts = (total / count[:, None], middle.index_select(1, last).squeeze(0), final)
         features = torch.cat([part / part.norm(dim=-1, keepdim=True).clamp(min=1e-12) for part in parts], dim=-1)
         if prefix_keys_values is None:
             return logits, features
-        pairs = [torch.stack([keys[0], values[0]]) for _, (keys, values) in sorted(prefix.own.items())]
+        pairs = [torch.cat([keys, values]) for _, (keys, values) in sorted(prefix.own.items())]
         return logits, features, torch.stack(pairs), total[0]
 
-    def mask(self, queries: int, keys: int, window: int | None) -> torch.Tensor:
-        """True where query i may see key j, shape (1, 1, queries, keys); made once for all layers of a kind."""
-        if window not in self._masks:
-            row = (torch.arange(queries) + (keys - queries))[:, None]
-            column = torch.arange(keys)[None]
-            seen = column <= row
-            if window is not None:
-                seen = seen & (column > row - window)
-            self._masks[window] = seen[None, None]
-        return self._masks[window]
+    def of_row(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The plain graph's outputs for one row without padding, shape (1, t); gradients go through it fast."""
+        self.one_row = True
+        try:
+            found: tuple[torch.Tensor, ...] = self(*tables(input_ids, torch.ones_like(input_ids)))
+        finally:
+            self.one_row = False
+        return found
 
 
 def require_llama_kind(body: Any) -> Any:
@@ -208,7 +295,10 @@ def _attend(
         raise InputError(f"{graph.config.model_type} can't be exported: capped logits and attention sinks are not")
     window = options.get("sliding_window", getattr(module, "sliding_window", None))
     scale = options.get("scaling") or query.shape[-1] ** -0.5
-    mask = graph.mask(query.shape[2], key.shape[2], window)
+    assert graph.blocks is not None
+    query = graph.blocks.queries(query)
+    key, value = graph.blocks.keys_values(key, value, module.layer_idx)
+    mask = graph.blocks.mask(query.shape[2], key.shape[2], window)
     if graph.attention == "fused":
         output = torch.onnx.ops.attention(query, key, value, mask, scale=scale)[0]
     else:
@@ -219,7 +309,7 @@ def _attend(
         additive = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
         weights = torch.softmax((query * scale) @ key.transpose(2, 3) + additive, dim=-1)
         output = weights @ value
-    return output.transpose(1, 2), None
+    return graph.blocks.packed(output), None
 
 
 @contextlib.contextmanager
@@ -250,16 +340,19 @@ def trace(graph: GradeGraph, path: Path, *, opset: int = OPSET) -> None:
     """
     config = graph.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    ids = torch.arange(2 * 7).reshape(2, 7) + 3
+    ids, mask = torch.arange(2 * 7).reshape(2, 7) + 3, torch.ones(2, 7, dtype=torch.int64)
+    mask[1, 5:] = 0
     state = torch.randn(config.num_hidden_layers, 2, config.num_key_value_heads, 5, size)
-    inputs = (ids, torch.ones_like(ids), state, torch.randn(config.hidden_size))
-    rows, length, before = torch.export.Dim("rows"), torch.export.Dim("length"), torch.export.Dim("prefix")
+    inputs = (*tables(ids, mask), state, torch.randn(config.hidden_size))
+    rows, length, tokens, before = (torch.export.Dim(name) for name in ("rows", "length", "tokens", "prefix"))
+    packed = {"ids": tokens, "rows": tokens, "inside": tokens, "lengths": rows, "last": rows}
+    sizes = {name: {0: dimension} for name, dimension in packed.items()} | {"places": {0: rows, 1: length}}
     try:
         with _quiet():
             program = torch.onnx.export(
                 graph, inputs, dynamo=True, opset_version=opset, external_data=True, verbose=False,
-                dynamic_shapes=({0: rows, 1: length}, {0: rows, 1: length}, {3: before}, {}),
-                input_names=["input_ids", "attention_mask", *PREFIX_INPUTS],
+                dynamic_shapes=(*(sizes[name] for name in TABLES), {3: before}, {}),
+                input_names=[*TABLES, *PREFIX_INPUTS],
                 output_names=["logits", "features", "keys_values", "own_sum"],
             )  # fmt: skip
             assert program is not None
@@ -269,12 +362,15 @@ def trace(graph: GradeGraph, path: Path, *, opset: int = OPSET) -> None:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{graph.config.model_type} can't be exported to ONNX: {reason}") from error
-    _name_products(path, {f"body.{name}.weight": name for name in graph.products()})
-
-
-def _name_products(path: Path, names: Mapping[str, str]) -> None:
-    """Rename weights in a graph; their data stay where they are."""
     model = onnx.load(str(path), load_external_data=False)
+    _name_products(model, {f"body.{name}.weight": name for name in graph.products()})
+    run_last_tokens_only(model)
+    pack(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def _name_products(model: Any, names: Mapping[str, str]) -> None:
+    """Rename weights in a graph; their data stay where they are."""
     for tensor in model.graph.initializer:
         tensor.name = names.get(tensor.name, tensor.name)
     for node in model.graph.node:
@@ -284,4 +380,3 @@ def _name_products(path: Path, names: Mapping[str, str]) -> None:
     stale = [value for value in model.graph.value_info if value.name in names]
     for value in stale:
         model.graph.value_info.remove(value)
-    path.write_bytes(model.SerializeToString())

@@ -9,7 +9,8 @@ A product x·W becomes, with s = max |x| / 127 for each token:
 
     round(x / s) + 128  as uint8  ->  MatMulIntegerToFloat (com.microsoft)  ->  times s
 
-Before, `smoothing` evens out the channels that a product reads.
+The last step is left to the next product's scale where nothing but a gate stands between the two. Before, `smoothing`
+evens out the channels that a product reads.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _CONSTANTS = {
     "int8.tiny": np.array(_TINY, dtype=np.float32),
     "int8.one": np.array(1, dtype=np.float32),
     "int8.zero": np.array(128, dtype=np.uint8),
+    "int8.flat": np.array([-1], dtype=np.int64),
 }
 
 
@@ -51,6 +53,7 @@ def quantize(model: Any, chosen: Mapping[str, Any], folder: Path | None = None) 
     stale = [value for value in model.graph.value_info if value.name in chosen]
     for value in stale:
         model.graph.value_info.remove(value)
+    late = _scaled_late(model, chosen)
     nodes: list[Any] = []
     done: set[str] = set()
     for node in model.graph.node:
@@ -59,36 +62,73 @@ def quantize(model: Any, chosen: Mapping[str, Any], folder: Path | None = None) 
             continue
         source, weight_name = node.input
         if source not in done:  # products of one input share its quantised form
-            nodes += _quantize_tokens(source)
+            nodes += _quantize_tokens(source, late.get(source))
             done.add(source)
         output = node.output[0]
-        nodes += [
+        as_it_is = output in {product for product, _ in late.values()}
+        made = output if as_it_is else f"{output}.unscaled"
+        nodes.append(
             helper.make_node(
                 "MatMulIntegerToFloat",
                 [f"{source}.int8", weight_name, "int8.one", f"{weight_name}.scale", "int8.zero"],
-                [f"{output}.unscaled"],
+                [made],
                 domain="com.microsoft",
                 name=f"{node.name}.int8",
-            ),
-            helper.make_node("Mul", [f"{output}.unscaled", f"{source}.scale"], [output]),
-        ]
+            )
+        )
+        if not as_it_is:
+            nodes.append(helper.make_node("Mul", [made, f"{source}.scale"], [output]))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     if all(entry.domain != "com.microsoft" for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
 
 
-def _quantize_tokens(source: str) -> list[Any]:
-    """`source`.int8 and `source`.scale of an activation, shape (…, in) and (…, 1)."""
+def _scaled_late(model: Any, chosen: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Tensors that are another's product with a product's, and are only quantised then: the product, and its input.
+
+    A token's scale need not be multiplied into such a product, as long as it is multiplied into the next scale.
+    """
+    readers: dict[str, list[Any]] = {value.name: [None] for value in model.graph.output}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found: dict[str, tuple[str, str]] = {}
+    for node in chosen.values():
+        product = node.output[0]
+        only = readers.get(product, [])
+        if len(only) != 1 or only[0] is None or only[0].op_type != "Mul":
+            continue
+        gated = only[0].output[0]
+        read_by = readers.get(gated, [None])
+        if gated not in found and all(
+            reader is not None and reader.op_type == "MatMul" and reader.input[1] in chosen for reader in read_by
+        ):
+            found[gated] = product, node.input[0]
+    return found
+
+
+def _quantize_tokens(source: str, late: tuple[str, str] | None) -> list[Any]:
+    """`source`.int8 and `source`.scale of an activation, shape (1, tokens, in) and (1, tokens, 1)."""
     node = helper.make_node
-    return [
-        node("Abs", [source], [f"{source}.abs"]),
-        node("ReduceMax", [f"{source}.abs", "int8.axis"], [f"{source}.largest"], keepdims=1),
+    scale = f"{source}.own_scale" if late else f"{source}.scale"
+    nodes = [
+        # Both read only, where the absolute values would have to be written first.
+        node("ReduceMax", [source, "int8.axis"], [f"{source}.highest"], keepdims=1),
+        node("ReduceMin", [source, "int8.axis"], [f"{source}.lowest"], keepdims=1),
+        node("Neg", [f"{source}.lowest"], [f"{source}.depth"]),
+        node("Max", [f"{source}.highest", f"{source}.depth"], [f"{source}.largest"]),
         node("Mul", [f"{source}.largest", "int8.step"], [f"{source}.step"]),
-        node("Max", [f"{source}.step", "int8.tiny"], [f"{source}.scale"]),
-        node("Div", [source, f"{source}.scale"], [f"{source}.steps"]),
-        node("QuantizeLinear", [f"{source}.steps", "int8.one", "int8.zero"], [f"{source}.int8"]),
+        node("Max", [f"{source}.step", "int8.tiny"], [scale]),
+        # An axis takes its scales in one dimension, each with a zero point.
+        node("Reshape", [scale, "int8.flat"], [f"{source}.scales"]),
+        node("Shape", [f"{source}.scales"], [f"{source}.count"]),
+        node("Expand", ["int8.zero", f"{source}.count"], [f"{source}.zeros"]),
+        node("QuantizeLinear", [source, f"{source}.scales", f"{source}.zeros"], [f"{source}.int8"], axis=-2),
     ]
+    if late:
+        nodes.append(node("Mul", [scale, f"{late[1]}.scale"], [f"{source}.scale"]))
+    return nodes
 
 
 def quantized_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -143,7 +143,7 @@ def layer_differences(graph: GradeGraph, made: Any, path: Path, inputs: dict[str
         graph: the module that was traced.
         made: its float32 graph's products, by the name of their weight.
         path: the plain graph of the export.
-        inputs: of the graph, without padding.
+        inputs: of the graph, one row without padding.
     """
     layers = graph.body.layers
     names = [made[f"layers.{i}.mlp.down_proj"].output[0] for i in range(len(layers))]
@@ -151,12 +151,13 @@ def layer_differences(graph: GradeGraph, made: Any, path: Path, inputs: dict[str
     hooks = [layer.mlp.down_proj.register_forward_hook(lambda _, __, out: seen.append(out)) for layer in layers]
     try:
         with torch.no_grad():
-            graph(torch.from_numpy(inputs["input_ids"]), torch.from_numpy(inputs["attention_mask"]))
+            graph.of_row(torch.from_numpy(inputs["input_ids"]))
     finally:
         for hook in hooks:
             hook.remove()
     found = activations(path, names, [inputs])[0]
-    exact = [states.numpy() for states in seen]
+    # Of the last layer the graph may have the last token alone.
+    exact = [states.numpy()[:, -found[name].shape[1] :] for name, states in zip(names, seen, strict=True)]
     return [
         float(np.linalg.norm(found[name] - e) / max(float(np.linalg.norm(e)), 1e-12))
         for name, e in zip(names, exact, strict=True)

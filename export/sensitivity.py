@@ -155,7 +155,7 @@ def _forward(
         hooks.append(embedding.register_forward_hook(lambda _, __, states: states.requires_grad_()))
     attention, graph.attention = graph.attention, "plain"  # the operator Attention has no gradient
     try:
-        logits = graph(torch.from_numpy(batch["input_ids"]), torch.from_numpy(batch["attention_mask"]))[0][0]
+        logits = graph.of_row(torch.from_numpy(batch["input_ids"]))[0][0]
     finally:
         graph.attention = attention
         for hook in hooks:

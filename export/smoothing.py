@@ -161,7 +161,7 @@ class _Graph:
         """The product of the values that the operator Attention sums to this tensor, shape (…, heads · size)."""
         heads = size = 0
         while (node := self._makers.get(name)) is not None:
-            if node.op_type in ("Reshape", "Transpose"):
+            if node.op_type in ("Reshape", "Transpose", "Unsqueeze", "Gather"):
                 name = node.input[0]
             elif node.op_type == "Attention" and not size:
                 name = node.input[2]
