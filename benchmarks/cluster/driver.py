@@ -6,7 +6,6 @@ python benchmarks/cluster/driver.py ADDRESS FOLDER OUT MODEL WORKERS PART_DOCUME
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from functools import partial
@@ -22,29 +21,33 @@ def main() -> None:
     address, folder, out, model, workers, part_documents, *stub = sys.argv[1:]
     files = Path(folder)
     if stub:
-        # A model that costs nothing, where the driver is what is measured.
         job.Model = StubModel  # type: ignore[misc]
     begun = time.monotonic()
     report = job.rerank_on_ray(
         files / "run.trec", files / "topics.tsv", Path(out) / "out.trec", model, details=Path(out) / "out.jsonl",
         open_documents=partial(open_texts, files / "corpus", None), documents=files / "corpus", address=address,
         workers=Workers(int(workers)), part_documents=int(part_documents),
-        engine={} if stub else {"precision": "float32", "batch_tokens": 1024}, progress=told,
+        engine={"seconds": float(stub[0])} if stub else {"precision": "float32", "batch_tokens": 1024}, progress=told,
     )  # fmt: skip
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": time.monotonic() - begun, "documents": report.documents, "driver_peak_mib": peak,
-                      "judging_from": _first, "judging_to": _last}))  # fmt: skip
+    # Of this program: what getrusage says begins with the process that has started it.
+    status = Path("/proc/self/status").read_text("utf-8")
+    peak = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
+    print(json.dumps({
+        "seconds": time.monotonic() - begun, "documents": report.documents, "driver_peak_mib": peak,
+        "pairs_per_second": (_seen[-1][1] - _seen[0][1]) / (_seen[-1][0] - _seen[0][0]) if len(_seen) > 1 else None,
+    }))  # fmt: skip
 
 
-_first = _last = 0.0
+# When how many documents were done, from the first part on: the workers' start is not the machinery's pace.
+_seen: list[tuple[float, int]] = []
 
 
 def told(_what: str, done: int, _total: int | None) -> None:
-    """Note when the first part came, which the workers' start is not a part of, and when the last one did."""
-    global _first, _last  # noqa: PLW0603
-    _last = time.monotonic()
-    _first = _first or _last
-    print(done, file=sys.stderr, flush=True)
+    """Note when a part came."""
+    if done:
+        _seen[1:] = [(time.monotonic(), done)] if _seen else []
+        if not _seen:
+            _seen.append((time.monotonic(), done))
 
 
 if __name__ == "__main__":

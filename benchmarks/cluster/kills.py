@@ -119,6 +119,8 @@ def one(number: int, nodes: Nodes, files: Path, root: Path, model: Path) -> dict
 @click.option("--first", default=0, show_default=True)
 def main(model: Path, kills: int, first: int) -> None:
     model = model.absolute()
+    # What Ray gives a worker of one CPU.
+    os.environ["OMP_NUM_THREADS"] = "1"
     rows = json.loads((RESULTS / "ray_kills.json").read_text("utf-8"))["kills"][:first] if first else []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -35,16 +36,42 @@ class Nodes:
         self._environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         self._made: list[int] = []
 
-    def start(self, number: int, cpus: int) -> None:
-        """Start a node, or start one again that was killed."""
-        if number not in self._made:
-            self._namespace(number)
-        place = [f"--node-ip-address={_NET}.{number + 1}", f"--num-cpus={cpus}"]
+    def add_host(self, number: int) -> None:
+        """Make a host if it is not there, without a node of Ray on it."""
+        if number in self._made:
+            return
+        if not self._made:
+            _ip("link", "add", _BRIDGE, "type", "bridge")
+            _ip("link", "set", _BRIDGE, "up")
+        name, outside, inside = _name(number), f"darlv{number}", self.interface(number)
+        _ip("netns", "add", name)
+        self._made.append(number)
+        _ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", name)
+        _ip("link", "set", outside, "master", _BRIDGE, "up")
+        for words in (["addr", "add", f"{self.ip(number)}/24", "dev", inside], ["link", "set", inside, "up"],
+                      ["link", "set", "lo", "up"]):  # fmt: skip
+            _ip("-n", name, *words)
+
+    def start(self, number: int, cpus: int, mounts: Sequence[tuple[Path, Path]] = ()) -> None:
+        """Start a node, or start one again that was killed; it alone sees the first of each pair at the second."""
+        self.add_host(number)
+        place = [f"--node-ip-address={self.ip(number)}", f"--num-cpus={cpus}"]
         role = (
             ["--head", f"--port={_PORT}", "--include-dashboard=false"] if number == 0 else [f"--address={self.address}"]
         )
         ray = str(Path(sys.executable).with_name("ray"))
-        self.run(number, [ray, "start", *role, *place, f"--object-store-memory={_OBJECT_STORE}"])
+        words = [ray, "start", *role, *place, f"--object-store-memory={_OBJECT_STORE}"]
+        # `ip netns exec` gives its command mounts of its own.
+        shown = "".join(f"mount --bind {source} {target} && " for source, target in mounts)
+        self.run(number, ["sh", "-c", f"{shown}exec {shlex.join(words)}"] if mounts else words)
+
+    def ip(self, number: int) -> str:
+        """The address of a host."""
+        return f"{_NET}.{number + 1}"
+
+    def interface(self, number: int) -> str:
+        """The name of its network interface."""
+        return f"darlw{number}"
 
     def command(self, number: int, words: Sequence[str]) -> list[str]:
         """A command line that runs on a node."""
@@ -89,19 +116,6 @@ class Nodes:
             self.kill(number)
             _ip("netns", "del", _name(number))
         _ip("link", "del", _BRIDGE)
-
-    def _namespace(self, number: int) -> None:
-        if not self._made:
-            _ip("link", "add", _BRIDGE, "type", "bridge")
-            _ip("link", "set", _BRIDGE, "up")
-        name, outside, inside = _name(number), f"darlv{number}", f"darlw{number}"
-        _ip("netns", "add", name)
-        self._made.append(number)
-        _ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", name)
-        _ip("link", "set", outside, "master", _BRIDGE, "up")
-        for words in (["addr", "add", f"{_NET}.{number + 1}/24", "dev", inside], ["link", "set", inside, "up"],
-                      ["link", "set", "lo", "up"]):  # fmt: skip
-            _ip("-n", name, *words)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
-"""A model that costs nothing: what is measured with it is the machinery around it."""
+"""A model that only waits: what is measured with it is the machinery around it."""
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +13,17 @@ from darl_rerank.results import RankedDocument, Ranking
 
 
 class StubReranker:
-    """Scores out of a checksum."""
+    """Scores out of a checksum, after so many seconds for each document."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
 
     fingerprint = "stub"
     batch_tokens = 1024
 
     def rerank_many(self, queries: Sequence[str], documents: Sequence[Sequence[Any]], **_: Any) -> list[Ranking]:
         found = []
+        time.sleep(self._seconds * sum(map(len, documents)))
         for query, candidates in zip(queries, documents, strict=True):
             scored = [(zlib.crc32((query + d["text"]).encode()) / 2**32, i, d) for i, d in enumerate(candidates)]
             scored.sort(key=lambda entry: -entry[0])
@@ -35,5 +40,8 @@ class StubReranker:
 class StubModel(Model):
     """What a worker loads instead of a checkpoint."""
 
+    def check(self) -> None:
+        """Nothing to check."""
+
     def load(self) -> Any:
-        return StubReranker()
+        return StubReranker(self.options["seconds"])

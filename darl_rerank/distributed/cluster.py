@@ -7,12 +7,14 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .. import __version__
 from ..errors import DarlRerankError, InputError, MissingDependencyError, OutdatedDependencyError
+from .model import Model
 
 # What this was written on. Before 2.54 any web page could run code on a cluster through a browser on its network
 # (CVE-2026-27482).
@@ -55,6 +57,8 @@ def connected(address: str) -> Iterator[None]:
             f"--ray {address}: expected host:port of a cluster that this machine is a node of; from outside, hand the "
             "command in with `ray job submit`"
         )
+    # Errors come as exceptions; what Ray's core would write to stderr besides is for its developers.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -109,14 +113,43 @@ def _last_line(error: BaseException) -> str:
     return str(error).strip().rsplit("\n", 1)[-1] or type(error).__name__
 
 
-def check_nodes(paths: Sequence[str]) -> None:
-    """Raise InputError if a node has another version of this package or lacks one of `paths` (of a shared disk)."""
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node that has room for workers, and for how many."""
+
+    id: str
+    name: str
+    workers: int
+
+
+def nodes_for(cpus: float, gpus: float) -> list[Node]:
+    """The nodes that have room for workers of so many CPUs and GPUs.
+
+    Raises:
+        InputError: there is none.
+    """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    found = []
+    for node in ray.nodes():
+        has = node["Resources"] if node["Alive"] else {}
+        amounts = [has.get(name, 0) / amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount]
+        if workers := int(min(amounts, default=0)):
+            name = f"node {node['NodeManagerAddress']} ({node['NodeManagerHostname']})"
+            found.append(Node(node["NodeID"], name, workers))
+    if not found:
+        raise InputError(f"no node of the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, which a worker needs")
+    return found
+
+
+def check_nodes(nodes: Sequence[Node], paths: Sequence[str], model: Model) -> None:
+    """Raise InputError if a node is not like this one: it has another version of this package, lacks one of `paths` (of
+    a shared disk), or finds another checkpoint.
+    """
 
     # A function inside a function travels by value: it runs where another version is installed, or none.
     def look(paths: Sequence[str]) -> tuple[str | None, list[str]]:
-        import os  # noqa: PLC0415, RUF100
+        import os
         from importlib.metadata import PackageNotFoundError, version
 
         try:
@@ -128,49 +161,38 @@ def check_nodes(paths: Sequence[str]) -> None:
                 return None, []
         return found, [path for path in paths if not os.path.exists(path)]
 
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-    if not nodes:
-        raise InputError("the Ray cluster has no node with a CPU")
-    task = ray.remote(num_cpus=0)(look)
-    found = ray.get([
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(paths)
-        for node in nodes
-    ])  # fmt: skip
-    for node, (installed, missing) in zip(nodes, found, strict=True):
-        name = f"node {node['NodeManagerAddress']} ({node['NodeManagerHostname']})"
+    for node, (installed, missing) in zip(nodes, _on_each(nodes, look, paths), strict=True):
         if installed != __version__:
             raise InputError(
-                f"{name} has {'no darl-rerank' if installed is None else f'darl-rerank {installed}'}, expected "
+                f"{node.name} has {'no darl-rerank' if installed is None else f'darl-rerank {installed}'}, expected "
                 f"{__version__} as here: install the same version on all nodes"
             )
         if missing:
             raise InputError(
-                f"{name} does not see it; inputs, model and output must lie on a disk that all nodes share, or under "
-                "a URL", path=missing[0],
+                f"{node.name} does not see it; inputs, model and output must lie on a disk that all nodes share, or "
+                "under a URL", path=missing[0],
             )  # fmt: skip
+    _on_each(nodes, _check, model)
 
 
-def workers_for(cpus: float, gpus: float) -> int:
-    """How many workers of so many CPUs and GPUs the cluster has room for.
+def _check(model: Model) -> None:
+    model.check()
 
-    Raises:
-        InputError: for none.
-    """
+
+def _on_each(nodes: Sequence[Node], task: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What a function returns on each node."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    room = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            has = node["Resources"]
-            wanted = [has.get(name, 0) / amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount]
-            room += int(min(wanted, default=0))
-    if not room:
-        raise InputError(f"no node of the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, which a worker needs")
-    return room
+    remote = ray.remote(num_cpus=0)(task)
+    return ray.get([
+        remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*arguments)
+        for node in nodes
+    ])  # type: ignore[no-any-return] # fmt: skip
 
 
 def gpus_per_worker(device: str | None) -> float:
-    """One if the cluster has GPUs and the model may use them, else none."""
+    """What a worker takes: one if the cluster has GPUs and the model may use them, else none."""
     import ray
 
     return float(device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1)

@@ -23,7 +23,7 @@ from ..model.checkpoint import Checkpoint
 from ..model.shipped import DEFAULT
 from ..offline import Choices, Missing, RunReport
 from ..progress import Progress, progress_bar
-from .cluster import check_nodes, connected, gpus_per_worker, workers_for
+from .cluster import check_nodes, connected, gpus_per_worker, nodes_for
 from .model import Model
 from .plan import Lookup, Plan, Task, plan
 from .storage import Parts, exists, is_url, whole_output
@@ -131,8 +131,11 @@ def rerank_on_ray(
             inputs = [paths["run"], paths["topics"], paths["documents"], task.parts]
             if name is not None and exists(name):
                 inputs.append(name)
-            check_nodes([path for path in inputs if not is_url(path)])
-            planned, size = _planned(task, workers or Workers())
+            size = _sized(workers or Workers(), task.model)
+            nodes = nodes_for(size.cpus, size.gpus or 0)
+            check_nodes(nodes, [path for path in inputs if not is_url(path)], task.model)
+            size = replace(size, count=size.count or sum(node.workers for node in nodes))
+            planned = _planned(task, size)
             task = replace(task, model=replace(task.model, fingerprint=planned.fingerprint))
             done = parts.go_on(_identity(task, planned))
             _judge(task, planned, done, size, progress)
@@ -163,15 +166,19 @@ def _held(folder: str) -> Iterator[None]:
         lock.remove()
 
 
-def _planned(task: Task, workers: Workers) -> tuple[Plan, Workers]:
-    """The plan, made by a worker, and the workers as the cluster has them."""
+def _sized(workers: Workers, model: Model) -> Workers:
+    """The workers with their number of GPUs."""
+    gpus = gpus_per_worker(model.options.get("device")) if workers.gpus is None else workers.gpus
+    return replace(workers, gpus=gpus)
+
+
+def _planned(task: Task, workers: Workers) -> Plan:
+    """The plan, made by a worker."""
     import ray
 
-    gpus = gpus_per_worker(task.model.options.get("device")) if workers.gpus is None else workers.gpus
-    room = workers_for(workers.cpus, gpus)
-    remote = ray.remote(num_cpus=workers.cpus, num_gpus=gpus)(plan)
+    remote = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus)(plan)
     planned: Plan = ray.get(remote.remote(task))
-    return planned, Workers(workers.count or room, workers.cpus, gpus)
+    return planned
 
 
 def _identity(task: Task, planned: Plan) -> dict[str, Any]:

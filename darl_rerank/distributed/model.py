@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .. import __version__
 from ..errors import InputError
+from ..model.checkpoint import Checkpoint
+from ..model.shipped import DEFAULT
 from ..reranker import Reranker
 
 
@@ -29,34 +32,42 @@ class Model:
     fingerprint: str | None = None
     version: str = __version__
 
+    def check(self) -> None:
+        """Raise InputError if this process has another version of the package or finds another checkpoint."""
+        if self.version != __version__:
+            raise InputError(
+                f"{_here()} has darl-rerank {__version__}, expected {self.version}: install the same version everywhere"
+            )
+        found = Checkpoint.load(DEFAULT if self.name is None else self.name).fingerprint
+        if self.checkpoint not in (None, found):
+            raise InputError(
+                f"{_here()} finds another checkpoint at {self.name or DEFAULT}: fingerprint {found[:12]}, expected "
+                f"{str(self.checkpoint)[:12]}"
+            )
+
     def load(self) -> Reranker:
         """The reranker.
 
         Raises:
-            InputError: this process has another version of the package or finds another checkpoint, or its engine has
-                another precision.
+            InputError: as `check`, or this process runs the model with another engine or in another precision.
             DarlRerankError: as `Reranker.from_pretrained`.
         """
-        import socket
-
-        where = f"a worker on {socket.gethostname()}"
-        if self.version != __version__:
-            raise InputError(
-                f"{where} has darl-rerank {__version__}, expected {self.version}: install the same version on all nodes"
-            )
+        self.check()
         reranker = Reranker.from_pretrained(self.name, **self.options)
-        found = reranker.checkpoint.fingerprint
-        if self.checkpoint not in (None, found):
-            raise InputError(
-                f"{where} finds another checkpoint at {self.name or 'its default'}: fingerprint {found[:12]}, expected "
-                f"{str(self.checkpoint)[:12]}"
-            )
         if self.fingerprint not in (None, reranker.fingerprint):
             raise InputError(
-                f"{where} runs the model as {_engine(reranker.fingerprint)}, another as {_engine(self.fingerprint)}: "
+                f"{_here()} runs the model as {_engine(reranker.fingerprint)}, another as {_engine(self.fingerprint)}: "
                 "give --engine, --device and --precision that all nodes have"
             )
         return reranker
+
+
+def _here() -> str:
+    """This process in an error. Its host's name says little where hosts are containers, so the address is with it."""
+    import ray
+
+    address = f" ({ray.util.get_node_ip_address()})" if ray.is_initialized() else ""
+    return f"a worker on {socket.gethostname()}{address}"
 
 
 def _engine(fingerprint: str | None) -> str:

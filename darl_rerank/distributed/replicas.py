@@ -28,7 +28,7 @@ _log = logging.getLogger("darl_rerank.serving")
 
 JUDGING, HTTP = "Judging", "Http"
 _FOLLOW_S = 1.0
-# After a replica has died, for the others to be known and a new one to come.
+# After a replica has died, for the others to be known and a new one to come; twice as long after each further one.
 _AGAIN_S = 0.2
 # A request that brings down one replica after the other is not given to all.
 _TRIES = 5
@@ -105,10 +105,10 @@ class Replicas:
         self._replicas.set(running)
 
     async def answer(self, request: RerankRequest, arrived: float) -> list[Answer]:
-        """See `Backend`. What a replica leaves open when it dies, another is asked."""
-        if self.state != "ready":
+        """See `Backend`. What a replica leaves open when it dies, another is asked, a new one if there is no other."""
+        if self._info is None:
             raise _not_ready()
-        for _ in range(_TRIES):
+        for number in range(_TRIES):
             age_s = time.monotonic() - arrived
             if age_s > self.limits.timeout_s:
                 break
@@ -122,7 +122,7 @@ class Replicas:
                 raise
             except (RayError, RayServeException) as error:
                 _log.warning("a replica died, another is asked: %s", type(error).__name__)
-                await asyncio.sleep(_AGAIN_S)
+                await asyncio.sleep(_AGAIN_S * 2**number)
                 continue
             except asyncio.CancelledError:
                 response.cancel()

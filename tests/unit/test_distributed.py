@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import io
 import socket
+from importlib import import_module
 from pathlib import Path
 
 import fsspec
 import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
 
 from darl_rerank import InputError
 from darl_rerank.distributed.cluster import connected
 from darl_rerank.distributed.plan import _queries
+from darl_rerank.distributed.serving import Settings, app
 from darl_rerank.distributed.storage import Parts, digest, local_copy, read_range, whole_output
 from darl_rerank.trec.runs import read_run
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 RUN = "q2 Q0 a 1 3.0 x\r\nq2 Q0 b 2 2.0 x\n\nq1 Q0 a 1 1.5 x\nq3 Q0 c 1 1 x\nq3 Q0 d 2 0.5 x"
 
 
@@ -88,3 +93,13 @@ def test_an_address_without_a_cluster_is_an_error(monkeypatch: pytest.MonkeyPatc
     ):
         with pytest.raises(InputError, match=said), connected(address):
             pass
+
+
+def test_the_configuration_for_kubernetes_is_one_that_serve_and_the_application_take() -> None:
+    service, policy = yaml.safe_load_all((DOCS / "ray-service.yaml").read_text("utf-8"))
+    assert (service["kind"], policy["kind"]) == ("RayService", "NetworkPolicy")
+    serve_config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    (application,) = serve_config.applications
+    module, name = application.import_path.split(":")
+    assert getattr(import_module(module), name) is app
+    assert Settings.model_validate(application.args).api_key_env == "DARL_API_KEYS"

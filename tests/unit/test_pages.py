@@ -14,11 +14,13 @@ from click.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import budget_tables
+import capacity_tables
 import export_tables
 import first_stages_tables
 import other_models_tables
 import page
 import performance_tables
+import ray_tables
 import reliability_tables
 import scores_tables
 import serving_tables
@@ -27,8 +29,8 @@ from study import conclusions
 from study import tables as study_tables
 
 PAGES = (
-    budget_tables, performance_tables, export_tables, first_stages_tables, other_models_tables, scores_tables,
-    conclusions, reliability_tables, study_tables, bundled_tables, serving_tables,
+    budget_tables, capacity_tables, performance_tables, export_tables, first_stages_tables, other_models_tables,
+    ray_tables, scores_tables, conclusions, reliability_tables, study_tables, bundled_tables, serving_tables,
 )  # fmt: skip
 
 
