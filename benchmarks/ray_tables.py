@@ -32,18 +32,20 @@ def under_kills() -> str | None:
     if found is None:
         return None
     killed = found["under_kills"]
-    answers = ", ".join(f"{count:,} with {status}" for status, count in sorted(killed["statuses"].items()))
     latency = killed["latency_s"]
     lines = [
         ["replicas killed", killed["kills"]],
-        ["answers", answers],
+        ["answers", counts(killed)],
         ["wrong", killed["wrong"]],
-        [
-            "seconds to an answer: median, 95%, longest",
-            f"{latency['p50']:.2f}, {latency['p95']:.1f}, {latency['largest']:.1f}",
-        ],
+        ["s to an answer: median, 95%, longest", ", ".join(f"{latency[q]:.2f}" for q in ("p50", "p95", "largest"))],
+        ["answers of one replica that may hold 4 and have 8 wait, to 64 clients", counts(found["overload"])],
     ]
     return f"{table(['', ''], lines)}\n\n{source(found, 'ray_serve')}"
+
+
+def counts(found: dict[str, Any]) -> str:
+    """How many answers had which status."""
+    return ", ".join(f"{count:,} with {status}" for status, count in sorted(found["statuses"].items()))
 
 
 def autoscale() -> str | None:

@@ -1,9 +1,10 @@
-"""64 clients of the server on Ray Serve while a replica of the model is killed every 10 s; then the number of replicas.
+"""64 clients of the server on Ray Serve while a replica of the model is killed every 10 s; replicas by load.
 
     python benchmarks/cluster/serve.py MODEL [--seconds 60] [--clients 64]
 
 Every answer is compared with what one process says of the same request. In the second part the load comes and goes, and
-the number of replicas is read off /metrics every second. Writes results/ray_serve.json.
+the number of replicas is read off /metrics every second; in the third one replica gets more than it
+may hold. Writes results/ray_serve.json.
 """
 
 from __future__ import annotations
@@ -118,6 +119,15 @@ def under_kills(model: Path, seconds: float, clients: int) -> dict[str, Any]:
     return {"clients": clients, "kills": len(kills), **found, "latency_s": {**quantiles, "largest": latencies[-1]}}
 
 
+def overload(model: Path, seconds: float, clients: int) -> dict[str, Any]:
+    """Far more clients than one replica may hold and have wait."""
+    bodies, expected = requests(model)
+    with served(model, max_requests=4, max_waiting=8) as port:
+        found = run_load(Load(port, "/v1/rerank", bodies, clients, seconds, expected=expected))
+    del found["latencies"]
+    return found
+
+
 def coming_and_going(model: Path, seconds: float, clients: int) -> list[dict[str, float]]:
     """The number of replicas while nothing, much and again nothing is asked."""
     bodies, _ = requests(model)
@@ -151,8 +161,11 @@ def main(model: Path, seconds: float, clients: int) -> None:
     click.echo(killed)
     scaled = coming_and_going(model, seconds / 2, clients)
     click.echo(f"replicas: {[int(row['replicas']) for row in scaled]}")
-    write_result("ray_serve", {"kill_every_s": KILL_EVERY_S, "under_kills": killed, "autoscale": scaled})
-    good = set(killed["statuses"]) == {"200"} and not killed["wrong"]
+    shed = overload(model, seconds / 6, clients)
+    click.echo(shed)
+    found = {"kill_every_s": KILL_EVERY_S, "under_kills": killed, "autoscale": scaled, "overload": shed}
+    write_result("ray_serve", found)
+    good = set(killed["statuses"]) == {"200"} and not killed["wrong"] and set(shed["statuses"]) <= {"200", "429"}
     sys.exit(0 if good else 1)
 
 

@@ -185,10 +185,11 @@ def _on_each(nodes: Sequence[Node], task: Callable[..., Any], *arguments: Any) -
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     remote = ray.remote(num_cpus=0)(task)
-    return ray.get([
+    found: list[Any] = ray.get([
         remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*arguments)
         for node in nodes
-    ])  # type: ignore[no-any-return] # fmt: skip
+    ])  # fmt: skip
+    return found
 
 
 def gpus_per_worker(device: str | None) -> float:

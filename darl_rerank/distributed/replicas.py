@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -114,9 +114,11 @@ class Replicas:
                 break
             response = self._judging.answer.remote(request, age_s)
             try:
-                found = await response
+                found: list[Answer] | Refusal = await response
             except BackPressureError as error:
                 raise ApiError(429, "queue_full", "all replicas have as much as they take", retry_after=1) from error
+            except TaskCancelledError as error:
+                raise asyncio.CancelledError from error
             except RayTaskError:
                 # A mistake of ours, which another replica would make as well.
                 raise

@@ -22,6 +22,7 @@ from ..model.shipped import DEFAULT
 from ..queue.jobs import Answer
 from ..serving.app import AppSettings, create_app
 from ..serving.errors import ApiError
+from ..serving.server import log_to_stderr
 from ..serving.service import Limits, Service
 from ..serving.shapes import RerankRequest
 from .model import Model
@@ -39,7 +40,7 @@ class Settings(BaseModel):
     Attributes:
         model: as `Reranker.from_pretrained`; every node finds it there.
         model_name: what answers call it.
-        engine, device, precision, batch_tokens, long_documents: as `Reranker.from_pretrained`.
+        engine, device, precision, batch_tokens, long_documents, exit: as `Reranker.from_pretrained`.
         min_replicas, max_replicas: how many replicas of the model there are.
         target_requests: requests per replica, waiting ones among them, that the number of replicas aims at.
         upscale_delay_s, downscale_delay_s: how long more or fewer have to be needed.
@@ -48,7 +49,8 @@ class Settings(BaseModel):
         cpus, gpus: what a replica takes of its node.
         http_replicas: how many processes answer HTTP.
         api_key_env: environment variable with the API keys, as `darl-rerank serve --api-key-env`.
-        log_queries: whether the access log may hold the text of queries.
+        access_log: whether requests are logged, to the standard error of `Http`, which Ray keeps.
+        log_queries: whether that log may hold the text of queries.
         max_documents, max_body_mib, max_queue_tokens, timeout_ms: as the options of `darl-rerank serve`.
     """
 
@@ -61,6 +63,7 @@ class Settings(BaseModel):
     precision: str | None = None
     batch_tokens: int | None = Field(None, ge=1)
     long_documents: Literal["truncate", "window"] = "truncate"
+    exit: Literal["auto", "off"] = "auto"
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
     target_requests: float = Field(8.0, gt=0)
@@ -72,6 +75,7 @@ class Settings(BaseModel):
     gpus: float = Field(0.0, ge=0)
     http_replicas: int = Field(1, ge=1)
     api_key_env: str | None = None
+    access_log: bool = True
     log_queries: bool = False
     max_documents: int = Field(1000, ge=1)
     max_body_mib: int = Field(16, ge=1)
@@ -83,6 +87,7 @@ class Judging:
     """A replica: the model behind a queue."""
 
     def __init__(self, model: Model, limits: Limits) -> None:
+        log_to_stderr(access=False)
         self._service = Service(model.load, limits)
         self._service.start()
         self._service.wait()
@@ -107,6 +112,7 @@ class Http:
     """A process that answers HTTP."""
 
     def __init__(self, judging: DeploymentHandle, settings: Settings, limits: Limits) -> None:
+        log_to_stderr(access=settings.access_log)
         context = serve.get_replica_context()
         self._settings = settings
         self._replicas = Replicas(judging, context.app_name, limits)
@@ -135,7 +141,7 @@ def app(settings: Settings) -> serve.Application:
         InputError: no checkpoint there, or the variable with the API keys is empty.
     """
     _api_keys(settings.api_key_env)
-    names = ("engine", "device", "precision", "batch_tokens", "long_documents")
+    names = ("engine", "device", "precision", "batch_tokens", "long_documents", "exit")
     checkpoint = Checkpoint.load(settings.model or DEFAULT)
     model = Model(settings.model, {name: getattr(settings, name) for name in names}, checkpoint.fingerprint)
     limits = Limits(
