@@ -1,40 +1,16 @@
-"""What docs/serving.md tells people to run and import exists, and docs/http.md names what the server answers."""
+"""docs/http.md names what the server answers, and the dashboard what it measures."""
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from darl_rerank.cli.serve import serve
 from darl_rerank.serving.app import RERANK_PATHS
 from darl_rerank.serving.metrics import Metrics
 from darl_rerank.serving.shapes import read_request
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGE = (DOCS / "serving.md").read_text("utf-8")
-
-
-def commands() -> list[list[str]]:
-    """The words of every `darl-rerank serve` in the page: shell, container file and systemd unit."""
-    shell = re.findall(r"^(?:ExecStart=\S*/)?darl-rerank serve ?(.*)$", PAGE, re.MULTILINE)
-    container = [
-        json.loads(found)[2:] for found in re.findall(r'^CMD (\["darl-rerank", "serve".*\])$', PAGE, re.MULTILINE)
-    ]
-    return [*map(shlex.split, shell), *container]
-
-
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_a_command_of_the_page_has_options_that_exist(words: list[str]) -> None:
-    serve.make_context("serve", words, resilient_parsing=False)
-
-
-def test_all_three_ways_to_run_are_there() -> None:
-    assert len(commands()) == 3
 
 
 def test_the_reference_names_every_path_and_field() -> None:
