@@ -6,7 +6,7 @@ import gc
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,19 +21,20 @@ from ..engines.torch_engine import TorchEngine
 from ..errors import CheckFailedError, InputError
 from ..files import atomic_folder
 from ..model.base_weights import load_body
-from ..model.checkpoint import GRAPH, PREFIX_GRAPH, Checkpoint
+from ..model.checkpoint import GRAPH, PREFIX_GRAPH, SEGMENT_GRAPH, Checkpoint
 from ..model.export_record import ExportRecord
 from ..model.precisions import canonical_precision
 from ..progress import Bar, Progress, progress_bar
 from ..reranker import Reranker
 from ..results import PairScores
 from ..trec.graded_pairs import GradedPair
-from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, GradeGraph, require_llama_kind, trace
-from .parity import BOUNDS, NOVELTY_BOUND, Parity, bundled_sample, compare, layer_differences, violations
+from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, GradeGraph, exits_of, require_llama_kind, trace
+from .parity import BOUNDS, NOVELTY_BOUND, Parity, bundled_sample, compare, layer_differences, violations, with_exits
 from .precision import PRECISIONS, convert, products
+from .segments import segments
 from .sensitivity import LEFT, effects, input_sizes, sensitive
 from .smoothing import smooth, smoothing
-from .weights import write_graphs
+from .weights import write_graphs, write_weights
 
 _CALIBRATION_PAIRS = 8
 # What has products that take a finer way.
@@ -84,7 +85,8 @@ def export(
         steps.begin("load and grade with torch")
         body = load_body(checkpoint, torch.float32)
         require_llama_kind(body)
-        reference = _torch_scores(checkpoint, texts, body)
+        reference = _torch_scores(checkpoint.replace(exits=None), texts, body)
+        early = _torch_scores(checkpoint, texts, body) if exits_of(checkpoint, len(body.layers)) else None
         steps.begin("trace")
         source = _Traced(checkpoint, Path(scratch) / PREFIX_GRAPH, opset, body)
         del body
@@ -103,15 +105,18 @@ def export(
             exported, left_out = checkpoint.replace(export=record), ""
             exported.write_into(temporary)
             steps.begin(f"compare with torch ({len(finer)} products finer)" if finer else "compare with torch")
-            parity = compare(pairs, reference, _scores(temporary, device, texts))
+            parity = compare(pairs, reference, _scores(temporary, device, texts, exits=False))
+            if early is not None:
+                parity = with_exits(parity, early, _scores(temporary, device, texts, exits=True))
             distance = parity.novelty_mean_difference
             # A novelty that is not a number is within no bound.
             if distance is not None and not distance <= NOVELTY_BOUND:
                 left_out = f"left out: {distance:.2g} points from torch's in the mean"
                 exported = exported.replace(novelty=None, calibration=checkpoint.calibration.at(_MEDIAN_NOVELTY))
                 exported.write_into(temporary)
-                without = checkpoint.replace(novelty=None, calibration=exported.calibration)
-                parity = compare(pairs, _torch_scores(without, texts), _scores(temporary, device, texts))
+                without = checkpoint.replace(novelty=None, calibration=exported.calibration, exits=None)
+                measured = compare(pairs, _torch_scores(without, texts), _scores(temporary, device, texts, exits=False))
+                parity = replace(measured, exit_agreement=parity.exit_agreement, exit_difference=parity.exit_difference)
             faults = violations(parity, BOUNDS[precision])
             if not faults:
                 break
@@ -187,6 +192,8 @@ class _Traced:
     def __init__(self, checkpoint: Checkpoint, path: Path, opset: int, body: Any = None) -> None:
         self.graph: Any = GradeGraph(checkpoint, "fused" if opset >= FUSED_OPSET else "plain", body).eval()
         self._path = path
+        self._exits, self._feature_layer = self.graph.exits, checkpoint.feature_layer
+        self._layers = len(self.graph.body.layers)
         trace(self.graph, path, opset=opset)
 
     def model(self) -> Any:
@@ -216,7 +223,7 @@ class _Traced:
         gc.collect()
 
     def convert(self, record: ExportRecord, factors: Mapping[str, NDArray[np.float32]], target: Path) -> None:
-        """Write both graphs as `record` says into the folder `target`."""
+        """Write the graphs as `record` says into the folder `target`."""
         model = self.model()
         if factors:
             smooth(model, products(model), factors, self._path.parent)
@@ -224,7 +231,10 @@ class _Traced:
             model, record.precision, record.finer_products, self._path.parent,
             float_activations=record.float_activations,
         )  # fmt: skip
-        write_graphs(model, self._path.parent, target)
+        write_weights(model, self._path.parent, target)
+        write_graphs(model, target)
+        for i, segment in enumerate(segments(model, self._exits, self._feature_layer, self._layers)):
+            (target / SEGMENT_GRAPH.format(i)).write_bytes(segment.SerializeToString())
 
 
 def _torch_scores(checkpoint: Checkpoint, texts: Sequence[tuple[str, str]], body: Any = None) -> PairScores:
@@ -232,8 +242,10 @@ def _torch_scores(checkpoint: Checkpoint, texts: Sequence[tuple[str, str]], body
     return Reranker(checkpoint, engine).score_pairs(texts)
 
 
-def _scores(folder: Path, device: str, texts: Sequence[tuple[str, str]]) -> PairScores:
+def _scores(folder: Path, device: str, texts: Sequence[tuple[str, str]], *, exits: bool) -> PairScores:
     candidate = Checkpoint.load(folder)
+    if not exits:
+        candidate = candidate.replace(exits=None)
     return Reranker(candidate, OnnxEngine(candidate, device=device)).score_pairs(texts)
 
 

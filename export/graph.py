@@ -19,6 +19,8 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,8 +30,10 @@ import torch
 from ..errors import InputError
 from ..model.base_weights import load_body
 from ..model.checkpoint import Checkpoint
-from ..model.head import Link
+from ..model.exits import EPSILON
+from ..model.head import Head, Link
 from .last_tokens import run_last_tokens_only
+from .names import OUTPUTS, PREFIX_INPUTS, segment_outputs
 from .packing import TABLES, pack, tables
 
 Attention = Literal["fused", "plain"]
@@ -37,7 +41,6 @@ OPSET = 23
 # The first opset with the Attention operator.
 FUSED_OPSET = 23
 OLDEST_OPSET = 18
-PREFIX_INPUTS = ("prefix_keys_values", "prefix_own_sum")
 _IMPLEMENTATION = "darl_rerank_export"
 
 
@@ -160,6 +163,30 @@ class Product(torch.nn.Module):
         return product if self.bias is None else product + self.bias
 
 
+class _GraphExit(torch.nn.Module):
+    """An exit, see `darl_rerank.model.exits.exit_logits`; what is traced."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        assert head.norm is not None
+        self.norm = torch.nn.Parameter(torch.from_numpy(head.norm), requires_grad=False)
+        self.rows = _linear(head)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Last tokens' states, shape (n, hidden), to outputs, shape (n, K)."""
+        states = states.float()
+        scaled = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + EPSILON) * self.norm
+        found: torch.Tensor = self.rows(scaled)
+        return found
+
+
+def _linear(head: Head) -> torch.nn.Linear:
+    linear = torch.nn.Linear(*head.weight.T.shape)
+    linear.weight.data = torch.from_numpy(head.weight)
+    linear.bias.data = torch.from_numpy(head.bias)
+    return linear
+
+
 class GradeGraph(torch.nn.Module):
     """The module that is traced.
 
@@ -183,17 +210,20 @@ class GradeGraph(torch.nn.Module):
             for name, child in part.named_children():
                 if isinstance(child, torch.nn.Linear):
                     setattr(part, name, Product(child))
-        self.head = torch.nn.Linear(*checkpoint.head.weight.T.shape)
-        self.head.weight.data = torch.from_numpy(checkpoint.head.weight)
-        self.head.bias.data = torch.from_numpy(checkpoint.head.bias)
-        self.requires_grad_(False)
+        self.head = _linear(checkpoint.head)
         self.link = checkpoint.link
         self.instruction_length = checkpoint.encoder().instruction_length
         self.attention = attention
         self.blocks: _Blocks | None = None
         self.one_row = False
-        self._middle: torch.Tensor | None = None
-        layers[checkpoint.feature_layer - 1].register_forward_hook(self._keep_middle)
+        self._feature_layer = checkpoint.feature_layer
+        self.exits = exits_of(checkpoint, len(layers))
+        heads = checkpoint.exits.heads if checkpoint.exits is not None and self.exits else ()
+        self.exit_heads = torch.nn.ModuleList(_GraphExit(each.head) for each in heads)
+        self._states: dict[int, torch.Tensor] = {}
+        for layer in {self._feature_layer, *self.exits}:
+            layers[layer - 1].register_forward_hook(partial(self._keep, layer))
+        self.requires_grad_(False)
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         ALL_ATTENTION_FUNCTIONS.register(_IMPLEMENTATION, _attend)
@@ -208,8 +238,8 @@ class GradeGraph(torch.nn.Module):
         """The products with a constant weight, by the module's name in the decoder: that of the weight in the graph."""
         return {name: module for name, module in self.body.named_modules() if isinstance(module, Product)}
 
-    def _keep_middle(self, module: Any, arguments: Any, output: Any) -> None:
-        self._middle = output[0] if isinstance(output, tuple) else output
+    def _keep(self, layer: int, module: Any, arguments: Any, output: Any) -> None:
+        self._states[layer] = output[0] if isinstance(output, tuple) else output
 
     def forward(
         self,
@@ -224,6 +254,8 @@ class GradeGraph(torch.nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Logits and features, with a prefix also keys and values and the sum that it takes to be one itself.
 
+        With a prefix and early exits also what `segments` cuts the graph at, see `names.segment_outputs`.
+
         Args:
             ids, rows, inside, places, lengths, last: of `packing.tables`.
             prefix_keys_values, prefix_own_sum: see the module.
@@ -235,8 +267,7 @@ class GradeGraph(torch.nn.Module):
         states = self.body(
             input_ids=ids[None], position_ids=positions[None], past_key_values=prefix, use_cache=True
         ).last_hidden_state
-        middle = self._middle
-        assert middle is not None
+        middle = self._states[self._feature_layer]
         final = states.index_select(1, last).squeeze(0).float()
         logits = _grade_logits(self.link, self.head(final))
         own = middle.squeeze(0) * (positions >= self.instruction_length)[:, None].to(middle.dtype)
@@ -246,11 +277,20 @@ class GradeGraph(torch.nn.Module):
             total = total + prefix_own_sum
         count = (lengths + before - self.instruction_length).clamp(min=1)
         parts = (total / count[:, None], middle.index_select(1, last).squeeze(0), final)
-        features = torch.cat([part / part.norm(dim=-1, keepdim=True).clamp(min=1e-12) for part in parts], dim=-1)
+        units = [part / part.norm(dim=-1, keepdim=True).clamp(min=1e-12) for part in parts]
+        features = torch.cat(units, dim=-1)
         if prefix_keys_values is None:
             return logits, features
         pairs = [torch.cat([keys, values]) for _, (keys, values) in sorted(prefix.own.items())]
-        return logits, features, torch.stack(pairs), total[0]
+        found = logits, features, torch.stack(pairs), total[0]
+        if not self.exits:
+            return found
+        of_exits = []
+        for layer, head in zip(self.exits, self.exit_heads, strict=True):
+            states = self._states[layer]
+            of_exits += [states, _grade_logits(self.link, head(states.index_select(1, last).squeeze(0)))]
+        by_segment = [torch.stack(pairs[start:end]) for start, end in pairwise([0, *self.exits, len(pairs)])]
+        return (*found, *of_exits, torch.cat(units[:2], dim=-1), units[2], *by_segment)
 
     def of_row(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The plain graph's outputs for one row without padding, shape (1, t); gradients go through it fast."""
@@ -260,6 +300,20 @@ class GradeGraph(torch.nn.Module):
         finally:
             self.one_row = False
         return found
+
+
+def exits_of(checkpoint: Checkpoint, layers: int) -> tuple[int, ...]:
+    """Behind which layers pairs leave.
+
+    Raises:
+        InputError: behind one that is not before the last of `layers`.
+    """
+    exits = checkpoint.exits
+    if exits is None or exits.rule is None:
+        return ()
+    if exits.layers[-1] >= layers:
+        raise InputError(f"the exit behind layer {exits.layers[-1]} is not one before the last of {layers} layers")
+    return exits.layers
 
 
 def require_llama_kind(body: Any) -> Any:
@@ -353,7 +407,7 @@ def trace(graph: GradeGraph, path: Path, *, opset: int = OPSET) -> None:
                 graph, inputs, dynamo=True, opset_version=opset, external_data=True, verbose=False,
                 dynamic_shapes=(*(sizes[name] for name in TABLES), {3: before}, {}),
                 input_names=[*TABLES, *PREFIX_INPUTS],
-                output_names=["logits", "features", "keys_values", "own_sum"],
+                output_names=[*OUTPUTS, *(segment_outputs(graph.exits) if graph.exits else ())],
             )  # fmt: skip
             assert program is not None
             program.save(str(path), external_data=True)

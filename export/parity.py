@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ class Parity:
         kendall_tau: tau-b of the scores, mean over queries with at least two documents; None if there is none.
         ndcg_difference: absolute difference of mean nDCG@10; None if the sample has no grades.
         novelty_difference, novelty_mean_difference: largest and mean, in percentile points; None without novelty.
+        exit_agreement: share of pairs that leave behind the same layer, or stay, 0 to 1; None without early exits, off
+            which all of the above are.
+        exit_difference: largest difference of probabilities, of pairs that leave behind the same layer.
     """
 
     pairs: int
@@ -48,15 +51,22 @@ class Parity:
     ndcg_difference: float | None
     novelty_difference: float | None
     novelty_mean_difference: float | None
+    exit_agreement: float | None = None
+    exit_difference: float | None = None
 
 
 # Measure: the worst value that passes; agreement is bounded from below, differences from above.
 BOUNDS: dict[str, dict[str, float]] = {
-    "float32": {"largest_difference": 1e-4, "grade_agreement": 0.99},
-    "float16": {"largest_difference": 5e-3, "grade_agreement": 0.98},
-    "int8": {"grade_agreement": 0.97, "ndcg_difference": 0.005},
-    "int4": {"grade_agreement": 0.85, "ndcg_difference": 0.03},
-}
+    "float32": {
+        "largest_difference": 1e-4, "grade_agreement": 0.99, "exit_agreement": 0.99, "exit_difference": 1e-4,
+    },
+    "float16": {
+        "largest_difference": 5e-3, "grade_agreement": 0.98, "exit_agreement": 0.98, "exit_difference": 5e-3,
+    },
+    "int8": {"grade_agreement": 0.97, "ndcg_difference": 0.005, "exit_agreement": 0.97},
+    "int4": {"grade_agreement": 0.85, "ndcg_difference": 0.03, "exit_agreement": 0.85},
+}  # fmt: skip
+_AGREEMENTS = ("grade_agreement", "exit_agreement")
 # Percentile points, in the mean: beyond, an export's features say nothing of how strange a pair is.
 NOVELTY_BOUND = 5.0
 
@@ -102,6 +112,20 @@ def compare(pairs: Sequence[GradedPair], torch_scores: PairScores, exported: Pai
     )
 
 
+def with_exits(parity: Parity, torch_scores: PairScores, exported: PairScores) -> Parity:
+    """`parity` with the measures of early exits, from scores with exits of the same pairs."""
+    first, second = torch_scores.exit_layers, exported.exit_layers
+    assert first is not None
+    assert second is not None
+    same = first == second
+    difference = np.abs(torch_scores.probabilities - exported.probabilities)[same & (first > 0)]
+    return replace(
+        parity,
+        exit_agreement=float(same.mean()),
+        exit_difference=float(difference.max()) if len(difference) else None,
+    )
+
+
 def violations(parity: Parity, bounds: dict[str, float]) -> list[str]:
     """What lies beyond the bounds, one sentence each; a measure that is None is not judged, NaN never passes."""
     faults = []
@@ -109,9 +133,10 @@ def violations(parity: Parity, bounds: dict[str, float]) -> list[str]:
         value = asdict(parity)[name]
         if value is None:
             continue
-        good = value >= bound if name == "grade_agreement" else value <= bound
+        least = name in _AGREEMENTS
+        good = value >= bound if least else value <= bound
         if not good:
-            sign = "at least" if name == "grade_agreement" else "at most"
+            sign = "at least" if least else "at most"
             faults.append(f"{name.replace('_', ' ')} is {value:.3g}, expected {sign} {bound:g}")
     return faults
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from ..model.checkpoint import GRAPH, PREFIX_GRAPH
-from .graph import PREFIX_INPUTS
+from .names import OUTPUTS, PREFIX_INPUTS
 
 # Smaller tensors (shapes, axes, scalars) stay in the graph.
 _SMALLEST = 1024
@@ -25,11 +26,11 @@ def values(tensor: Any, folder: Path | None = None) -> NDArray[Any]:
     return found
 
 
-def write_graphs(model: Any, source: Path, folder: Path) -> None:
-    """Write both graphs and their weights into `folder`.
+def write_weights(model: Any, source: Path, folder: Path) -> None:
+    """Write a graph's large constants into `folder`, from where the graph and its parts then read them.
 
     Args:
-        model: the graph with a prefix; changed: its large constants become external.
+        model: the graph; changed.
         source: folder of those constants that are external already.
         folder: where to.
     """
@@ -51,8 +52,13 @@ def write_graphs(model: Any, source: Path, folder: Path) -> None:
             for name, value in place.items():
                 entry = tensor.external_data.add()
                 entry.key, entry.value = name, value
-    (folder / PREFIX_GRAPH).write_bytes(model.SerializeToString())
-    (folder / GRAPH).write_bytes(without_prefix(model).SerializeToString())
+
+
+def write_graphs(model: Any, folder: Path) -> None:
+    """Write both graphs into `folder`, where their weights are."""
+    whole = sliced(model, OUTPUTS)
+    (folder / PREFIX_GRAPH).write_bytes(whole.SerializeToString())
+    (folder / GRAPH).write_bytes(without_prefix(whole).SerializeToString())
 
 
 def without_prefix(model: Any) -> Any:
@@ -64,17 +70,27 @@ def without_prefix(model: Any) -> Any:
         shape = [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]  # 0 where it varies: the length
         graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), value.name))
         graph.input.remove(value)
-    for value in [value for value in graph.output if value.name not in ("logits", "features")]:
-        graph.output.remove(value)
-    needed = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            kept.append(node)
+    return sliced(plain, ("logits", "features"))
+
+
+def sliced(model: Any, outputs: Sequence[str], cut: str | None = None) -> Any:
+    """The part of a graph that makes `outputs`, as a graph with the inputs that it needs.
+
+    Args:
+        model: a graph; not changed.
+        outputs: some of its outputs.
+        cut: a tensor that is there already, so that what makes it is left out.
+    """
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    graph, needed, nodes = part.graph, set(outputs), []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output) and cut not in node.output:
+            nodes.append(node)
             needed.update(node.input)
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(kept)]
+    for values, wanted in ((graph.input, needed), (graph.output, set(outputs)), (graph.initializer, needed)):
+        for value in [value for value in values if value.name not in wanted]:
+            values.remove(value)
     del graph.node[:]
-    graph.node.extend(nodes)
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in needed]:
-        graph.initializer.remove(tensor)
-    return plain
+    graph.node.extend(reversed(nodes))
+    return part

@@ -49,6 +49,8 @@ from .shipped import checkpoint_folder
 
 GRAPH = "model.onnx"
 PREFIX_GRAPH = "model_with_prefix.onnx"
+# Of an export with early exits: its parts from exit to exit, counted from 0.
+SEGMENT_GRAPH = "model_segment_{}.onnx"
 _NOVELTY = "novelty.safetensors"
 _EXITS = "exits.safetensors"
 # Files of those parts that have tensors beside their values in the manifest.

@@ -96,7 +96,7 @@ def test_the_graph_with_an_empty_prefix_is_the_plain_one_bit_for_bit(exported: P
     logits, features = plain.run(None, {"input_ids": ids, "attention_mask": mask})
     assert np.array_equal(found.logits, logits)
     assert np.array_equal(found.features, features)
-    assert sum(isinstance(part, onnxruntime.InferenceSession) for part in vars(engine).values()) == 1
+    assert sum(isinstance(part, onnxruntime.InferenceSession) for part in vars(engine._graph).values()) == 1
 
 
 @pytest.mark.parametrize("given", ["float32", "fp32", None])
