@@ -130,11 +130,54 @@ def start() -> str | None:
 
 def scaling() -> str | None:
     lines = []
-    for model, file in (("SmolLM2-135M", "throughput"), ("tiny, of the tests", "throughput_tiny")):
+    for model, file in (
+        ("SmolLM2-135M", "throughput"), ("SmolLM2-135M", "throughput_short"), ("tiny, of the tests", "throughput_tiny"),
+    ):  # fmt: skip
         values = part("scaling", file)
         for r in () if values is None else values["rows"]:
-            lines.append([model, r["engine"], r["pairs"], f"{r['pairs_per_second']:.1f}", r["peak_mib"]])
-    return table(["model", "engine", "pairs", "pairs a second", "peak memory, MiB"], lines) if lines else None
+            words = values.get("words") if values else None
+            named = f"{model}, documents cut to {words} words" if words else model
+            # After the first twentieth of the pairs, and after all.
+            memory = [mib for _, mib in r.get("resident_mib", ())]
+            spread = f"{memory[0]} to {memory[-1]}" if memory else "-"
+            lines.append([named, r["engine"], r["pairs"], f"{r['pairs_per_second']:.1f}", spread, r["peak_mib"]])
+    head = ["model", "engine", "pairs", "pairs a second", "memory from first to last sample, MiB", "peak, MiB"]
+    return table(head, lines) if lines else None
+
+
+def int8_engines() -> str | None:
+    """int8 by other libraries' kernels."""
+    values = result("int8_engines")
+    if values is None:
+        return None
+    ways = list(dict.fromkeys(row["way"] for row in values["products"]))
+    shapes = list(dict.fromkeys((row["inputs"], row["outputs"]) for row in values["products"]))
+    rates = {(r["way"], r["inputs"], r["outputs"]): r["operations_per_second"] / 1e12 for r in values["products"]}
+    products = table(
+        ["10¹² operations a second", *(f"{i} × {o}" for i, o in shapes)],
+        [[way, *(f"{rates[way, *shape]:.2f}" for shape in shapes)] for way in ways],
+    )
+    parts = [products]
+    model = values["model"]
+    parts.append(
+        table(
+            ["engine", "pairs a second", "time, ours being 1", "largest logit difference to torch in float32"],
+            [
+                [r["engine"], f"{r['pairs_per_second']:.1f}", f"{r['times_ours']:.2f}",
+                 f"{r['largest_logit_difference']:.1g}"]
+                for r in model["rows"]
+            ],
+        )
+    )  # fmt: skip
+    parts += [f"- {name}: not measured, {reason}" for name, reason in model["skipped"].items()]
+    if "prompt" in values:
+        rows = [[r["engine"], f"{r['tokens_per_second']:.0f}"] for r in values["prompt"]["rows"]]
+        parts.append(table([f"a prompt of {values['prompt']['tokens']} tokens", "tokens a second"], rows))
+    about = (
+        f"One core, processor seconds; {model['pairs']} pairs of {values['collection']}, {values['per_query']} "
+        "documents a query."
+    )
+    return "\n\n".join([*parts, about, source(values, "int8_engines")])
 
 
 def length() -> str | None:
@@ -261,6 +304,7 @@ TABLES = (
     start,
     cost,
     scaling,
+    int8_engines,
     length,
     threads,
     steps,

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from provenance import RESULTS, provenance, write_result
 from speed import contenders as c
 from speed.ceiling import ceilings, higher, linear_parameters, linear_shapes
-from speed.pairs import Pairs, grouped, read_pairs
+from speed.pairs import Pairs, cut, grouped, read_pairs
 from speed.worker import in_fresh_process
 
 from darl_rerank import Checkpoint, Reranker
@@ -239,7 +239,7 @@ def scaling(setting: Setting) -> dict[str, Any]:
     chosen = tasks(setting)
     table = []
     for name in ("torch, bfloat16", "ONNX Runtime, int8"):
-        if name not in chosen:
+        if name not in chosen or (setting.only and not any(part in name for part in setting.only)):
             continue
         size = 100
         # The faster engine alone goes all the way, for the time's sake.
@@ -319,6 +319,7 @@ def chosen_parts(text: str) -> Sequence[str]:
 @click.option("--per-query", default=50, show_default=True)
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--largest", default=10_000, show_default=True, help="pairs of the largest run of `scaling`")
+@click.option("--words", type=int, help="only so many words of each document, where whole ones would take hours")
 @click.option("--exported", multiple=True, type=(str, click.Path(path_type=Path)), help="PRECISION FOLDER")
 @click.option("--ceiling-again", "again", is_flag=True, help="only the ceiling of the rows that NAME has")
 @click.option("--only", default="", help="comma-separated parts of names: which rows of `rows`; all if not given")
@@ -332,7 +333,7 @@ def chosen_parts(text: str) -> Sequence[str]:
 @click.option("--name", default="throughput", show_default=True, help="of the file in results/")
 def main(
     collection: Path | None, model: Path | None, parts: str, count: int, per_query: int, repeats: int, largest: int,
-    exported: tuple[tuple[str, Path], ...], again: bool, only: str, clock: str, name: str,
+    words: int | None, exported: tuple[tuple[str, Path], ...], again: bool, only: str, clock: str, name: str,
 ) -> None:  # fmt: skip
     """Measure and write results/throughput.json."""
     names = chosen_parts(parts)
@@ -341,8 +342,8 @@ def main(
     checkpoint = Checkpoint.load(DEFAULT if model is None else model)
     assert checkpoint.folder is not None
     setting = Setting(
-        checkpoint, Path(checkpoint.folder).resolve(), read_pairs(collection, count, per_query),
-        lambda most: read_pairs(collection, most, 100), repeats, largest, cache_folder() / "throughput",
+        checkpoint, Path(checkpoint.folder).resolve(), cut(read_pairs(collection, count, per_query), words),
+        lambda most: cut(read_pairs(collection, most, 100), words), repeats, largest, cache_folder() / "throughput",
         {precision: folder.resolve() for precision, folder in exported},  # fresh processes run elsewhere
         tuple(part for part in only.split(",") if part), clock,
     )  # fmt: skip
@@ -351,6 +352,7 @@ def main(
         "model": {"fingerprint": checkpoint.fingerprint, "trained": checkpoint.trained, **asdict(checkpoint.base)},
         "repeats": repeats,
         "per_query": per_query,
+        "words": words,
         "seed": 0,
     }
     if again:

@@ -250,11 +250,13 @@ def _scores(folder: Path, device: str, texts: Sequence[tuple[str, str]], *, exit
 
 
 def _calibration(checkpoint: Checkpoint, pairs: Sequence[GradedPair]) -> list[dict[str, Any]]:
+    """Inputs of the plain graph, from all over the sample: of each part of it the shortest, which costs least."""
     encoder = checkpoint.encoder()
+    step = max(1, len(pairs) // _CALIBRATION_PAIRS)
     batches = []
-    for pair in pairs[:: max(1, len(pairs) // _CALIBRATION_PAIRS)][:_CALIBRATION_PAIRS]:
-        group = encoder.encode(pair.query, [pair.document])
-        ids = np.array([group.prefix + group.suffixes[0]], dtype=np.int64)
+    for start in range(0, min(len(pairs), step * _CALIBRATION_PAIRS), step):
+        groups = [encoder.encode(pair.query, [pair.document]) for pair in pairs[start : start + step]]
+        ids = np.array([min((group.prefix + group.suffixes[0] for group in groups), key=len)], dtype=np.int64)
         batches.append({"input_ids": ids, "attention_mask": np.ones_like(ids)})
     return batches
 

@@ -35,6 +35,7 @@ from ..model.head import Head, Link
 from .last_tokens import run_last_tokens_only
 from .names import OUTPUTS, PREFIX_INPUTS, segment_outputs
 from .packing import TABLES, pack, tables
+from .simplification import simplify
 
 Attention = Literal["fused", "plain"]
 OPSET = 23
@@ -404,12 +405,13 @@ def trace(graph: GradeGraph, path: Path, *, opset: int = OPSET) -> None:
     try:
         with _quiet():
             program = torch.onnx.export(
-                graph, inputs, dynamo=True, opset_version=opset, external_data=True, verbose=False,
+                graph, inputs, dynamo=True, opset_version=opset, external_data=True, verbose=False, optimize=False,
                 dynamic_shapes=(*(sizes[name] for name in TABLES), {3: before}, {}),
                 input_names=[*TABLES, *PREFIX_INPUTS],
                 output_names=[*OUTPUTS, *(segment_outputs(graph.exits) if graph.exits else ())],
             )  # fmt: skip
             assert program is not None
+            simplify(program.model)
             program.save(str(path), external_data=True)
     except (InputError, OSError):
         raise

@@ -55,12 +55,19 @@ def effects(
         logits, seen = _forward(graph, modules, batch)
         count += 1
         outputs = [output for _, output in seen.values()]
+        errors = [
+            torch.from_numpy(low[name].error(given[0].detach().numpy(), _product(output, modules[name])))
+            for name, (given, output) in seen.items()
+        ]
+        # One logit's gradients at a time: those of all products are some tens of megabytes.
+        moved = np.zeros((len(logits), len(outputs)))
+        for row, logit in enumerate(logits[:-1]):
+            gradients = torch.autograd.grad(logit, outputs, retain_graph=True)
+            moved[row] = [float((g[0] * error).sum()) for g, error in zip(gradients, errors, strict=True)]
         # The logits add up to 0, so that the last one moves by what the others do together, the other way.
-        gradients = [torch.autograd.grad(logit, outputs, retain_graph=True) for logit in logits[:-1]]
-        for i, (name, (given, output)) in enumerate(seen.items()):
-            error = torch.from_numpy(low[name].error(given[0].detach().numpy(), _product(output, modules[name])))
-            moved = [float((gradient[i][0] * error).sum()) for gradient in gradients]
-            squares[name] += float(np.mean(np.square([*moved, -sum(moved)])))
+        moved[-1] = -moved.sum(axis=0)
+        for name, square in zip(seen, np.square(moved).mean(axis=0), strict=True):
+            squares[name] += float(square)
     return {name: float(np.sqrt(square / max(count, 1))) for name, square in squares.items()}
 
 

@@ -41,6 +41,11 @@ def read_pairs(collection: Path | None, count: int, per_query: int) -> Pairs:
     return [(queries[qid], documents[docid].full_text) for qid, docid in wanted]
 
 
+def cut(pairs: Pairs, words: int | None) -> Pairs:
+    """The pairs with only the first `words` words of each document; whole ones if None."""
+    return pairs if words is None else [(query, " ".join(document.split()[:words])) for query, document in pairs]
+
+
 def grouped(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     """Each query with its documents."""
     groups: dict[str, list[str]] = {}

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+_SAMPLES = 20  # of memory
 _FOLDER = Path(__file__).resolve().parent.parent
 
 
@@ -42,8 +43,9 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
             the queries being repeated if they have fewer; and when the process was started.
 
     Returns:
-        seconds from the start of the process to the first result, which is of ten documents; pairs and seconds after
-        that; and peak memory in MiB, after the first result and at the end.
+        seconds from the start of the process to the first result, which is of ten documents; pairs, seconds and
+        processor seconds after that; memory in MiB on the way, after how many pairs; and its peak, after the first
+        result and at the end.
     """
     os.sched_setaffinity(0, task["cores"])
     from darl_rerank import Checkpoint
@@ -60,29 +62,37 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     run = contender.load()
     queries = task["queries"]
     run([(queries[0][0], document) for document in queries[0][1][:10]])
-    cold, peak = time.time() - task["started"], _peak_mib()
+    cold, peak = time.time() - task["started"], _memory_mib("VmHWM")
     done = turn = 0
-    begun = time.perf_counter()
+    resident: list[tuple[int, int]] = []
+    begun, spent = time.perf_counter(), time.process_time()
     while done < task["pairs"]:
         query, documents = queries[turn % len(queries)]
         turn += 1
         part = documents[: task["pairs"] - done]
         run([(query, document) for document in part])
         done += len(part)
+        if done >= (len(resident) + 1) * task["pairs"] // _SAMPLES:
+            resident.append((done, _memory_mib("VmRSS")))
     seconds = time.perf_counter() - begun
     return {
         "cold_start_seconds": cold,
         "cold_start_peak_mib": peak,
         "pairs": done,
         "seconds": seconds,
-        "peak_mib": _peak_mib(),
+        "processor_seconds": time.process_time() - spent,
+        "resident_mib": resident,
+        "peak_mib": _memory_mib("VmHWM"),
     }
 
 
-def _peak_mib() -> int:
-    """Linux's own peak of this program. That of getrusage would begin with the size of the process that started it."""
+def _memory_mib(kind: str) -> int:
+    """What this program has in memory now (VmRSS), or had at most (VmHWM), as Linux counts it.
+
+    The peak of getrusage would begin with the size of the process that started it.
+    """
     lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) // 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) // 1024
 
 
 if __name__ == "__main__":
