@@ -43,7 +43,7 @@ _COMMANDS = {
     "corpus-to-parquet": "Write a corpus as Parquet sorted by id, for jobs on a cluster.",
     "search": "Retrieve and rerank from the terminal.",
     "serve": "Answer every client of a reranking API over HTTP.",
-    "demo": "Rerank Lucene's BM25 on a product catalogue that comes with the package.",
+    "demo": "Rerank lists that come with the package, before and after.",
     "doctor": "Say what is installed, what is missing and what to do.",
 }
 
