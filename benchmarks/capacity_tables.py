@@ -78,6 +78,20 @@ def shallower() -> str | None:
     return f"{table(head, lines)}\n\n{source(budget, 'budget')}"
 
 
+def exits() -> str | None:
+    fast = result("fast_model")
+    if fast is None:
+        return None
+    lines = [
+        [name, f"{found['ships']:.3f}", f"{found['with exits']:.3f}", f"{found['layers run']:.0%}",
+         f"{1 / found['layers run']:.1f}"]
+        for name, found in fast["collections"].items()
+        if "layers run" in found
+    ]  # fmt: skip
+    head = ["nDCG@10", "the default", "smollm2-darl-fast", "layers run", "pairs for the same work"]
+    return f"{table(head, lines)}\n\n{source(fast, 'fast_model')}"
+
+
 def machinery() -> str | None:
     jobs = result("ray_jobs")
     if jobs is None:
@@ -127,7 +141,7 @@ def workers() -> str | None:
     return f"{about}\n\n{table(head, lines)}\n\n{source(jobs, 'ray_jobs')}"
 
 
-TABLES = (paces, machines, shallower, machinery, rows, workers)
+TABLES = (paces, machines, shallower, exits, machinery, rows, workers)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from darl_rerank.files import atomic_write
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 _PACKAGES = (
     "darl-rerank", "torch", "transformers", "peft", "accelerate", "onnxruntime", "onnx", "numpy", "tokenizers",
-    "scikit-learn", "ir-measures", "pyserini", "faiss-cpu", "sentence-transformers", "openvino",
+    "scikit-learn", "ir-measures", "pyserini", "faiss-cpu", "sentence-transformers", "openvino", "ray",
 )  # fmt: skip
 _THREADING = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "LD_PRELOAD")
 

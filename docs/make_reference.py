@@ -69,8 +69,8 @@ API: tuple[tuple[str, str, str, Sequence[str]], ...] = (
     ),
     (
         "api-offline.md",
-        "Runs, evaluation, training, export",
-        "What the commands `rerank`, `evaluate`, `train` and `export` call.",
+        "Runs, evaluation, training, export, Ray",
+        "What the commands `rerank`, `evaluate`, `train` and `export` call, and what Ray Data and Ray Serve take.",
         (
             "darl_rerank.offline",
             "darl_rerank.trec.runs",
@@ -87,6 +87,9 @@ API: tuple[tuple[str, str, str, Sequence[str]], ...] = (
             "darl_rerank.training.run",
             "darl_rerank.export.folder",
             "darl_rerank.export.parity",
+            "darl_rerank.distributed.job",
+            "darl_rerank.distributed.dataset",
+            "darl_rerank.distributed.serving",
         ),
     ),
 )

@@ -159,7 +159,7 @@ def main(model: Path, seconds: float, clients: int) -> None:
     model = model.absolute()
     killed = under_kills(model, seconds, clients)
     click.echo(killed)
-    scaled = coming_and_going(model, seconds / 2, clients)
+    scaled = coming_and_going(model, seconds, clients)
     click.echo(f"replicas: {[int(row['replicas']) for row in scaled]}")
     shed = overload(model, seconds / 6, clients)
     click.echo(shed)
