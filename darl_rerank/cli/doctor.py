@@ -33,6 +33,7 @@ _PACKAGES = {
     "starlette": ("serve", "the HTTP server"),
     "uvicorn": ("serve", "the HTTP server"),
     "prometheus-client": ("serve", "the HTTP server's metrics"),
+    "ray": ("ray", "jobs and servers on a cluster"),
     "faiss-cpu": ("faiss", "dense indexes"),
     "sentence-transformers": ("faiss", "encoders for dense indexes"),
 }

@@ -161,7 +161,7 @@ def check_nodes(nodes: Sequence[Node], paths: Sequence[str], model: Model) -> No
                 return None, []
         return found, [path for path in paths if not os.path.exists(path)]
 
-    for node, (installed, missing) in zip(nodes, _on_each(nodes, look, paths), strict=True):
+    for node, (installed, missing) in _on_each(nodes, look, paths):
         if installed != __version__:
             raise InputError(
                 f"{node.name} has {'no darl-rerank' if installed is None else f'darl-rerank {installed}'}, expected "
@@ -172,24 +172,29 @@ def check_nodes(nodes: Sequence[Node], paths: Sequence[str], model: Model) -> No
                 f"{node.name} does not see it; inputs, model and output must lie on a disk that all nodes share, or "
                 "under a URL", path=missing[0],
             )  # fmt: skip
-    _on_each(nodes, _check, model)
+    for _ in _on_each(nodes, _check, model):
+        pass
 
 
 def _check(model: Model) -> None:
     model.check()
 
 
-def _on_each(nodes: Sequence[Node], task: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What a function returns on each node."""
+def _on_each(nodes: Sequence[Node], task: Callable[..., Any], *arguments: Any) -> Iterator[tuple[Node, Any]]:
+    """What a function returns on each node; a node that dies meanwhile is left out, and does not work for the job."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     remote = ray.remote(num_cpus=0)(task)
-    found: list[Any] = ray.get([
+    running = [
         remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*arguments)
         for node in nodes
-    ])  # fmt: skip
-    return found
+    ]
+    for node, result in zip(nodes, running, strict=True):
+        try:
+            yield node, ray.get(result)
+        except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+            continue
 
 
 def gpus_per_worker(device: str | None) -> float:
