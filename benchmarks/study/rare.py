@@ -47,15 +47,16 @@ from study.states import BaseStates, RowEncoder
 from study.study_run import with_negatives
 
 SHARES = (0.02, 0.05, 0.10, 0.30, 0.70)
-BUDGETS = (100, 250, 1000)
+# A thousand would be more than the pool has.
+BUDGETS = (100, 250)
 SEEDS = 6
-# Pairs of a query that may be chosen: a thousand of a pool of 1,500 can't be had with five of each.
-PER_QUERY = {100: 5, 250: 5, 1000: 1000}
-# Smaller than in the study, so that one pass of a model over all pairs ends within a quarter of an hour.
-HOME_PAIRS = 500
-POOL = 1500
-PAIRS = {"home": 2010, "home_dev": 300, "home_test": 900, "pool": 1070, "away_dev": 300, "away_test": 1000}
-LONGEST_LIST = 20
+# Whole queries may be chosen: five of each would be half of the pool, and with 250 labels no choice.
+PER_QUERY = 10
+# Smaller than in the study, so that one pass of a model over all pairs takes minutes.
+HOME_PAIRS = 250
+POOL = 500
+PAIRS = {"home": 790, "home_dev": 120, "home_test": 300, "pool": 370, "away_dev": 120, "away_test": 500}
+LONGEST_LIST = 10
 # Prompts of the shop are cut shorter than in the study; the forum's questions would not fit.
 MAX_LENGTH = {"shop": 96}
 STRATEGIES = ("dasa", "dasa-without-band", "uncertainty", "knn", *SELECTORS)
@@ -92,7 +93,9 @@ def smaller_study(study: Study) -> Study:
         for role in ("home_test", "away_test")
     }
     model = replace(study.model, max_length=MAX_LENGTH.get(study.name, study.model.max_length))
-    return replace(study, model=model, roles={**study.roles, **tests}, home_pairs=HOME_PAIRS, resamples=300)
+    return replace(
+        study, model=model, roles={**study.roles, **tests}, home_pairs=HOME_PAIRS, per_query=PER_QUERY, resamples=300
+    )
 
 
 def smaller(data: Collections, most: Mapping[str, int]) -> Collections:
@@ -145,7 +148,6 @@ def run_arm(
     `orders` keeps what selectors found of this pool, for the next budget.
     """
     seed = pool.seed
-    study = replace(study, per_query=PER_QUERY.get(job[1], study.per_query))
     strategy, budget, share, number = job
     kept = folder / digest([*job, MEASURES, study.resamples])
     if (found := read_run(kept)) is not None:

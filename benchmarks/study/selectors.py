@@ -34,6 +34,7 @@ class Pool:
     Attributes:
         seed: the pool, and how the library's strategies see it.
         features: mean of the middle layer's states over the pair, training pairs first, shape (m + n, hidden).
+        queries: number of each one's query, shape (m + n,).
         finals: final states of the pool's pairs, shape (n, hidden).
         heads: trained on the training pairs: on all of them, and on draws of their queries.
         ood: which pairs are out of distribution, shape (n,); only "oracle" looks.
@@ -42,6 +43,7 @@ class Pool:
 
     seed: Seed
     features: NDArray[np.float32]
+    queries: NDArray[np.int64]
     finals: NDArray[np.float32]
     heads: list[Head]
     ood: NDArray[np.bool_]
@@ -58,6 +60,7 @@ def pool_of(seed: Seed, data: Collections, states: BaseStates, heads: list[Head]
     return Pool(
         seed,
         np.asarray(states.features[both][:, :hidden], dtype=np.float32),
+        data.queries[both],
         states.finals[seed.sets.pool],
         heads,
         ~np.isin(seed.sets.pool, data.roles["home"]),
@@ -86,14 +89,15 @@ def committee(data: Collections, states: BaseStates, checkpoint: Checkpoint, tra
 def likely_new(pool: Pool) -> NDArray[np.float64]:
     """How sure a classifier between training pairs and pool is that a pair is of the pool, shape (n,).
 
-    Out of fold: a wide classifier would know each pair by heart.
+    Out of fold, query by query: a wide classifier would know each pair, and each query, by heart.
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_predict
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
     of_pool = np.arange(len(pool.features)) >= pool.training
     model = LogisticRegression(C=1.0, max_iter=200, class_weight="balanced")
-    found = cross_val_predict(model, pool.features, of_pool, cv=3, method="predict_proba")
+    folds = StratifiedGroupKFold(3, shuffle=True, random_state=pool.seed.number)
+    found = cross_val_predict(model, pool.features, of_pool, groups=pool.queries, cv=folds, method="predict_proba")
     return np.asarray(found[of_pool, 1], dtype=np.float64)
 
 
