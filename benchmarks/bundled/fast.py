@@ -67,7 +67,13 @@ def measured(
     exits, ends, gains = checkpoint.exits, checkpoint.layers, checkpoint.scale.gains
     assert exits is not None
     assert ends is not None
-    orders: dict[str, list[float]] = {"first stage": [], "ships": [], "whole": [], "with exits": []}
+    orders: dict[str, list[float]] = {
+        "first stage": [],
+        "ships": [],
+        "whole": [],
+        "with exits": [],
+        "exits' own gain": [],
+    }
     grades, probabilities, run, missed, relevant = [], [], [], 0, 0
     for query in queries:
         hits = sorted(query.row["stages"]["bm25"], key=lambda hit: -hit[1])[:DEPTH]
@@ -79,17 +85,18 @@ def measured(
         logits = query.logits[places]
         whole = checkpoint.calibration.probabilities(logits[:, layers.index(ends)])
         score, left = whole @ gains, np.zeros(len(places), dtype=bool)
-        mixed, behind = score.copy(), np.full(len(places), ends)
+        mixed, own, behind = score.copy(), score.copy(), np.full(len(places), ends)
         for exit_ in exits.heads:
             at = logits[:, layers.index(exit_.layer)]
             now = exits.leaving(exit_.layer, at) & ~left
-            mixed[now], behind[now] = lowered(exit_.probabilities(at)[now] @ gains, float(gains[0])), exit_.layer
+            own[now] = exit_.probabilities(at)[now] @ gains
+            mixed[now], behind[now] = lowered(own[now], float(gains[0])), exit_.layer
             left |= now
         ideal = np.array([max(0, grade) for grade in judged.values()], dtype=float)
         of = np.maximum(given, 0).astype(float)
         for name, by in (
             ("first stage", -np.arange(len(places))), ("ships", ships[query.row["qid"]][places]), ("whole", score),
-            ("with exits", mixed),
+            ("with exits", mixed), ("exits' own gain", own),
         ):  # fmt: skip
             orders[name].append(ndcg(of, by, ideal))
         deserves = given >= (2 if max(judged.values(), default=0) > 1 else 1)
