@@ -7,7 +7,7 @@ the pool has a fixed size and an OOD share of 2, 5, 10, 30 or 70 %; collections 
 Only the head is trained (screening, see `heads.py`), on final states of the base model or of the checkpoint that ships;
 novelty is of the same model's features.
 
-Beside the library's strategies those of `selectors.py` are tried, and "oracle", which sees which pairs are OOD: what no
+Beside the library's strategies those of `tried.py` are tried, and "oracle", which sees which pairs are OOD: what no
 selector can beat by finding them.
 """
 
@@ -41,10 +41,10 @@ from study.claims import Claim, Part, judge
 from study.collections_by_role import Collections, Rows, SeedSets, load_collections, seed_sets
 from study.heads import head_logits
 from study.measured import ID, OOD, Run, difference, measure_run, read_run, tests_of
-from study.selectors import SELECTORS, Order, Pool, committee, estimated_share, first_of, likely_new, pool_of
 from study.settings import STUDIES, Study, digest
 from study.states import BaseStates, RowEncoder
 from study.study_run import with_negatives
+from study.tried import SELECTORS, Order, Pool, committee, estimated_share, first_of, likely_new, pool_of
 
 SHARES = (0.02, 0.05, 0.10, 0.30, 0.70)
 # A thousand would be more than the pool has.

@@ -42,10 +42,10 @@ from study.collections_by_role import load_collections, seed_sets
 from study.earlier import with_earlier
 from study.figures import figures, save
 from study.measured import Run, difference, mean_over_seeds, measure_run, read_run
-from study.selectors import committee, pool_of
 from study.settings import ROLES, Study
 from study.states import CachedCheckpoint, base_states, last_layers
 from study.study_run import StudyRun
+from study.tried import committee, pool_of
 from study.tuned import ALL_THREE, ARMS, LPFT, PLAIN, SOUP, queue
 
 WORDS = ["laptop", "garden", "hose", "red", "metal", "chair", "phone", "charger", "cable", "desk", "lamp", "steel"]
