@@ -50,6 +50,8 @@ def connected(address: str) -> Iterator[None]:
     require_ray()
     import ray
 
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", address)
     if ray.is_initialized():
         with _quietly():
             yield

@@ -81,17 +81,18 @@ def test_files_of_a_store(tmp_path: Path) -> None:
 
 
 def test_an_address_without_a_cluster_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{free.getsockname()[1]}"
     for address, said in (
         (nobody, f"no Ray cluster at {nobody}"),
-        ("auto", "no Ray cluster on this machine"),
         ("nonsense", "expected host:port"),
         (f"ray://{nobody}", "ray job submit"),
     ):
         with pytest.raises(InputError, match=said), connected(address):
+            pass
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(InputError, match=said), connected("auto"):
             pass
 
 
