@@ -2,7 +2,7 @@
 
     python benchmarks/demo_cast.py make demo
 
-The cast has all that the terminal showed; the picture has the results alone, without progress bars.
+Both have the results alone: progress bars redraw themselves thousands of times.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main() -> None:
     head = {"version": 2, "width": WIDTH, "height": HEIGHT, "timestamp": int(time.time()), "title": " ".join(command)}
     with atomic_write(FIGURES / "demo.cast") as stream:
         stream.write(json.dumps(head) + "\n")
-        stream.writelines(json.dumps([second, "o", data], ensure_ascii=False) + "\n" for second, data in both)
+        stream.writelines(json.dumps([second, "o", data], ensure_ascii=False) + "\n" for second, data in results)
     with atomic_write(FIGURES / "demo.svg") as stream:
         stream.write(picture(command, results))
     print(f"{' '.join(command)}: {both[-1][0]:.0f} s")
