@@ -105,6 +105,7 @@ RECIPE: Mapping[str, Sequence[type]] = {
     "[finetune.occ]": (settings.OccWeights,),
     "[interpolate]": (settings.InterpolateStage,),
     "[calibrate]": (settings.CalibrateStage,),
+    "[exits]": (settings.ExitsStage,),
 }
 FINETUNE_OF_RECIPE = ("replay", "seeds")
 PAGES = (*(name for name, *_ in API), "commands.md", "recipe.md")

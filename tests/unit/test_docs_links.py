@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from darl_rerank.cli import cli
 from darl_rerank.errors import MissingDependencyError
 from darl_rerank.model import smollm2
+from darl_rerank.training.recipe import settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
 
@@ -110,6 +112,9 @@ def test_the_reference_has_every_command_and_every_key_of_a_recipe() -> None:
     recipe = make_reference.recipe_page()
     assert "| `learning_rate` | number > 0 | `0.0003` | its peak" in recipe
     assert "| `part` | list 2 of number ≥ 0, ≤ 1 | `[0, 1]` | which share" in recipe
+    tables = {kind for kinds in make_reference.RECIPE.values() for kind in kinds}
+    classes = {each for each in vars(settings).values() if isinstance(each, type) and is_dataclass(each)}
+    assert {kind for kind in classes - tables if kind.__module__ == settings.__name__} == {settings.Recipe}
     rows = [line.strip("| ").split(" | ") for line in recipe.splitlines() if line.startswith("| `")]
     assert len(rows) > 60
     assert [row[0] for row in rows if len(row) != 4 or not row[3].strip()] == []
