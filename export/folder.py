@@ -28,7 +28,8 @@ from ..progress import Bar, Progress, progress_bar
 from ..reranker import Reranker
 from ..results import PairScores
 from ..trec.graded_pairs import GradedPair
-from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, GradeGraph, exits_of, require_llama_kind, trace
+from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, GradeGraph, require_llama_kind, trace
+from .graph_exits import exits_of
 from .parity import BOUNDS, NOVELTY_BOUND, Parity, bundled_sample, compare, layer_differences, violations, with_exits
 from .precision import PRECISIONS, convert, products
 from .segments import segments

@@ -30,8 +30,8 @@ import torch
 from ..errors import InputError
 from ..model.base_weights import load_body
 from ..model.checkpoint import Checkpoint
-from ..model.exits import EPSILON
-from ..model.head import Head, Link
+from ..model.head import Link
+from .graph_exits import GraphExit, exits_of, linear
 from .last_tokens import run_last_tokens_only
 from .names import OUTPUTS, PREFIX_INPUTS, segment_outputs
 from .packing import TABLES, pack, tables
@@ -164,30 +164,6 @@ class Product(torch.nn.Module):
         return product if self.bias is None else product + self.bias
 
 
-class _GraphExit(torch.nn.Module):
-    """An exit, see `darl_rerank.model.exits.exit_logits`; what is traced."""
-
-    def __init__(self, head: Head) -> None:
-        super().__init__()
-        assert head.norm is not None
-        self.norm = torch.nn.Parameter(torch.from_numpy(head.norm), requires_grad=False)
-        self.rows = _linear(head)
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Last tokens' states, shape (n, hidden), to outputs, shape (n, K)."""
-        states = states.float()
-        scaled = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + EPSILON) * self.norm
-        found: torch.Tensor = self.rows(scaled)
-        return found
-
-
-def _linear(head: Head) -> torch.nn.Linear:
-    linear = torch.nn.Linear(*head.weight.T.shape)
-    linear.weight.data = torch.from_numpy(head.weight)
-    linear.bias.data = torch.from_numpy(head.bias)
-    return linear
-
-
 class GradeGraph(torch.nn.Module):
     """The module that is traced.
 
@@ -211,7 +187,7 @@ class GradeGraph(torch.nn.Module):
             for name, child in part.named_children():
                 if isinstance(child, torch.nn.Linear):
                     setattr(part, name, Product(child))
-        self.head = _linear(checkpoint.head)
+        self.head = linear(checkpoint.head)
         self.link = checkpoint.link
         self.instruction_length = checkpoint.encoder().instruction_length
         self.attention = attention
@@ -220,7 +196,7 @@ class GradeGraph(torch.nn.Module):
         self._feature_layer = checkpoint.feature_layer
         self.exits = exits_of(checkpoint, len(layers))
         heads = checkpoint.exits.heads if checkpoint.exits is not None and self.exits else ()
-        self.exit_heads = torch.nn.ModuleList(_GraphExit(each.head) for each in heads)
+        self.exit_heads = torch.nn.ModuleList(GraphExit(each.head) for each in heads)
         self._states: dict[int, torch.Tensor] = {}
         for layer in {self._feature_layer, *self.exits}:
             layers[layer - 1].register_forward_hook(partial(self._keep, layer))
@@ -301,20 +277,6 @@ class GradeGraph(torch.nn.Module):
         finally:
             self.one_row = False
         return found
-
-
-def exits_of(checkpoint: Checkpoint, layers: int) -> tuple[int, ...]:
-    """Behind which layers pairs leave.
-
-    Raises:
-        InputError: behind one that is not before the last of `layers`.
-    """
-    exits = checkpoint.exits
-    if exits is None or exits.rule is None:
-        return ()
-    if exits.layers[-1] >= layers:
-        raise InputError(f"the exit behind layer {exits.layers[-1]} is not one before the last of {layers} layers")
-    return exits.layers
 
 
 def require_llama_kind(body: Any) -> Any:
