@@ -30,11 +30,11 @@ from provenance import write_result
 from speed.pairs import grouped, read_pairs
 
 from darl_rerank import Checkpoint
-from darl_rerank.engines.base import grade_groups
-from darl_rerank.engines.batching import plan
+from darl_rerank.engines.base import GradeOutput, grade_groups
+from darl_rerank.engines.batching import MicroBatch
 from darl_rerank.engines.onnx_engine import OnnxEngine
 from darl_rerank.engines.torch_engine import TorchEngine
-from darl_rerank.model.checkpoint import GRAPH
+from darl_rerank.model.checkpoint import PREFIX_GRAPH
 from darl_rerank.model.prompt import PromptGroup
 
 TOKENS = 1024
@@ -83,7 +83,7 @@ def _onnx_products(x: NDArray[np.float32], weight: NDArray[np.int8]) -> dict[str
 
     def session(model: Any) -> Any:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     ends = [
@@ -140,40 +140,53 @@ def _onednn_products(x: NDArray[np.float32], weight: NDArray[np.int8]) -> dict[s
     }
 
 
-def openvino(folder: Path, groups: list[PromptGroup], batch_tokens: int, group: int) -> tuple[Run, list[Any]]:
-    """Runs whole prompts; the list holds the logits of the last run.
+class OpenVino:
+    """Runs the graph with a prefix as `OnnxEngine` does, its weights compressed to int8.
 
     Args:
         folder: an export in float32 without the operator Attention.
-        groups: what to grade.
         batch_tokens: of a micro-batch.
         group: channels that share a scale of an activation.
     """
-    import nncf
-    import openvino as ov
 
-    core = ov.Core()
-    model = nncf.compress_weights(core.read_model(str(folder / GRAPH)), mode=nncf.CompressWeightsMode.INT8_SYM)
-    settings = {
-        "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group),
-        "INFERENCE_PRECISION_HINT": "f32",
-    }  # fmt: skip
-    compiled = core.compile_model(model, "CPU", settings)
-    batches = []
-    for batch in plan(groups, batch_tokens, share_prefix=False):
-        ids = np.zeros((len(batch.sequences), max(map(len, batch.sequences))), np.int64)
+    name, device, precision, exits = "openvino", "cpu", "int8", None
+
+    def __init__(self, folder: Path, batch_tokens: int, group: int) -> None:
+        import nncf
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(str(folder / PREFIX_GRAPH))
+        model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+        settings = {
+            "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group),
+        }  # fmt: skip
+        self.batch_tokens = batch_tokens
+        self._compiled = core.compile_model(model, "CPU", settings)
+        layers, two, heads, _, size = model.input("prefix_keys_values").partial_shape
+        shape = [part.get_length() for part in (layers, two, heads)]
+        self._nothing = (
+            np.zeros((*shape, 0, size.get_length()), np.float32),
+            np.zeros(model.input("prefix_own_sum").shape[0], np.float32),
+        )
+
+    def encode_prefix(self, prefix: tuple[int, ...]) -> Any:
+        found = self._run((prefix,), None)
+        return found["keys_values"].copy(), found["own_sum"].copy()
+
+    def grade(self, batch: MicroBatch, prefix: Any, *, features: bool, **_: Any) -> GradeOutput:
+        return GradeOutput(self._run(batch.sequences, prefix)["logits"].copy(), None)
+
+    def _run(self, sequences: Sequence[tuple[int, ...]], prefix: Any) -> Any:
+        ids = np.zeros((len(sequences), max(map(len, sequences))), np.int64)
         mask = np.zeros_like(ids)
-        for row, sequence in enumerate(batch.sequences):
+        for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
-        batches.append((batch.positions, {"input_ids": ids, "attention_mask": mask}))
-    found: list[Any] = []
-
-    def run() -> None:
-        parts = [(places, compiled(inputs)[compiled.output("logits")]) for places, inputs in batches]
-        order = np.argsort([place for places, _ in parts for place in places])
-        found[:] = [np.concatenate([logits for _, logits in parts])[order]]
-
-    return run, found
+        keys_values, own_sum = prefix or self._nothing
+        return self._compiled({
+            "input_ids": ids, "attention_mask": mask, "prefix_keys_values": keys_values, "prefix_own_sum": own_sum,
+        })  # fmt: skip
 
 
 def model(
@@ -187,7 +200,7 @@ def model(
     logits: dict[str, list[Any]] = {}
     skipped: dict[str, str] = {}
 
-    def ours(name: str, engine: Any, share: bool = True) -> None:
+    def add(name: str, engine: Any, share: bool = True) -> None:
         kept: list[Any] = []
         runs[name], logits[name] = (
             lambda: kept.__setitem__(
@@ -197,17 +210,17 @@ def model(
         )
 
     engine = OnnxEngine(checkpoint, device="cpu")
-    ours("ours", engine)
-    ours("ours, the prefix with every document", engine, share=False)
+    add("ours", engine)
+    add("ours, the prefix with every document", engine, share=False)
     if before is not None:
-        ours("ours, before", OnnxEngine(Checkpoint.load(before), device="cpu"))
+        add("ours, before", OnnxEngine(Checkpoint.load(before), device="cpu"))
     for precision in ("bfloat16", "float32"):
-        ours(f"torch, {precision}", TorchEngine(Checkpoint.load("smollm2-darl"), device="cpu", precision=precision))
+        add(f"torch, {precision}", TorchEngine(Checkpoint.load("smollm2-darl"), device="cpu", precision=precision))
     if plain is not None:
         for group in (32, 1 << 20):
             name = f"OpenVINO, scale of {'a token' if group > 1536 else f'{group} channels'}"
             try:
-                runs[name], logits[name] = openvino(plain, groups, engine.batch_tokens, group)
+                add(name, OpenVino(plain, engine.batch_tokens, group))
             except Exception as error:  # a foreign library's; the reason goes into the table
                 skipped[name] = f"{type(error).__name__}: {error}"[:200]
     seconds = in_turns(runs, repeats)
