@@ -221,7 +221,7 @@ def main() -> None:
             "max_length": study.model.max_length, "resamples": study.resamples, "data": data.table(), "pools": pools,
             "rows": found,
         },
-        argv=sys.argv[1:],
+        argv=sys.argv,
     )  # fmt: skip
 
 

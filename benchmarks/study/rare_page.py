@@ -24,7 +24,7 @@ PAGE = page.DOCS / "rare-shift.md"
 FIGURE = "rare_shift.svg"
 _BUDGET = 100
 _MEASURES = {"OOD/ndcg@10": "nDCG@10", "OOD/qwk": "kappa"}
-_DRAWN = {"dasa": "#a40000", "domain-drawn": "#1f5fa8", "oracle": "#777777"}
+_DRAWN = {"dasa": "#a40000", "dasa-without-band": "#1f5fa8", "oracle": "#777777"}
 _MODELS = {"shipped": "the model that ships", "base": "the base model"}
 
 

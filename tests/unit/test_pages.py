@@ -25,12 +25,12 @@ import reliability_tables
 import scores_tables
 import serving_tables
 from bundled import tables as bundled_tables
-from study import conclusions
+from study import conclusions, rare_page
 from study import tables as study_tables
 
 PAGES = (
     budget_tables, capacity_tables, performance_tables, export_tables, first_stages_tables, other_models_tables,
-    ray_tables, scores_tables, conclusions, reliability_tables, study_tables, bundled_tables, serving_tables,
+    ray_tables, scores_tables, conclusions, reliability_tables, study_tables, rare_page, bundled_tables, serving_tables,
 )  # fmt: skip
 
 
