@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from provenance import write_result
 from scores import COLLECTIONS, SEED, whole_lines
 from tqdm import tqdm
 
-from darl_rerank import Reranker
+from darl_rerank import PairScores, Reranker
 from darl_rerank.evaluation.ranking import ndcg
 from darl_rerank.evaluation.significance import paired_test
 
@@ -94,7 +95,7 @@ def judged(query: dict[str, Any], early: Reranker, whole: Reranker) -> dict[str,
     hits = sorted(query["stages"].get("bm25", ()), key=lambda hit: -hit[1])[:DEPTH]
     places = [int(place) for place, _ in hits]
     pairs = [(query["query"], query["texts"][place]) for place in places]
-    found, full = (each.score_pairs(pairs) for each in (early, whole))
+    (found, seconds), (full, seconds_whole) = (timed(each, pairs) for each in (early, whole))
     assert found.exit_layers is not None
     return {
         "qid": query["qid"], "docids": [query["docids"][place] for place in places],
@@ -103,7 +104,14 @@ def judged(query: dict[str, Any], early: Reranker, whole: Reranker) -> dict[str,
         "layers": found.exit_layers.tolist(), "score": found.score.tolist(), "whole": full.score.tolist(),
         "gain": early.scale.expected_gain(found.probabilities).tolist(),
         "grade": found.grade.tolist(), "whole grade": full.grade.tolist(),
+        "seconds": seconds, "whole seconds": seconds_whole,
     }  # fmt: skip
+
+
+def timed(reranker: Reranker, pairs: list[tuple[str, str]]) -> tuple[PairScores, float]:
+    """Scores, and processor seconds that they took, which other work on the machine changes little."""
+    start = time.process_time()
+    return reranker.score_pairs(pairs), time.process_time() - start
 
 
 def summary(queries: list[dict[str, Any]], grade: int, last: int) -> dict[str, Any]:
@@ -117,6 +125,8 @@ def summary(queries: list[dict[str, Any]], grade: int, last: int) -> dict[str, A
     return {
         "queries": len(queries), "pairs": len(layers),
         "layers": run, "share of layers": run / last,
+        "processor seconds a query": float(np.mean([query["seconds"] for query in queries])),
+        "processor seconds a query, whole": float(np.mean([query["whole seconds"] for query in queries])),
         "left": float(left.mean()), "relevant": int(deserves.sum()), "relevant that left": int((left & deserves).sum()),
         "ndcg@10 whole": float(orders["whole"].mean()), "ndcg@10 with exits": float(orders["score"].mean()),
         "ndcg@10 with the exits' gain": float(orders["gain"].mean()),
