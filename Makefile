@@ -12,8 +12,9 @@ demo: .venv/demo.installed
 	$(BIN)/darl-rerank demo $(ARGS)
 
 ## test: everything that runs offline on a CPU (ARGS="-k journal" for a part)
+# Files are shared out over the cores, each process with one thread; ARGS=-n0 runs all in one process.
 test: .venv/dev.installed .venv/optimum.installed .venv/clients.installed
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 ## test-clients: the clients of other libraries against the server, those of `test` and cohere 7, in environments of their own
 test-clients: .venv/dev.installed .venv/clients.installed .venv/cohere7.installed
