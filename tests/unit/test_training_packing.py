@@ -31,7 +31,7 @@ def groups(checkpoint: Checkpoint) -> list[PromptGroup]:
 def test_packed_logits_are_those_of_the_engine(tiny_model: Path, tiny_reranker: Reranker, model: GradeModel) -> None:
     packed = pack(groups(Checkpoint.load(tiny_model)))
     with torch.inference_mode():
-        logits = model.eval()(packed.last, **packed.inputs()).numpy()
+        (logits,) = model.eval()(packed.last, **packed.inputs()).numpy()
     pairs = [(query, document) for i, query in enumerate(QUERIES) for document in DOCUMENTS[: i + 2]]
     expected = tiny_reranker.score_pairs(pairs).logits
     assert logits.shape == expected.shape
@@ -69,8 +69,8 @@ def test_prompts_with_nothing_in_common(model: GradeModel) -> None:
     prompts = [PromptGroup((5, 6), ((7,), (8, 9)), (0, 1), (False, False)), PromptGroup((9,), ((4,),), (0,), (False,))]
     together = pack(prompts)
     with torch.inference_mode():
-        logits = model.eval()(together.last, **together.inputs())
-        apart = [model(p.last, **p.inputs()) for g in prompts for p in (pack([g]),)]
+        (logits,) = model.eval()(together.last, **together.inputs())
+        apart = [model(p.last, **p.inputs())[0] for g in prompts for p in (pack([g]),)]
     torch.testing.assert_close(logits, torch.cat(apart), rtol=1e-4, atol=1e-5)
 
 
