@@ -39,6 +39,22 @@ def hundred() -> str | None:
     return "\n\n".join([table(head, lines), about, source(values, "throughput_one_core")])
 
 
+def both_models() -> str | None:
+    values = result("hundred_documents")
+    if values is None:
+        return None
+    lines = [
+        [row["name"], f"{row['median']:.1f}", f"{row['times the CrossEncoder']:.1f}"]
+        for row in sorted(values["rows"], key=lambda row: row["median"])
+    ]
+    head = ["", "100 documents, s of one core", "times the CrossEncoder as installed"]
+    about = (
+        f"{len(values['left early'])} queries of {values['collection']}; medians, one thread, processor seconds. "
+        f"{percent(sum(values['left early']) / len(values['left early']))} of the fast model's pairs left early."
+    )
+    return "\n\n".join([table(head, lines), about, source(values, "hundred_documents")])
+
+
 def tokens_about(values: dict[str, Any]) -> str:
     tokens = values["tokens_per_pair"]
     return f"{tokens['whole']:.0f} tokens a pair, of which {tokens['run']:.0f} are run where a query's prefix is shared"
@@ -298,6 +314,7 @@ def invariance() -> str | None:
 
 TABLES = (
     hundred,
+    both_models,
     rows,
     ceiling,
     latency,
