@@ -48,6 +48,7 @@ from darl_rerank.training.decisions.decide import recalibrated
 from darl_rerank.training.decisions.exits import fit_exit_calibrations, fit_exit_rule
 from darl_rerank.training.decisions.fusion import fit_fusion
 from darl_rerank.training.model.lowrank import LowRank, mean_adapter, read_adapter, save_as_adapter
+from darl_rerank.training.model.temperature import fit_calibration
 from darl_rerank.trec.graded_pairs import GradedPair
 from darl_rerank.trec.qrels import Qrels
 
@@ -101,8 +102,6 @@ def main(
         size = save_as_adapter(low_rank, folder, base_name=checkpoint.base.name, dtype=torch.float8_e4m3fn)
         checkpoint = checkpoint.save(work / "weights", overwrite=True, adapter=folder)
     click.echo(f"adapter of rank {rank}: {size:,} bytes, {low_rank.kept:.2%} kept; exits: {exits.rule}", err=True)
-
-    from darl_rerank.training.model.temperature import fit_calibration
 
     final = recalibrated(
         checkpoint,

@@ -23,12 +23,19 @@ def corpus_to_parquet(corpus: Path, folder: Path, overwrite: bool, as_json: bool
     CORPUS is JSONL (an id, a title if there is one, a text) or TSV (id, text or id, title, text), plain or gzip. Memory
     stays bounded; FOLDER's disk needs room for twice the texts meanwhile. FOLDER is made whole or not at all.
     """
+    from ..errors import InputError
     from ..trec.corpora import read_corpus
     from ..trec.lines import Faults
     from ..trec.parquet_corpus import write_parquet_corpus
 
     faults = Faults(corpus)
-    made = write_parquet_corpus(read_corpus(corpus, faults=faults), folder, overwrite=overwrite)
+    try:
+        made = write_parquet_corpus(read_corpus(corpus, faults=faults), folder, overwrite=overwrite)
+    except InputError as error:
+        if not len(faults):
+            raise
+        # Not one of its lines is a document: why, says the first.
+        raise InputError(f"{error}; the first line: {faults.first}") from error
     if len(faults):
         log.warning(f"{len(faults):,} lines are no documents and were left out; the first: {faults.first}")
     if made.repeated:

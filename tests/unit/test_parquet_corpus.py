@@ -7,8 +7,10 @@ import random
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from darl_rerank import InputError
+from darl_rerank.cli import cli
 from darl_rerank.trec import parquet_corpus
 from darl_rerank.trec.corpora import Document
 from darl_rerank.trec.parquet_corpus import Converted, ParquetDocuments, write_parquet_corpus
@@ -52,3 +54,12 @@ def test_faults_name_the_file(tmp_path: Path) -> None:
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 9}))
     with pytest.raises(InputError, match="format 9, expected 1"):
         ParquetDocuments(tmp_path / "corpus")
+
+
+def test_a_corpus_without_one_document_names_its_first_line(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"query": "q", "document": "d"}\n', "utf-8")
+    result = CliRunner().invoke(cli, ["corpus-to-parquet", str(corpus), str(tmp_path / "folder")])
+    assert result.exit_code == 3
+    assert f"{corpus}:1: expected an id" in result.output
+    assert list(tmp_path.iterdir()) == [corpus]
