@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from darl_rerank.arguments import check_count
 from darl_rerank.documents import read_document
 from darl_rerank.errors import InputError
 from darl_rerank.results import RankedDocument
@@ -170,8 +171,7 @@ class FaissRetriever:
         Raises:
             InputError: vectors of another dimension than the index's, or `depth` below 1.
         """
-        if depth < 1:
-            raise InputError(f"depth must be at least 1, got {depth}")
+        check_count("depth", depth)
         vectors = encode(self.encoder, queries, "query")
         if vectors.shape[1] != self.index.d:
             raise InputError(
@@ -236,8 +236,8 @@ class FaissReranker:
             InputError: `k` or `depth` below 1, vectors of another dimension than the index's, an id that is not in
                 the document store, or an empty query.
         """
-        if k < 1 or depth < 1:
-            raise InputError(f"k and depth must be at least 1, got {k} and {depth}")
+        check_count("k", k)
+        check_count("depth", depth)
         texts = [queries] if isinstance(queries, str) else list(queries)
         if not texts:
             return []

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from darl_rerank.arguments import check_count
 from darl_rerank.errors import InputError, MissingDependencyError
 from darl_rerank.files import atomic_folder
 from darl_rerank.progress import Progress, progress_bar
@@ -65,8 +66,7 @@ def build(
     """
     if kind not in ("auto", "flat", "hnsw"):
         raise InputError(f"kind must be auto, flat or hnsw, got {kind!r}")
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    check_count("batch_size", batch_size)
     wanted = Indexable(documents, missing)
     faiss = import_faiss()
     path = Path(path)

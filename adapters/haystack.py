@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from darl_rerank import Reranker
+from darl_rerank.arguments import check_count
 from darl_rerank.errors import InputError
 from darl_rerank.model.prompt import LongDocuments
 from darl_rerank.model.scale import RelevanceScale
@@ -52,8 +53,8 @@ class DarlRanker:
         precision: str | None = None,
         long_documents: LongDocuments = "truncate",
     ) -> None:
-        if top_k is not None and top_k < 1:
-            raise InputError(f"top_k must be at least 1, got {top_k}")
+        if top_k is not None:
+            check_count("top_k", top_k)
         self._given = isinstance(model, Reranker)
         self._reranker: Reranker | None = model if isinstance(model, Reranker) else None
         self.model = None if model is None or isinstance(model, Reranker) else str(model)

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from darl_rerank.arguments import check_count
 from darl_rerank.errors import InputError
 from darl_rerank.files import atomic_folder
 from darl_rerank.progress import Bar, Progress, progress_bar
@@ -163,8 +164,7 @@ def lucene_search(
     Raises:
         InputError: as `open_lucene_index` and `lucene_hits`, or `k` below 1.
     """
-    if k < 1:
-        raise InputError(f"k must be at least 1, got {k}")
+    check_count("k", k)
     if isinstance(index, (str, Path)):
         searcher = open_lucene_index(index)
         with jvm_lock:

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from darl_rerank.arguments import check_count
 from darl_rerank.errors import InputError
 from darl_rerank.results import RankedDocument
 from darl_rerank.trec.runs import strictly_decreasing
@@ -161,8 +162,8 @@ def rerank_batch(
         InputError: as `rerank_hits`, or a result without query.
     """
     for name, value in (("depth", depth), ("top_k", top_k)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
+        if value is not None:
+            check_count(name, value)
     if isinstance(text_fields, str):
         raise InputError(f"text_fields must be a sequence of names, got the string {text_fields!r}")
     if unknown := [qid for qid in results if qid not in queries]:
@@ -276,8 +277,7 @@ class RerankingSearcher:
         lookup: Any = None,
         fuse: Literal["auto"] | None = None,
     ) -> None:
-        if depth < 1:
-            raise InputError(f"depth must be at least 1, got {depth}")
+        check_count("depth", depth)
         if getattr(searcher, "num_docs", None) == 0:
             raise InputError("the index has no documents", path=getattr(searcher, "index_dir", None))
         self.searcher = searcher
@@ -351,8 +351,7 @@ class RerankingSearcher:
         return rerank_batch(self.reranker, texts, results, top_k=k, **self._options)
 
     def _candidates(self, k: int) -> int:
-        if k < 1:
-            raise InputError(f"k must be at least 1, got {k}")
+        check_count("k", k)
         return max(k, self.depth)
 
     def _wider(self, search: Callable[..., Any], k: int, options: dict[str, Any]) -> dict[str, Any]:

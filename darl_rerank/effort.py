@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import is_number, is_whole
 from .documents import QueryGroup
 from .errors import InputError
 from .judging import Judge
@@ -53,15 +54,16 @@ class Effort:
         """
         if budget_ms is None and depth is None:
             return None
-        if budget_ms is not None and (
-            isinstance(budget_ms, bool) or not isinstance(budget_ms, (int, float)) or not 0 < budget_ms < math.inf
-        ):
+        if budget_ms is not None and not (is_number(budget_ms) and 0 < budget_ms < math.inf):
             raise InputError(f"budget_ms must be a number of milliseconds above 0, got {budget_ms!r}")
         if depth == "auto":
             if reach is None:
                 raise InputError("depth='auto' needs statistics that this checkpoint lacks: give depth as a number")
-        elif depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 1):
+        elif depth is not None and not (is_whole(depth) and depth >= 1):
             raise InputError(f"depth must be a number of at least 1 or 'auto', got {depth!r}")
+        # Of numpy's numbers, Python's: what follows tells a depth from "auto" by its type.
+        budget_ms = None if budget_ms is None else float(budget_ms)
+        depth = depth if depth is None or isinstance(depth, str) else int(depth)
         return cls(budget_ms, depth, top_k or _DEFAULT_TOP, reach if depth == "auto" else None)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
+from .arguments import check_count
 from .errors import InputError
 from .files import atomic_write, check_output_file
 from .model.digests import file_sha256
@@ -73,8 +74,7 @@ class RerankJob:
 
 def wanted_documents(run: Run, depth: int) -> set[str]:
     """Ids of the first `depth` documents of every query."""
-    if depth < 1:
-        raise InputError(f"depth must be at least 1, got {depth}")
+    check_count("depth", depth)
     return {entry.docid for entries in run.values() for entry in entries[:depth]}
 
 
@@ -134,8 +134,8 @@ class Choices:
     tag: str = "darl-rerank"
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top_k must be at least 1, got {self.top_k}")
+        if self.top_k is not None:
+            check_count("top_k", self.top_k)
         check_word("tag", self.tag)
 
     @property

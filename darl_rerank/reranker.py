@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import threading
 import time
 import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 import numpy as np
 
+from .arguments import check_count
 from .documents import QueryGroup, read_document, read_group, read_query
-from .effort import Depth, Effort, judge_from_the_top
+from .effort import Depth, judge_from_the_top
 from .engines.base import Engine
 from .errors import InputError
 from .judging import Judge
@@ -22,6 +24,7 @@ from .model.checkpoint import Checkpoint
 from .model.prompt import LongDocuments
 from .model.scale import RelevanceScale
 from .model.shipped import DEFAULT
+from .options import Options, RerankOptions
 from .ranking import rank
 from .results import PairScores, Ranking
 from .rules import Fuse, Prevalence, Rules
@@ -39,8 +42,9 @@ _WARM_UP = (1, 4, 16, 64) * 2
 class Reranker:
     """Judges query-document pairs on an ordered scale and orders documents by expected gain.
 
-    Safe to call from several threads. A pair's result depends on the pair alone: not on what else is in the batch,
-    on batch size or on order, to within rounding of the engine's number format (docs/reliability.md states the bounds).
+    Safe to call from several threads. It may be pickled and go to another process, which loads the engine anew. A
+    pair's result depends on the pair alone: not on what else is in the batch, on batch size or on order, to within
+    rounding of the engine's number format (docs/reliability.md states the bounds).
 
     Args:
         checkpoint: the model.
@@ -60,8 +64,8 @@ class Reranker:
         share_prefix: bool = True,
         long_documents: LongDocuments = "truncate",
     ) -> None:
-        if batch_tokens is not None and batch_tokens < 1:
-            raise InputError(f"batch_tokens must be at least 1, got {batch_tokens}")
+        if batch_tokens is not None:
+            check_count("batch_tokens", batch_tokens)
         if long_documents not in get_args(LongDocuments):
             raise InputError(f"long_documents must be one of {get_args(LongDocuments)}, got {long_documents!r}")
         self.checkpoint = checkpoint
@@ -75,6 +79,8 @@ class Reranker:
             long_documents=long_documents,
         )
         self._queue: TokenQueue | None = None
+        # Whose thread the queue has: a forked process has none.
+        self._queue_process = 0
         self._queue_lock = threading.Lock()
 
     @classmethod
@@ -149,6 +155,13 @@ class Reranker:
 
         return CrossEncoderView(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied without what runs it: its engine is loaded anew, in another process for instance."""
+        engine, judge = self.engine, self._judge
+        settings = {"device": engine.device, "precision": engine.precision, "exit": "auto" if engine.exits else "off"}
+        own = {"share_prefix": judge.share_prefix, "long_documents": judge.long_documents}
+        return _loaded_again, (type(self), self.checkpoint, engine.name, settings, judge.batch_tokens, own)
+
     def __repr__(self) -> str:
         folder = self.checkpoint.folder
         name = self.checkpoint.base.name if folder is None else folder.name
@@ -219,21 +232,7 @@ class Reranker:
             depth=depth,
         )[0]
 
-    async def rerank_async(
-        self,
-        query: str,
-        documents: Iterable[Any],
-        *,
-        top_k: int | None = None,
-        strict: bool = False,
-        cut: str | None = None,
-        min_grade: str | int | None = None,
-        min_probability: float | None = None,
-        fuse: Fuse | None = None,
-        prevalence: Prevalence | None = None,
-        budget_ms: float | None = None,
-        depth: Depth | None = None,
-    ) -> Ranking:
+    async def rerank_async(self, query: str, documents: Iterable[Any], **options: Unpack[RerankOptions]) -> Ranking:
         """`rerank` without holding up the event loop; calls that wait at the same time fill their batches together.
 
         The ranking is that of `rerank`, and so are the arguments, but for these: the time that a call waits for others
@@ -246,21 +245,14 @@ class Reranker:
         """
         from .queue.jobs import Job, make_job
 
-        _check_top_k(top_k)
         arrived = time.monotonic()
-        rules = Rules.read(
-            self.checkpoint,
-            cut=cut,
-            min_grade=min_grade,
-            min_probability=min_probability,
-            fuse=fuse,
-            prevalence=prevalence,
-        )
-        effort = Effort.read(self.checkpoint.reach, budget_ms=budget_ms, depth=depth, top_k=top_k)
+        asked = Options.read(self.checkpoint, options)
 
         def tokenised() -> Job:
-            group = read_group(query, documents, strict=strict)
-            return make_job(self._judge, group, rules, effort, arrived=arrived, top_k=top_k, strict=strict)
+            group = read_group(query, documents, strict=asked.strict)
+            return make_job(
+                self._judge, group, asked.rules, asked.effort, arrived=arrived, top_k=asked.top_k, strict=asked.strict
+            )
 
         job = await asyncio.to_thread(tokenised)
         self._running_queue().submit([job])
@@ -270,16 +262,7 @@ class Reranker:
         self,
         queries: Iterable[str],
         documents_per_query: Iterable[Iterable[Any]],
-        *,
-        top_k: int | None = None,
-        strict: bool = False,
-        cut: str | None = None,
-        min_grade: str | int | None = None,
-        min_probability: float | None = None,
-        fuse: Fuse | None = None,
-        prevalence: Prevalence | None = None,
-        budget_ms: float | None = None,
-        depth: Depth | None = None,
+        **options: Unpack[RerankOptions],
     ) -> list[Ranking]:
         """`rerank` for several queries at once; batches are filled across queries, or (given `budget_ms` or `depth`)
         one query is judged after the other, each with its own budget.
@@ -287,21 +270,12 @@ class Reranker:
         Raises:
             InputError: as `rerank`, or the two differ in length.
         """
-        _check_top_k(top_k)
-        rules = Rules.read(
-            self.checkpoint,
-            cut=cut,
-            min_grade=min_grade,
-            min_probability=min_probability,
-            fuse=fuse,
-            prevalence=prevalence,
-        )
-        effort = Effort.read(self.checkpoint.reach, budget_ms=budget_ms, depth=depth, top_k=top_k)
+        asked = Options.read(self.checkpoint, options)
         started = time.perf_counter()
-        groups = _read_groups(queries, documents_per_query, strict=strict)
-        judged = self._judge_all(groups, effort, started, strict=strict)
+        groups = _read_groups(queries, documents_per_query, strict=asked.strict)
+        judged = self._judge_all(groups, asked, started)
         return [
-            rank(group, scores, rules, reasons=reasons, top_k=top_k)
+            rank(group, scores, asked.rules, reasons=reasons, top_k=asked.top_k)
             for group, (scores, reasons) in zip(groups, judged, strict=True)
         ]
 
@@ -333,6 +307,8 @@ class Reranker:
             InputError: as `rerank`, or an element that is not a pair.
         """
         rules = Rules.read(self.checkpoint, prevalence=prevalence)
+        if not isinstance(pairs, Iterable):
+            raise InputError(f"pairs must be a list of (query, document), got {pairs!r:.60}")
         read = []
         for i, pair in enumerate(pairs):
             if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
@@ -357,7 +333,8 @@ class Reranker:
         from .queue.token_queue import TokenQueue
 
         with self._queue_lock:
-            if self._queue is None:
+            if self._queue is None or self._queue_process != os.getpid():
+                self._queue_process = os.getpid()
                 # Whoever awaits can't be told to come again later, so all that come are taken.
                 self._queue = TokenQueue(self._judge, max_tokens=math.inf)
                 self._queue.start()
@@ -365,17 +342,19 @@ class Reranker:
             return self._queue
 
     def _judge_all(
-        self, groups: Sequence[QueryGroup], effort: Effort | None, started: float, *, strict: bool
+        self, groups: Sequence[QueryGroup], asked: Options, started: float
     ) -> list[tuple[PairScores, dict[int, str]]]:
         """For each group a row a document, and why a document was not judged, by its place."""
         result: list[tuple[PairScores, dict[int, str]]] = []
-        if effort is not None:
+        if asked.effort is not None:
             for group in groups:
-                result.append(judge_from_the_top(self._judge, group, effort, started=started, strict=strict))
+                result.append(
+                    judge_from_the_top(self._judge, group, asked.effort, started=started, strict=asked.strict)
+                )
                 started = time.perf_counter()
             return result
         encoded = [
-            self._judge.encode(group.query, [group.documents[i].text for i in group.readable], strict=strict)
+            self._judge.encode(group.query, [group.documents[i].text for i in group.readable], strict=asked.strict)
             for group in groups
         ]
         scores = self._judge.judge(encoded)
@@ -388,9 +367,18 @@ class Reranker:
         return result
 
 
-def _check_top_k(top_k: int | None) -> None:
-    if top_k is not None and top_k < 1:
-        raise InputError(f"top_k must be at least 1, got {top_k}")
+def _loaded_again(
+    cls: type[Reranker],
+    checkpoint: Checkpoint,
+    engine: str,
+    settings: dict[str, Any],
+    batch_tokens: int,
+    own: dict[str, Any],
+) -> Reranker:
+    """See `Reranker.__reduce__`."""
+    from .engines.loading import load_engine
+
+    return cls(checkpoint, load_engine(checkpoint, engine, **settings), batch_tokens=batch_tokens, **own)
 
 
 def _read_groups(
@@ -398,6 +386,9 @@ def _read_groups(
 ) -> list[QueryGroup]:
     if isinstance(queries, str):
         raise InputError("queries must be a list of strings, got a string; rerank takes a single query")
+    for name, given in (("queries", queries), ("documents_per_query", documents_per_query)):
+        if not isinstance(given, Iterable):
+            raise InputError(f"{name} must be a list, got {given!r:.60}")
     texts, lists = list(queries), list(documents_per_query)
     if len(texts) != len(lists):
         raise InputError(f"got {len(texts)} queries but {len(lists)} lists of documents")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import is_number
 from .documents import QueryGroup, first_value
 from .errors import InputError
 from .model.calibration import check_prevalence, estimate_prevalence
@@ -64,8 +65,8 @@ class Rules:
         if min_probability is not None:
             if min_grade is None:
                 raise InputError("min_probability is the probability of a grade or a better one: give min_grade too")
-            if not 0 < min_probability <= 1:
-                raise InputError(f"min_probability must be above 0 and at most 1, got {min_probability}")
+            if not (is_number(min_probability) and 0 < min_probability <= 1):
+                raise InputError(f"min_probability must be above 0 and at most 1, got {min_probability!r}")
         if cut is not None and prevalence is not None:
             raise InputError("a cut holds for the probabilities it was calibrated on: give it without prevalence")
         if prevalence is not None:

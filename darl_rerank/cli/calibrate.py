@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +134,7 @@ def calibrate(
     )  # fmt: skip
     if traffic is not None:
         made = _for_traffic(made, reranker, traffic)
-    _save(made, output, overwrite)
+    made.save(output, overwrite=overwrite)
     if as_json:
         print_json({"checkpoint": str(output), "calibration": made.calibration.to_dict(),
                     "decisions": made.decisions.to_dict(scale), **facts})  # fmt: skip
@@ -202,19 +201,3 @@ def _costs(path: Path) -> Any:
         raise InputError(f"can't be read: {error.strerror}", path=path) from error
     except (ValueError, TypeError) as error:
         raise InputError(f"expected JSON with K rows of K numbers: {error}", path=path) from error
-
-
-def _save(checkpoint: Checkpoint, output: Path, overwrite: bool) -> None:
-    """The checkpoint as it is, an export's graphs included, with another calibration."""
-    from ..files import atomic_folder
-
-    source: Any = checkpoint.folder
-    assert source is not None
-    card = source / "README.md"
-    text = card.read_text("utf-8") if card.is_file() else None
-    adapter, weights = checkpoint.adapter_folder, checkpoint.model_folder
-    with atomic_folder(output, overwrite=overwrite) as folder:
-        for path in source.iterdir():
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
-        checkpoint.write_into(folder, adapter=adapter, model=weights, card=text)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..arguments import check_count
 from ..files import check_output_file
 from ..locks import WriterLock
 from ..model.checkpoint import Checkpoint
@@ -99,8 +99,8 @@ def rerank_on_ray(
         DarlRerankError: the cluster failed, or an output can't be written.
         MissingDependencyError: Ray is not installed.
     """
-    if depth is not None and depth < 1:
-        raise InputError(f"depth must be at least 1, got {depth}")
+    if depth is not None:
+        check_count("depth", depth)
     places = {"run": run, "topics": topics, "documents": documents, "output": output}
     paths = {name: _absolute(path) for name, path in places.items()}
     outputs = [paths["output"], *([] if details is None else [_absolute(details)])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..errors import InputError
+from ..arguments import check_count
 from ..model.prompt import PromptGroup
 
 # Below this many documents, running the prefix on its own costs more than it saves: whole sequences of several
@@ -45,8 +45,7 @@ def plan(groups: Sequence[PromptGroup], batch_tokens: int, *, share_prefix: bool
     Raises:
         InputError: `batch_tokens` below 1.
     """
-    if batch_tokens < 1:
-        raise InputError(f"batch_tokens must be at least 1, got {batch_tokens}")
+    check_count("batch_tokens", batch_tokens)
     whole: list[tuple[tuple[int, ...], int]] = []
     offset = 0
     for group in groups:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..model.base_weights import load_body
+from ..model.base_weights import load_body, weights_of
 from ..model.checkpoint import Checkpoint
 from .decoder import Decoder, PlainDecoder
 from .fused_decoder import FusedDecoder
@@ -28,8 +28,11 @@ def load_decoder(
         model: the decoder as `load_body` gives it, if it is loaded already; it is not changed.
 
     Raises:
-        InputError: the model can't be read, or head, feature layer or exits do not fit it.
+        InputError: the model can't be read, it is an export, or head, feature layer or exits do not fit it.
     """
+    if model is None:
+        # Before the cache is looked into, which has the base model's under the same name.
+        weights_of(checkpoint)
     path = cache_path(checkpoint, dtype) if fused and model is None else None
     weights = None if path is None else FusedWeights.load(path)
     if weights is not None and path is not None:

@@ -38,15 +38,28 @@ def load_body(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     import torch
     from transformers import AutoModel
 
-    source = checkpoint.model_folder or checkpoint.base.resolve()
+    weights = weights_of(checkpoint)
     if checkpoint.adapter_folder is None:
-        return ended(_from_pretrained(AutoModel, source, checkpoint.base.revision, dtype).eval(), checkpoint)
-    from transformers import AutoModelForCausalLM
-
-    body = with_adapter(
-        _from_pretrained(AutoModelForCausalLM, source, checkpoint.base.revision, torch.float32), checkpoint
-    )
+        return ended(_from_pretrained(AutoModel, weights.resolve(), weights.revision, dtype).eval(), checkpoint)
+    body = with_adapter(load_causal_lm(weights, torch.float32), checkpoint)
     return ended(body.merge_and_unload().base_model.to(dtype).eval(), checkpoint)
+
+
+def weights_of(checkpoint: Checkpoint) -> BaseModel:
+    """Where a checkpoint's weights are, without its adapter: in its own folder, or the base model's.
+
+    Raises:
+        InputError: an export, whose weights are in its ONNX graphs alone. The base model's would be another model's.
+    """
+    if checkpoint.model_folder is not None:
+        return BaseModel(str(checkpoint.model_folder.resolve()))
+    if checkpoint.export is not None and checkpoint.adapter_folder is None:
+        raise InputError(
+            "is an export, whose weights are in its ONNX graphs alone: engine='onnx' runs it, and torch runs the "
+            "checkpoint that it was made from",
+            path=checkpoint.folder,
+        )
+    return checkpoint.base
 
 
 def ended(body: Any, checkpoint: Checkpoint) -> Any:

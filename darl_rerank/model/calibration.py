@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import is_number
 from ..errors import InputError
 
 
@@ -151,11 +152,12 @@ class Calibration:
 
 def check_prevalence(prevalence: Sequence[float], grades: int) -> None:
     """Raise InputError unless these are shares of `grades` grades, each above 0, that sum to 1."""
-    shares = np.asarray(prevalence, dtype=np.float64)
+    given = list(prevalence) if isinstance(prevalence, (Sequence, np.ndarray)) else []
+    shares = np.array(given if all(map(is_number, given)) else [], dtype=np.float64)
     if shares.shape != (grades,) or not (np.isfinite(shares) & (shares > 0)).all() or abs(shares.sum() - 1) > 1e-3:
         raise InputError(
             f"a prevalence is the share of each of the {grades} grades, the lowest first, all above 0 and 1 in sum; "
-            f"got {list(prevalence)}"
+            f"got {given or prevalence!r:.100}"
         )
 
 

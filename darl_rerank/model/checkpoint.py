@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -218,7 +219,7 @@ class Checkpoint:
         model: Path | None = None,
         card: str | None = None,
     ) -> Checkpoint:
-        """Write the folder, whole or not at all, and return the checkpoint as loaded from it.
+        """Write the folder, an export's graphs included, whole or not at all; returns the checkpoint as loaded from it.
 
         Args:
             folder: where to.
@@ -235,6 +236,10 @@ class Checkpoint:
         if card is None and self.folder is not None and (self.folder / CARD).is_file():
             card = (self.folder / CARD).read_text("utf-8")
         with atomic_folder(folder, overwrite=overwrite) as temporary:
+            if self.export is not None and self.folder is not None:
+                for path in self.folder.iterdir():
+                    if path.is_file():
+                        shutil.copyfile(path, temporary / path.name)
             self.write_into(temporary, adapter=adapter, model=model, card=card)
         return Checkpoint.load(folder)
 

@@ -84,7 +84,7 @@ class Promise:
         Raises:
             InputError: another form, a level that is not between 0 and 1, or a grade that the scale lacks.
         """
-        found = _PROMISE.fullmatch(text)
+        found = _PROMISE.fullmatch(text) if isinstance(text, str) else None
         if found is None:
             raise InputError(
                 f"expected a cut like 'recall 0.9 of relevant' or 'precision 0.8 of relevant', got {text!r}"

@@ -16,7 +16,7 @@ def canonical_precision(name: str, known: Collection[str] = PRECISIONS) -> str:
     Raises:
         InputError: it is not one of `known`.
     """
-    full = _ALIASES.get(name.lower(), name.lower())
+    full = _ALIASES.get(str(name).lower(), str(name).lower())
     if full not in known:
         raise InputError(f"no precision {name!r}; known here: {', '.join(known)}")
     return full

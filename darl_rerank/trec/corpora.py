@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..documents import ID_FIELDS, TEXT_FIELDS, TITLE_FIELDS, clean_text, first_value
 from ..errors import InputError
-from .lines import Faults, read_lines
+from .lines import Faults, json_object, read_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +74,8 @@ def load_documents(path: str | Path, wanted: Collection[str], *, faults: Faults 
 
 
 def _from_json(number: int, line: str, faults: Faults) -> Document | None:
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        faults.add(number, f"expected a JSON object: {error}")
-        return None
-    if not isinstance(values, dict):
-        faults.add(number, f"expected a JSON object, found {type(values).__name__}")
+    values = json_object(line, number, faults)
+    if values is None:
         return None
     docid = first_value(values, ID_FIELDS)
     if docid is None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from darl_rerank.arguments import check_count
 from darl_rerank.errors import InputError
 
 # The constant of Cormack, Clarke and Büttcher (SIGIR 2009); it keeps one first place from outweighing two good ones.
@@ -53,8 +54,8 @@ def fuse(
         InputError: no ranking, an element without docid, or an argument out of its range.
     """
     factors = check_weights(len(rankings), k, weights)
-    if top_k is not None and top_k < 1:
-        raise InputError(f"top_k must be at least 1, got {top_k}")
+    if top_k is not None:
+        check_count("top_k", top_k)
     scores: dict[str, float] = {}
     stored: dict[str, Any] = {}
     for number, (ranking, factor) in enumerate(zip(rankings, factors, strict=True)):

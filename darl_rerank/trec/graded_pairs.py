@@ -21,7 +21,7 @@ from typing import Any
 from ..documents import clean_text, docid_and_text
 from ..errors import InputError
 from .corpora import load_documents
-from .lines import Faults, read_lines
+from .lines import Faults, json_object, read_lines
 from .qrels import read_qrels
 from .topics import read_topics
 
@@ -135,13 +135,8 @@ class _PairReader:
         self.text_of: dict[str, int] = {}
 
     def read(self, number: int, line: str) -> GradedPair | None:
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            self.faults.add(number, f"expected a JSON object: {error}")
-            return None
-        if not isinstance(values, dict):
-            self.faults.add(number, f"expected a JSON object, found {type(values).__name__}")
+        values = json_object(line, number, self.faults)
+        if values is None:
             return None
         found: list[str] = []
         query = values.get("query")

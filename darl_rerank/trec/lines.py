@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ..errors import InputError
 
+# How what people compress files with begins, gzip apart, which is read.
+_COMPRESSED = {b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"PK\x03\x04": "zip"}
 # Enough to mend a file in one go, few enough to read.
 _MOST_FAULTS = 10
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """`path` as bytes, decompressed if it begins like gzip (whatever its name)."""
+    """`path` as bytes, decompressed if it begins like gzip (whatever its name).
+
+    Raises:
+        InputError: no such file, a folder, or a file that is compressed otherwise.
+    """
     try:
         with path.open("rb") as stream:
-            magic = stream.read(2)
-        return gzip.open(path, "rb") if magic == b"\x1f\x8b" else path.open("rb")  # type: ignore[return-value]
+            start = stream.read(8)
+        for magic, name in _COMPRESSED.items():
+            if start.startswith(magic):
+                raise InputError(f"is compressed by {name}; expected a plain or a gzip file", path=path)
+        return gzip.open(path, "rb") if start[:2] == b"\x1f\x8b" else path.open("rb")  # type: ignore[return-value]
     except FileNotFoundError:
         raise InputError("no such file", path=path) from None
     except IsADirectoryError:
@@ -62,6 +72,22 @@ def decoded_line(raw: bytes, number: int) -> str:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"expected UTF-8 text: {error.reason}") from error
+
+
+def json_object(line: str, number: int, faults: Faults) -> dict[str, Any] | None:
+    """The JSON object that line `number` holds; None, and a fault, if it holds none."""
+    try:
+        values = json.loads(line)
+    except RecursionError:
+        faults.add(number, "expected a JSON object: it is nested too deeply")
+        return None
+    except ValueError as error:  # also an integer of more digits than Python reads
+        faults.add(number, f"expected a JSON object: {str(error).partition(';')[0]}")
+        return None
+    if not isinstance(values, dict):
+        faults.add(number, f"expected a JSON object, found {type(values).__name__}")
+        return None
+    return values
 
 
 class Faults:

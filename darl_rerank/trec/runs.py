@@ -25,6 +25,9 @@ class RunEntry:
 # For each query, in the file's order, its documents in rank order.
 Run = dict[str, list[RunEntry]]
 
+# Beyond, a score is infinite to trec_eval.
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def read_run(path: str | Path) -> Run:
     """Read a run; documents come in trec_eval's order.
@@ -88,7 +91,7 @@ def write_run(path: str | Path, rankings: Mapping[str, Sequence[tuple[str, float
         tag: the run's name, the last column.
 
     Raises:
-        InputError: an id or the tag is empty or contains white space.
+        InputError: an id or the tag is empty or contains white space, or a score that no run can hold.
     """
     check_word("tag", tag)
     with atomic_write(path) as stream:
@@ -115,11 +118,16 @@ def strictly_decreasing(scores: Sequence[float | None]) -> list[str]:
     """The scores with six decimals, each below the one before it as text and as a 32-bit float.
 
     Args:
-        scores: in the order wanted, each finite; None takes a place just below the one before it, or 0 if it is first.
+        scores: in the order wanted; None takes a place just below the one before it, or 0 if it is first.
+
+    Raises:
+        InputError: a score that is no number, or too large for a 32-bit float.
     """
     texts: list[str] = []
     last = np.float32(math.inf)
     for score in scores:
+        if score is not None and not abs(score) <= _LARGEST:
+            raise InputError(f"the score {score!r} can't stand in a run: expected a finite number within 32-bit floats")
         value = score if score is not None else float(last) if math.isfinite(last) else 0.0
         if np.float32(f"{value:.6f}") >= last:
             # One step of the text, or one of the 32-bit float where that is coarser than the text.

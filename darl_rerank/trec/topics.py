@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..documents import clean_text
 from ..errors import InputError
-from .lines import Faults, read_lines
+from .lines import Faults, json_object, read_lines
 
 _NUM = re.compile(r"<num>\s*(?:Number:)?\s*([^\s<]+)", re.IGNORECASE)
 _TITLE = re.compile(r"<title>\s*(?:Topic:)?\s*([^<]*)", re.IGNORECASE)
@@ -58,13 +57,8 @@ def _parse_tsv(lines: _Lines, faults: Faults) -> _Found:
 
 def _parse_json(lines: _Lines, faults: Faults) -> _Found:
     for number, line in lines:
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            faults.add(number, f"expected a JSON object: {error}")
-            continue
-        if not isinstance(values, dict):
-            faults.add(number, f"expected a JSON object, found {type(values).__name__}")
+        values = json_object(line, number, faults)
+        if values is None:
             continue
         qid = next((str(values[name]) for name in ("_id", "id", "qid") if values.get(name) is not None), None)
         text = next((values[name] for name in ("text", "query", "title") if isinstance(values.get(name), str)), None)

@@ -124,6 +124,20 @@ def test_the_manifest_says_how_it_was_exported(exported: Path, tmp_path: Path) -
         Checkpoint.load(old)
 
 
+def test_torch_refuses_an_export_whose_weights_it_would_have_to_make_up(exported: Path) -> None:
+    with pytest.raises(InputError, match=r"is an export, whose weights are in its ONNX graphs alone: engine='onnx'"):
+        Reranker.from_pretrained(exported, engine="torch")
+
+
+def test_an_export_saved_again_keeps_its_graphs(exported: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.load(exported)
+    again = checkpoint.replace(calibration=Calibration(2.0)).save(tmp_path / "new")
+    pair = [(QUERY, DOCUMENTS[0])]
+    old, new = (Reranker.from_pretrained(each.folder).score_pairs(pair) for each in (checkpoint, again))
+    assert (new.logits == old.logits).all()
+    assert (new.probabilities != old.probabilities).any()
+
+
 def test_padding_on_either_side_changes_nothing(exported: Path) -> None:
     session = onnxruntime.InferenceSession(str(exported / GRAPH))
     ids = np.arange(5, 25, dtype=np.int64)

@@ -219,41 +219,6 @@ def test_an_adapter_is_applied(tiny_model: Path, tmp_path: Path, pairs: list[tup
     assert np.abs(changed).max() > 0.1
 
 
-@pytest.mark.parametrize(
-    ("query", "documents", "settings", "message"),
-    [
-        ("", ["x"], {}, "query is empty"),
-        (["q"], ["x"], {}, "query must be a string, got a list"),
-        ("q", "abc", {}, "documents must be a list of documents, got a str"),
-        ("q", {"text": "abc"}, {}, "documents must be a list of documents, got a dict"),
-        ("q", None, {}, "documents must be a list of documents, got None"),
-        ("q", ["x", " "], {"strict": True}, r"document 1: is empty"),
-        ("q", [{"id": "d7", "title": ""}], {"strict": True}, r"document 0 \(d7\): is empty"),
-        ("q", [3], {"strict": True}, "expected a string, a mapping"),
-        ("q", [None], {"strict": True}, "got None"),
-        ("q", [{"text": 3}], {"strict": True}, "must be strings"),
-        ("fox " * 1000, ["x"], {"strict": True}, "the query has .* tokens, at most"),
-        ("q", ["x"], {"top_k": 0}, "top_k must be at least 1"),
-    ],
-)
-def test_bad_arguments(
-    tiny_reranker: Reranker, query: str, documents: list[object], settings: dict[str, int], message: str
-) -> None:
-    with pytest.raises(InputError, match=message):
-        tiny_reranker.rerank(query, documents, **settings)  # type: ignore[arg-type]
-
-
-def test_rerank_many_and_score_pairs_name_what_is_wrong(tiny_reranker: Reranker) -> None:
-    with pytest.raises(InputError, match="queries must be a list of strings"):
-        tiny_reranker.rerank_many("ab", [["x"], ["y"]])
-    with pytest.raises(InputError, match="query 1: the query is empty"):
-        tiny_reranker.rerank_many(["a", " "], [["x"], ["y"]])
-    with pytest.raises(InputError, match=r"pair 0: expected \(query, document\), got 'ab'"):
-        tiny_reranker.score_pairs(["ab"])  # type: ignore[list-item]
-    with pytest.raises(InputError, match="pair 1: is empty"):
-        tiny_reranker.score_pairs([("a", "x"), ("a", "")])
-
-
 def test_any_iterable_of_documents_is_taken(tiny_reranker: Reranker) -> None:
     documents = ["Dell XPS 13 notebook", "Garden hose"]
     expected = tiny_reranker.rerank("laptop", documents)
@@ -349,19 +314,3 @@ def test_a_window_is_named_by_its_characters(tiny_reranker: Reranker) -> None:
     assert alone.score == pytest.approx(long.score, abs=0.02)  # a word at its start may be cut into other tokens
     assert RankedDocument.from_dict(long.to_dict(), document=long.document) == long
     assert all(r.span is None for r in tiny_reranker.rerank("laptop", [text]))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"engine": "steam"}, "unknown engine 'steam'"),
-        ({"device": "abacus"}, "unknown device 'abacus'"),
-        ({"device": "cuda:99"}, "is not there"),
-        ({"precision": "int3"}, "no precision 'int3'"),
-        ({"batch_tokens": 0}, "batch_tokens must be at least 1"),
-        ({"long_documents": "fold"}, "long_documents must be one of"),
-    ],
-)
-def test_bad_set_ups(tiny_model: Path, settings: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Reranker.from_pretrained(tiny_model, **settings)  # type: ignore[arg-type]

@@ -132,6 +132,11 @@ def test_a_prevalence_moves_probabilities_and_grades(deciding: Reranker) -> None
         ({"fuse": "rrf"}, "fuse must be 'auto' or None"),
         ({"prevalence": (0.5, 0.5)}, "share of each of the 4 grades"),
         ({"prevalence": "guess"}, "a share for each grade or 'estimate'"),
+        ({"prevalence": 5}, "share of each of the 4 grades, .* got 5"),
+        ({"prevalence": ["a"] * 4}, "share of each of the 4 grades"),
+        ({"prevalence": {0: 0.25, 1: 0.25, 2: 0.25, 3: 0.25}}, "share of each of the 4 grades"),
+        ({"cut": 5}, "expected a cut like .* got 5"),
+        ({"min_grade": 1, "min_probability": "0.5"}, "above 0 and at most 1, got '0.5'"),
         ({"prevalence": "estimate", "cut": "recall 0.9 of relevant"}, "give it without prevalence"),
     ],
 )

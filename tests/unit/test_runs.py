@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darl_rerank.errors import InputError
-from darl_rerank.trec.runs import in_given_order, in_trec_order, read_run, strictly_decreasing, write_run
+from darl_rerank.trec.runs import in_given_order, in_trec_order, read_run, run_lines, strictly_decreasing, write_run
 
 scores = st.lists(st.floats(-1e6, 1e6), max_size=40).map(lambda values: sorted(values, reverse=True))
 
@@ -99,3 +100,9 @@ def test_what_was_not_judged_stands_last(tmp_path: Path) -> None:
     run = read_run(tmp_path / "run")
     assert [entry.docid for entry in run["1"]] == ["a", "b", "c"]
     assert [entry.docid for entry in run["2"]] == ["z", "a"]
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf, 1e39])
+def test_a_score_that_no_run_can_hold_is_refused(score: float) -> None:
+    with pytest.raises(InputError, match="can't stand in a run: expected a finite number"):
+        run_lines("q1", [("d1", score), ("d2", score)], "tag")

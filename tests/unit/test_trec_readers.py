@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from darl_rerank.trec.corpora import Document, load_documents, read_corpus
 from darl_rerank.trec.graded_pairs import read_graded_pairs
 from darl_rerank.trec.lines import Faults
 from darl_rerank.trec.qrels import read_qrels
+from darl_rerank.trec.runs import read_run
 from darl_rerank.trec.topics import read_topics
 
 
@@ -150,3 +152,27 @@ def test_a_corpus_has_the_names_that_rerank_takes(tmp_path: Path, docid: str, te
     (document,) = read_corpus(path)
     read = read_document(values)
     assert (document.docid, document.full_text) == (read.docid, read.text) == ("7", "T\nhalf of an emoji \ufffd")
+
+
+@pytest.mark.parametrize(("value", "why"), [("[" * 100_000, "nested too deeply"), ("9" * 5000, "limit .4300 digits")])
+def test_json_that_python_can_not_hold_is_a_fault_of_its_line(tmp_path: Path, value: str, why: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"id": "1", "text": "a"}\n{"id": ' + value, "utf-8")
+    readers: tuple[Callable[[Path], object], ...] = (
+        read_topics,
+        lambda path: list(read_corpus(path)),
+        lambda path: list(read_graded_pairs(path)),
+    )
+    for read in readers:
+        with pytest.raises(InputError, match=why):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("start", "name"), [(b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh9", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"PK\3\4", "zip")]
+)
+def test_other_compression_is_named(tmp_path: Path, start: bytes, name: str) -> None:
+    path = tmp_path / "run.trec"
+    path.write_bytes(start + b"\0\1\2\3")
+    with pytest.raises(InputError, match=f"is compressed by {name}; expected a plain or a gzip file"):
+        read_run(path)

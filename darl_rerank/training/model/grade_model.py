@@ -16,8 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from darl_rerank.errors import InputError, MissingDependencyError
-from darl_rerank.model.base_model import BaseModel
-from darl_rerank.model.base_weights import ended, load_causal_lm, with_adapter
+from darl_rerank.model.base_weights import ended, load_causal_lm, weights_of, with_adapter
 from darl_rerank.model.checkpoint import Checkpoint
 from darl_rerank.model.exits import EPSILON, ExitHead, Exits
 from darl_rerank.model.head import Head, Link
@@ -142,7 +141,7 @@ def load_grade_model(
     """
     torch.manual_seed(seed)
     lora, adapted = trainable.weights == "lora", checkpoint.adapter_folder is not None
-    lm = _base_lm(checkpoint).requires_grad_(False)
+    lm = load_causal_lm(weights_of(checkpoint), torch.float32).requires_grad_(False)
     if adapted:
         lm = _with_own_adapter(lm, checkpoint) if lora else with_adapter(lm, checkpoint).merge_and_unload()
     layers = ended(_decoder(lm), checkpoint).layers
@@ -166,13 +165,6 @@ def load_grade_model(
     register()
     model.body.config._attn_implementation = ATTENTION
     return model
-
-
-def _base_lm(checkpoint: Checkpoint) -> Any:
-    """Transformers' causal LM, without the checkpoint's adapter."""
-    if checkpoint.model_folder is None:
-        return load_causal_lm(checkpoint.base, torch.float32)
-    return load_causal_lm(BaseModel(str(checkpoint.model_folder)), torch.float32)
 
 
 def _decoder(lm: Any) -> Any:

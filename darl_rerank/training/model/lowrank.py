@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from darl_rerank.errors import InputError
-from darl_rerank.model.base_weights import load_causal_lm
+from darl_rerank.model.base_weights import load_causal_lm, weights_of
 from darl_rerank.model.checkpoint import Checkpoint
 
 # Half of what float8_e4m3fn holds, 448.
@@ -236,12 +236,10 @@ def as_adapter(
     """
     import tempfile
 
-    from darl_rerank.model.base_model import BaseModel
-
     if checkpoint.model_folder is None:
         raise InputError("expected a checkpoint with the whole model's weights", path=checkpoint.folder)
     base = load_causal_lm(checkpoint.base, torch.float32)
-    tuned = load_causal_lm(BaseModel(str(checkpoint.model_folder)), torch.float32)
+    tuned = load_causal_lm(weights_of(checkpoint), torch.float32)
     if rank is None:
         rank = largest_rank(base, _changed_layers(base, tuned), int(max_mib * 2**20))
     low_rank = low_rank_difference(base, tuned, rank)
