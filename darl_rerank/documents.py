@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from .errors import InputError
@@ -15,6 +16,8 @@ TITLE_FIELDS = ("title",)
 TEXT_FIELDS = ("text", "contents", "content", "page_content", "body", "passage")
 # Where LangChain and Haystack keep an id that the document itself has not.
 _METADATA_FIELDS = ("metadata", "meta")
+# Of the fields of a document without text, in the reason that says so.
+_NAMES_SHOWN, _NAMES_LENGTH = 10, 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ def read_document(document: Any) -> InputDocument:
         title, body = (first_value(document, names) for names in (TITLE_FIELDS, TEXT_FIELDS))
     # Attributes of foreign classes may be properties, and those may raise anything; it costs this document alone.
     except Exception as error:
-        return InputDocument(document, docid, "", f"can't be read: {type(error).__name__}: {error}")
+        return InputDocument(document, docid, "", clean_text(f"can't be read: {type(error).__name__}: {error}"))
     wrong = [type(part).__name__ for part in (title, body) if part is not None and not isinstance(part, str)]
     if wrong:
         return InputDocument(document, docid, "", f"title and text must be strings, got {', '.join(wrong)}")
@@ -157,7 +160,8 @@ def _docid(document: Any) -> str | None:
 def _no_text(document: Any) -> str:
     wanted = "/".join((*TITLE_FIELDS, *TEXT_FIELDS))
     if isinstance(document, Mapping):
-        return f"is empty: nothing in {wanted}; found {', '.join(map(str, document)) or 'nothing'}"
+        names = ", ".join(map(str, islice(document, _NAMES_SHOWN))) + (", …" if len(document) > _NAMES_SHOWN else "")
+        return clean_text(f"is empty: nothing in {wanted}; found {names[:_NAMES_LENGTH] or 'nothing'}")
     if any(hasattr(document, name) for name in (*TITLE_FIELDS, *TEXT_FIELDS)):
         return f"is empty: nothing in {wanted}"
     return _unknown_kind(document)

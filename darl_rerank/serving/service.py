@@ -188,9 +188,10 @@ class Service:
         try:
             rules = Rules.read(judge.checkpoint, **request.rules)
             effort = Effort.read(judge.checkpoint.reach, **request.effort, top_k=request.top_n)
+            places = [f"query {i}: " if len(request.queries) > 1 else "" for i in range(len(request.queries))]
             groups = [
-                read_group(query, documents)
-                for query, documents in zip(request.queries, request.documents, strict=True)
+                read_group(query, documents, place=place)
+                for query, documents, place in zip(request.queries, request.documents, places, strict=True)
             ]
         except InputError as error:
             raise ApiError(422, "invalid_request", str(error)) from error

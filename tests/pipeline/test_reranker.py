@@ -273,6 +273,10 @@ def test_half_an_emoji_is_no_error(tiny_reranker: Reranker) -> None:
     (result,) = tiny_reranker.rerank("laptop \ud83d", ["a notebook \ud83d\ude00 \ud83d"])
     assert result.judged
     assert result.text == "a notebook \U0001f600 \ufffd"
+    (unread,) = tiny_reranker.rerank("laptop", [{"\ud83d": "a notebook", **{f"field {i}": i for i in range(1000)}}])
+    assert unread.reason is not None
+    assert "found \ufffd, field 0" in unread.reason
+    assert len(unread.reason) < 400
 
 
 def test_logits_that_are_not_finite_are_one_clear_error(tiny_reranker: Reranker, tiny_model: Path) -> None:

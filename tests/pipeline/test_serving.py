@@ -182,6 +182,9 @@ def test_half_an_emoji_costs_nothing(server: Served) -> None:
     status, values = server.post("/rerank", body)
     assert status == 200
     assert {r["document"]["text"] for r in values["results"]} == {"b \ufffd", "\ufffd\nc"}
+    status, values = server.post("/rerank", rb'{"query": "a", "documents": [{"\ud83d": "b"}]}')
+    assert status == 200
+    assert values["results"][0]["reason"].endswith("; found \ufffd")
 
 
 @pytest.mark.parametrize(
