@@ -10,6 +10,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .terminal import visible
+
 if TYPE_CHECKING:
     from ..results import RankedDocument
 
@@ -100,7 +102,7 @@ def _novelty(novelty: float | None) -> Text:
 
 
 def _cut(title: str, cells: int, mark: str) -> Text:
-    text = Text(" ".join(title.split()))
+    text = Text(visible(" ".join(title.split())))
     if text.cell_len > cells:
         text.truncate(cells - len(mark))
         text.append(mark)

@@ -24,6 +24,10 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 # The root of all our loggers: what the package has to say goes through `logging`.
 _LOGGER = logging.getLogger(__package__.split(".", maxsplit=1)[0])
 
+# Control characters, and those that override the direction of writing.
+_OBEYED = dict.fromkeys([*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd")
+del _OBEYED[ord("\n")], _OBEYED[ord("\t")]
+
 # A file has no width: nothing is cut and nothing is wrapped.
 _WIDE = 100_000
 
@@ -43,7 +47,7 @@ class _OnStderr(logging.Handler):
             word, style = "Error: ", "bold red"
         elif record.levelno >= logging.WARNING:
             word, style = "Warning: ", "yellow"
-        console(stderr=True).print(Text.assemble((word, style), record.getMessage()), soft_wrap=True)
+        console(stderr=True).print(Text.assemble((word, style), visible(record.getMessage())), soft_wrap=True)
 
 
 @contextmanager
@@ -142,6 +146,14 @@ def show(what: RenderableType, *, indent: int = 0, fits: bool = False) -> None:
     with out.capture() as captured:
         out.print(what)
     out.file.write("\n".join((" " * indent + line).rstrip() for line in captured.get().split("\n")))
+
+
+def visible(text: str) -> str:
+    """The text with U+FFFD for what a terminal would obey rather than show, but for line ends and tabs.
+
+    A document may hold anything: codes that set the clipboard or the title, or turn the direction of a line around.
+    """
+    return text.translate(_OBEYED)
 
 
 def line_width() -> int:

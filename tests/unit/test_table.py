@@ -92,3 +92,11 @@ def test_a_document_that_was_not_judged_has_no_figures() -> None:
         "judged",
         "b",
     ]
+
+
+def test_a_title_can_not_command_the_terminal() -> None:
+    titles = ["a \x1b[31mred\x1b]52;c;aGk=\x07 hose", "b \x9b2J \u202eesoh", "family \U0001f468\u200d\U0001f469"]
+    table = ranking_table(RANKING, titles, width=200, blocks=True)
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(table)
+    assert "a \ufffd[31mred\ufffd]52;c;aGk=\ufffd hose" in table
+    assert "\U0001f468\u200d\U0001f469" in table

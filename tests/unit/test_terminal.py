@@ -182,3 +182,9 @@ def test_shells_complete_commands_and_options(shell: str, words: dict[str, str],
     script = "import sys; sys.argv[0] = 'darl-rerank'; from darl_rerank.cli import main; main()"
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert expected in result.stdout
+
+
+def test_a_message_can_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with logging_on_stderr():
+        logging.getLogger("darl_rerank.test").warning("docid \x1b[2J\u202e and\nanother line")
+    assert capsys.readouterr().err == "Warning: docid \ufffd[2J\ufffd and\nanother line\n"
