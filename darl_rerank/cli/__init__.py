@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -27,24 +28,24 @@ log = logging.getLogger(__name__)
 # from, less than what batch systems wait before they kill.
 _AGAIN = 5.0
 
-# Command name: its one-line help, shown without importing the command's file.
+# Command name: its one-line help, shown without importing the command's file; what is tried first stands first.
 _COMMANDS = {
-    "init": "Make an untrained checkpoint that grades zero-shot.",
-    "rerank": "Rerank a TREC run.",
-    "evaluate": "Measure runs, or a model on graded pairs.",
-    "train": "Train with DaRL.",
-    "select": "Choose unlabelled pairs worth labelling (DASA).",
-    "calibrate": "Refit a checkpoint's calibration on graded pairs.",
-    "exits": "Let irrelevant documents leave a checkpoint's model early.",
-    "drift": "Say whether traffic is what a checkpoint was calibrated on.",
-    "push": "Upload a checkpoint to the Hugging Face hub.",
-    "export": "Export a checkpoint to ONNX and prove parity.",
-    "index": "Index a corpus with Lucene or FAISS.",
-    "corpus-to-parquet": "Write a corpus as Parquet sorted by id, for jobs on a cluster.",
-    "search": "Retrieve and rerank from the terminal.",
-    "serve": "Answer every client of a reranking API over HTTP.",
     "demo": "Rerank lists that come with the package, before and after.",
     "doctor": "Say what is installed, what is missing and what to do.",
+    "rerank": "Rerank a TREC run.",
+    "search": "Retrieve and rerank from the terminal.",
+    "serve": "Answer every client of a reranking API over HTTP.",
+    "index": "Index a corpus with Lucene or FAISS.",
+    "corpus-to-parquet": "Write a corpus as Parquet sorted by id, for jobs on a cluster.",
+    "evaluate": "Measure runs, or a model on graded pairs.",
+    "train": "Train with DaRL.",
+    "calibrate": "Refit a checkpoint's calibration on graded pairs.",
+    "select": "Choose unlabelled pairs worth labelling (DASA).",
+    "drift": "Say whether traffic is what a checkpoint was calibrated on.",
+    "exits": "Let irrelevant documents leave a checkpoint's model early.",
+    "export": "Export a checkpoint to ONNX and prove parity.",
+    "init": "Make an untrained checkpoint that grades zero-shot.",
+    "push": "Upload a checkpoint to the Hugging Face hub.",
 }
 
 
@@ -59,6 +60,16 @@ class _Commands(click.Group):
         command: click.Command = getattr(import_module(f".{module}", __name__), module)
         add_quiet(command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if near := get_close_matches(args[0], _COMMANDS, n=1):
+                error.message += f" Did you mean {near[0]!r}?"
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -14,8 +14,10 @@ def lucene_index() -> Path:
     """The Lucene index of the catalogue; says so on stderr when it has to be made."""
     path = _cached("icecat-lucene")
     if not path.is_dir():
+        from darl_rerank.adapters.jvm import ensure_jvm
         from darl_rerank.adapters.lucene import build_lucene_index
 
+        ensure_jvm()
         log.info(f"Indexing {icecat.PRODUCTS:,} products with Lucene, once")
         build_lucene_index(icecat.read_products(), path, total=icecat.PRODUCTS)
     return path

@@ -36,12 +36,23 @@ _LOSSES = ("occ", "ce", "label_smoothing", "sord", "emd", "corn")
 )
 @click.option("--scale", help="With --pairs and a base model: a named scale.  [default: trec4]")
 @click.option("--loss", type=click.Choice(_LOSSES), default="occ", show_default=True, help="With --pairs.")
-@click.option("--weights", type=click.Choice(["lora", "all"]), default="lora", show_default=True, help="With --pairs.")
+@click.option(
+    "--weights",
+    type=click.Choice(["lora", "all", "head"]),
+    default="lora",
+    show_default=True,
+    help="With --pairs: what is trained besides the head.",
+)
 @click.option("--epochs", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="With --pairs.")
 @click.option(
     "--max-length",
     type=int,
     help="With --pairs: tokens of a prompt.  [default: the checkpoint's; 192 for a base model]",
+)
+@click.option(
+    "--max-documents",
+    type=click.IntRange(min=1),
+    help="With --pairs: at most so many documents a query, labels as even as they can be.  [default: all]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="With --pairs.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="The checkpoint folder to make.")
@@ -160,7 +171,15 @@ def recipe_values(pairs: Path, flags: dict[str, Any]) -> dict[str, Any]:
     return {
         "seed": flags["seed"],
         "model": {key: value for key, value in model.items() if value is not None},
-        "source": [{"name": pairs.stem, "pairs": pairs.name, "dev_queries": held_out}],
+        "source": [
+            # Whoever hands in graded pairs expects all of them to be used.
+            {
+                "name": pairs.stem,
+                "pairs": pairs.name,
+                "dev_queries": held_out,
+                "max_documents": flags.get("max_documents"),
+            }
+        ],
         "probe": {},
         "calibrate": {"novelty": held_out_pairs >= _SLOPE_PAIRS},
         "finetune": {"loss": flags["loss"], "weights": weights, "epochs": flags["epochs"]},

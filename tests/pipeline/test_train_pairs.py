@@ -136,6 +136,7 @@ def test_the_shipped_checkpoint_is_what_it_begins_with(pairs: Path) -> None:
     assert recipe.model.keep_if_better
     assert recipe.interpolate is None
     assert recipe.sources[0].dev_queries == 20
+    assert recipe.sources[0].max_documents is None, "who hands in graded pairs expects all of them to be used"
     assert recipe.calibrate == CalibrateStage(novelty=True)
     few = pairs.with_name("few.jsonl")
     few.write_text("".join(pairs.read_text("utf-8").splitlines(keepends=True)[:60]), "utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from darl_rerank.errors import InputError
-from darl_rerank.training.data.examples import query_examples
+from darl_rerank.training.data.examples import in_parts, query_examples
 from darl_rerank.training.loop.steps import plan_steps
 from darl_rerank.training.loop.trainer import learning_rate_schedule
 from darl_rerank.trec.graded_pairs import GradedPair
@@ -72,3 +72,21 @@ def test_learning_rate_rises_then_falls_with_steps_or_time() -> None:
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
     used = 1.0
     assert factor(20) == pytest.approx(0.1)
+
+
+def test_long_lists_are_cut_into_parts_with_an_even_share_of_labels() -> None:
+    pairs = [GradedPair("q", f"text {i}", i % 4 if i < 8 else 0, None, "q") for i in range(18)]
+    pairs += [GradedPair("q2", "text", 1, None, "q2")]
+    examples = query_examples(pairs, 4, weight=0.5)
+    labels = dict(zip(examples[0].documents, examples[0].targets.argmax(axis=1).tolist(), strict=True))
+    parts = in_parts(examples, 8, seed=3)
+    assert [len(part) for part in parts] == [6, 6, 6, 1]
+    assert sorted(d for part in parts[:3] for d in part.documents) == sorted(examples[0].documents)
+    for part in parts[:3]:
+        assert part.query == "q"
+        assert 3 <= part.targets[:, 0].sum() <= 5
+        assert part.targets.argmax(axis=1).tolist() == [labels[document] for document in part.documents]
+        assert part.weights.tolist() == [0.5] * 6
+    assert parts[3] is examples[1]
+    assert [part.documents for part in in_parts(examples, 8, seed=3)] == [part.documents for part in parts]
+    assert in_parts(examples, 18, seed=3) == examples

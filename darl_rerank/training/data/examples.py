@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,35 @@ def query_examples(pairs: Sequence[GradedPair], grades: int, *, weight: float = 
         result.append(
             QueryExamples(members[0].query, documents, targets, np.full(len(members), weight, np.float32), group)
         )
+    return result
+
+
+def in_parts(examples: Sequence[QueryExamples], most: int, seed: int) -> list[QueryExamples]:
+    """Queries of more than `most` documents as parts of nearly equal size, each with an even share of every label.
+
+    Otherwise a query with a thousand documents would be one step, in which no other query has a say, and would have to
+    be held in memory at once.
+
+    Args:
+        examples: of any number of documents.
+        most: documents of a part, >= 1.
+        seed: of which document comes into which part.
+    """
+    rng = np.random.default_rng(seed)
+    result = []
+    for example in examples:
+        count = -(-len(example) // most)
+        if count == 1:
+            result.append(example)
+            continue
+        drawn = rng.permutation(len(example))
+        # Sorted by label, at random within one, and dealt out in turn.
+        dealt = drawn[np.argsort(np.arange(example.targets.shape[1]) @ example.targets[drawn].T, kind="stable")]
+        for part in (np.sort(dealt[start::count]) for start in range(count)):
+            documents = tuple(example.documents[i] for i in part)
+            result.append(
+                replace(example, documents=documents, targets=example.targets[part], weights=example.weights[part])
+            )
     return result
 
 

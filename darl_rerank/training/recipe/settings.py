@@ -126,7 +126,7 @@ class Source:
             order is that of a digest of the query's text, so it is the same in every source and every run.
         max_queries: at most so many queries, drawn at random; all if None.
         max_documents: at most so many documents a query, its labels as even as they can be; all if None. A recipe's
-            training sources take 8 if it says nothing.
+            training sources take 8 if it says nothing; `train --pairs` takes all.
         dev_queries: of a training or known source, how many queries are held out for development.
         weight: what an example counts in the loss.
         judged: of a training source, whether people judged its pairs. Calibration and novelty are fitted on judged
@@ -323,7 +323,8 @@ class FinetuneSettings:
         learning_rate: its peak, reached after `warmup` of the steps and then falling along a cosine to a tenth.
         warmup: share of the steps, but at least ten steps or a quarter of them; 0 for none.
         weight_decay: of AdamW, not applied to the head.
-        batch: examples in an optimizer step; whole queries, so it may be a few more.
+        batch: examples in an optimizer step; whole queries, so it may be a few more. A query with more than a quarter
+            of it is cut into parts, so that a step has several queries.
         micro_batches: parts a step is cut into; must be a multiple of the number of processes.
         epochs: passes over the training set.
         max_examples: end after so many examples.

@@ -25,7 +25,7 @@ from darl_rerank.progress import Progress
 from darl_rerank.trec.graded_pairs import read_graded_pairs
 
 from ..context import LABELLED, WEIGHTS, Context
-from ..data.examples import QueryExamples, check_variety, query_examples
+from ..data.examples import QueryExamples, check_variety, in_parts, query_examples
 from ..loop.progress import ProgressLog
 from ..loop.resume import newest_state
 from ..loop.steps import MicroBatches, plan_steps
@@ -36,6 +36,8 @@ from ..recipe.settings import FinetuneSettings
 from ..work_folder import is_first_process
 
 _LOADERS = 4
+# A step has the documents of so many queries at least, however long their lists are.
+_QUERIES_IN_A_STEP = 4
 
 
 def run(context: Context, folder: Path, *, seed: int) -> dict[str, Any]:
@@ -123,6 +125,7 @@ def finetune(
     """
     folder = Path(folder)
     check_variety(examples)
+    examples = in_parts(examples, max(1, settings.batch // _QUERIES_IN_A_STEP), settings.seed)
     plan = plan_steps(
         [len(example) for example in examples],
         batch=settings.batch,
