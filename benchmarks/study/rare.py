@@ -1,6 +1,7 @@
 """Claim (b) where shift is rare: is a chosen label worth more than a random one, by the pool's share of OOD pairs?
 
     python benchmarks/study/rare.py DATA --work WORK --study forum
+    python benchmarks/study/rare.py DATA --work WORK --study forum --size large --features base
 
 Both studies of `run.py` have pools of which some 70 % is out of distribution, so that a random draw covers it. Here
 the pool has a fixed size and an OOD share of 2, 5, 10, 30 or 70 %; collections are smaller than there, see `PAIRS`.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from provenance import write_result
 
 from darl_rerank import Checkpoint, Reranker
-from darl_rerank.errors import InputError
 from darl_rerank.model.head import Head
 from darl_rerank.model.shipped import DEFAULT
 from darl_rerank.training.data.features import extract_features
@@ -42,20 +42,15 @@ from study.collections_by_role import Collections, Rows, SeedSets, load_collecti
 from study.heads import head_logits
 from study.measured import ID, OOD, Run, difference, measure_run, read_run, tests_of
 from study.settings import STUDIES, Study, digest
-from study.states import BaseStates, RowEncoder
+from study.states import BaseStates, RowEncoder, base_states
 from study.study_run import with_negatives
 from study.tried import SELECTORS, Order, Pool, committee, estimated_share, first_of, likely_new, pool_of
 
 SHARES = (0.02, 0.05, 0.10, 0.30, 0.70)
-# A thousand would be more than the pool has.
-BUDGETS = (100, 250)
-SEEDS = 6
 # Whole queries may be chosen: five of each would be half of the pool, and with 250 labels no choice.
 PER_QUERY = 10
 # Smaller than in the study, so that one pass of a model over all pairs takes minutes.
 HOME_PAIRS = 250
-POOL = 500
-PAIRS = {"home": 790, "home_dev": 120, "home_test": 300, "pool": 370, "away_dev": 120, "away_test": 500}
 LONGEST_LIST = 10
 # Prompts of the shop are cut shorter than in the study; the forum's questions would not fit.
 MAX_LENGTH = {"shop": 96}
@@ -68,13 +63,50 @@ PARTS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large the pools are.
+
+    Attributes:
+        suffix: of the result file.
+        pool: pairs; fewer at shares for which a kind has too few.
+        budgets: labels.
+        seeds: how many.
+        pairs: of each role, at most.
+    """
+
+    suffix: str
+    pool: int
+    budgets: tuple[int, ...]
+    seeds: int
+    pairs: Mapping[str, int]
+
+
+_TESTS = {"home_dev": 120, "home_test": 300, "away_dev": 120, "away_test": 500}
+SIZES = {
+    "small": Size("rare", 500, (100, 250), 6, {"home": 790, "pool": 370, **_TESTS}),
+    # All that the collections have of home, and as many OOD pairs as shares up to 30 % need.
+    "large": Size(
+        "rare_large",
+        3000,
+        (100, 250, 1000),
+        3,
+        {**_TESTS, "home": 10**9, "pool": 1050, "away_dev": 10**9, "away_test": 800},
+    ),
+}
+
+
 def states_of(kind: str, study: Study, data: Collections, work: Path) -> BaseStates:
     """Features and final states of all pairs, of the base model or of the checkpoint that ships."""
     checkpoint = initial_checkpoint(study.model) if kind == "base" else Checkpoint.load(DEFAULT)
     if study.model.max_length is not None:
         prompt = replace(checkpoint.prompt, max_length=study.model.max_length)
         checkpoint = checkpoint.replace(prompt=prompt)
-    folder = work / "features" / f"{study.name}-{kind}"
+    if kind == "base":
+        # With the states below the last layers, from which `rare_tuned.py` trains.
+        folder = work / "states" / f"{checkpoint.fingerprint[:12]}-{data.digest}-{study.layers}"
+        return base_states(checkpoint, study.layers, data.pairs, folder)
+    folder = work / "features" / f"{study.name}-{data.digest}"
     saved = work / "models" / f"{study.name}-{kind}"
     checkpoint.save(saved, overwrite=True)
     reranker = Reranker.from_pretrained(saved, engine="torch")
@@ -118,12 +150,12 @@ def smaller(data: Collections, most: Mapping[str, int]) -> Collections:
 def pool_with(data: Collections, study: Study, number: int, share: float, size: int) -> SeedSets:
     """A seed's training pairs, and a pool of `size` pairs of which `share` are OOD; both kinds query by query.
 
-    Raises:
-        InputError: there are not as many pairs of a kind.
+    It is smaller where there are not as many pairs of a kind.
     """
     sets = seed_sets(data, replace(study, pool_home=10**9), number)
     home = np.isin(sets.pool, data.roles["home"])
     rng = np.random.default_rng(number)
+    size = min(size, int(home.sum() / (1 - share)), int((~home).sum() / share))
     wanted = {True: size - round(share * size), False: round(share * size)}
     parts = []
     for kind, count in wanted.items():
@@ -131,10 +163,6 @@ def pool_with(data: Collections, study: Study, number: int, share: float, size: 
         queries = rng.permutation(np.unique(data.queries[rows]))
         rank = {query: place for place, query in enumerate(queries.tolist())}
         order = sorted(rows.tolist(), key=lambda row: (rank[int(data.queries[row])], row))
-        if len(order) < count:
-            raise InputError(
-                f"a pool with an OOD share of {share:g} needs {count} pairs of a kind that has {len(order)}"
-            )
         parts.append(np.array(order[:count], dtype=np.intp))
     return SeedSets(sets.train, np.sort(np.concatenate(parts)))
 
@@ -170,17 +198,25 @@ def run_arm(
     return measure(kept, head_logits(outcome.head, "ce", states, data), facts)
 
 
+def load(name: str, data: Path, work: Path, size: Size) -> tuple[Study, Checkpoint, Collections]:
+    """The study, the untrained checkpoint, and the pairs."""
+    study = with_negatives(smaller_study(STUDIES[name](data)), work)
+    checkpoint = initial_checkpoint(study.model)
+    pairs = load_collections(study, checkpoint.encoder(), len(checkpoint.scale))
+    return study, checkpoint, smaller(pairs, size.pairs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--study", choices=sorted(STUDIES), default="forum")
     parser.add_argument("--features", nargs="+", choices=["base", "shipped"], default=["base", "shipped"])
+    parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument("--only-features", action="store_true", help="Compute and keep them, and end.")
     arguments = parser.parse_args()
-    study = with_negatives(smaller_study(STUDIES[arguments.study](arguments.data)), arguments.work)
-    checkpoint = initial_checkpoint(study.model)
-    data = smaller(load_collections(study, checkpoint.encoder(), len(checkpoint.scale)), PAIRS)
+    size = SIZES[arguments.size]
+    study, checkpoint, data = load(arguments.study, arguments.data, arguments.work, size)
     tests = tests_of(data, study)
     states = {kind: states_of(kind, study, data, arguments.work) for kind in arguments.features}
     if arguments.only_features:
@@ -195,16 +231,18 @@ def main() -> None:
             return measure_run(kept, logits, data, tests, checkpoint.scale.gains, facts, study.resamples, MEASURES)
 
         runs: dict[tuple[str, int, float], dict[int, Run]] = {}
-        with tqdm(total=SEEDS * len(SHARES) * len(BUDGETS) * (len(STRATEGIES) + 1), desc=kind, unit="arm") as bar:
-            for number in range(SEEDS):
+        with tqdm(
+            total=size.seeds * len(SHARES) * len(size.budgets) * (len(STRATEGIES) + 1), desc=kind, unit="arm"
+        ) as bar:
+            for number in range(size.seeds):
                 for share in SHARES:
-                    sets = pool_with(data, study, number, share, POOL)
+                    sets = pool_with(data, study, number, share, size.pool)
                     seed = prepare_pool(sets, data, study, seen, own, number)
                     if share == SHARES[0]:
                         heads = committee(data, seen, own, sets.train, number)
                     pool, orders = pool_of(seed, data, seen, heads), dict[str, Order]()
                     pools[kind].append(described_pool(pool, share))
-                    for budget in BUDGETS:
+                    for budget in size.budgets:
                         for strategy in ("random", *STRATEGIES):
                             job = (strategy, budget, share, number)
                             run = run_arm(job, pool, orders, study, data, seen, own, measure, folder)
@@ -214,9 +252,9 @@ def main() -> None:
             comparison(runs, strategy, budget, share) for strategy, budget, share in runs if strategy != "random"
         ]
     write_result(
-        f"study_{study.name}_rare",
+        f"study_{study.name}_{size.suffix}",
         {
-            "level": "head only, on frozen features", "title": study.title, "pool": POOL, "seeds": SEEDS,
+            "level": "head only, on frozen features", "title": study.title, "pool": size.pool, "seeds": size.seeds,
             "home_pairs": study.home_pairs,
             "max_length": study.model.max_length, "resamples": study.resamples, "data": data.table(), "pools": pools,
             "rows": found,
@@ -242,7 +280,7 @@ def described_pool(pool: Pool, share: float) -> dict[str, Any]:
 
     novelty = pool.seed.candidates.novelty
     return {
-        "share": share, "seed": pool.seed.number, "estimated": estimated_share(novelty),
+        "share": share, "pairs": len(novelty), "seed": pool.seed.number, "estimated": estimated_share(novelty),
         "auroc": {
             name: float(auroc(pool.ood, np.asarray(score, dtype=np.float64), np.ones((1, len(novelty))))[0])
             for name, score in (("novelty", novelty), ("domain", likely_new(pool)))
