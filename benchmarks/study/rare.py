@@ -35,6 +35,7 @@ from darl_rerank.model.shipped import DEFAULT
 from darl_rerank.training.data.features import extract_features
 from darl_rerank.training.loop.probe import fit_probe
 from darl_rerank.training.model.initial import initial_checkpoint
+from darl_rerank.training.selection.select import estimated_share
 from darl_rerank.training.stages.probe import final_states
 from study.chosen import chosen_rows, prepare_pool, probe_set
 from study.claims import Claim, Part, judge
@@ -44,7 +45,7 @@ from study.measured import ID, OOD, Run, difference, measure_run, read_run, test
 from study.settings import STUDIES, Study, digest
 from study.states import BaseStates, RowEncoder, base_states
 from study.study_run import with_negatives
-from study.tried import SELECTORS, Order, Pool, committee, estimated_share, first_of, likely_new, pool_of
+from study.tried import SELECTORS, Order, Pool, committee, first_of, likely_new, pool_of
 
 SHARES = (0.02, 0.05, 0.10, 0.30, 0.70)
 # Whole queries may be chosen: five of each would be half of the pool, and with 250 labels no choice.

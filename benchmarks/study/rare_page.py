@@ -1,4 +1,5 @@
-"""Fills the tables of docs/rare-shift.md from results/study_*_rare.json; --figures also draws its figure.
+"""Fills the tables of docs/rare-shift.md from results/study_*_rare.json and the studies of the tail; --figures also
+draws its figure.
 
 python benchmarks/study/rare_page.py
 python benchmarks/study/rare_page.py --figures
@@ -23,6 +24,8 @@ from study.settings import STUDIES
 PAGE = page.DOCS / "rare-shift.md"
 FIGURE = "rare_shift.svg"
 _BUDGET = 100
+_SHOWN = ("dasa", "dasa-without-band", "oracle")
+_TITLES = {"forum": "Forum", "shop": "Web to shop"}
 _MEASURES = {"OOD/ndcg@10": "nDCG@10", "OOD/qwk": "kappa"}
 _DRAWN = {"dasa": "#a40000", "dasa-without-band": "#1f5fa8", "oracle": "#777777"}
 _MODELS = {"shipped": "the model that ships", "base": "the base model"}
@@ -41,10 +44,6 @@ def _rows(result: dict[str, Any], kind: str, strategy: str, budget: int) -> list
     return sorted(rows, key=lambda row: float(row["share"]))
 
 
-def _strategies(result: dict[str, Any], kind: str) -> list[str]:
-    return list(dict.fromkeys(row["strategy"] for row in result["rows"][kind]))
-
-
 def _gap(value: dict[str, float]) -> str:
     text = f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
     return f"**{text}**" if value["low"] > 0 or value["high"] < 0 else text
@@ -56,67 +55,104 @@ def _heading(name: str, kind: str, result: dict[str, Any]) -> str:
 
 
 def benefit() -> str | None:
-    """Benefit of each strategy over a random choice, by OOD share."""
-    parts = []
-    for name, kind, result in results():
+    """Benefit over a random choice, by OOD share: DASA, and what a perfect detector would have."""
+    lines = []
+    shown = list(results())
+    for name, kind, result in shown:
         for key, measure in _MEASURES.items():
-            lines = [
-                [strategy, *(_gap(row["against_random"][key]) for row in _rows(result, kind, strategy, _BUDGET))]
-                for strategy in _strategies(result, kind)
-            ]
-            parts.append(
-                f"{_heading(name, kind, result)}: OOD {measure} less that of a random choice, {_BUDGET} labels."
-            )
-            parts.append(page.table(["strategy", *_share_names(result, kind)], lines))
-    return "\n\n".join(parts) or None
+            for budget in _budgets(result, kind):
+                for strategy in _SHOWN:
+                    rows = _rows(result, kind, strategy, budget)
+                    where = f"{_TITLES[name]}, {measure}, {budget} labels"
+                    lines.append([where, strategy, *(_gap(row["against_random"][key]) for row in rows)])
+    if not shown:
+        return None
+    heads = "; ".join(_heading(name, kind, result) for name, kind, result in shown)
+    return f"{heads}\n\n{page.table(['OOD', 'strategy', *_share_names(shown[0][2], shown[0][1])], lines)}"
+
+
+def others() -> str | None:
+    """Of every strategy, how many of its comparisons with a random choice are clear of zero, and verdicts that hold."""
+    counts: dict[str, list[int]] = {}
+    for _, kind, result in results():
+        for row in result["rows"][kind]:
+            found = counts.setdefault(row["strategy"], [0] * 6)
+            for place, key in enumerate(_MEASURES):
+                gap = row["against_random"][key]
+                found[2 * place] += gap["low"] > 0
+                found[2 * place + 1] += gap["high"] < 0
+            found[4] += row["verdict"] == "holds"
+            found[5] += 1
+    head = ["strategy", "order better", "worse", "kappa better", "worse", "all four parts hold", "of"]
+    return page.table(head, [[name, *found] for name, found in counts.items()]) if counts else None
+
+
+def _budgets(result: dict[str, Any], kind: str) -> list[int]:
+    return sorted({row["budget"] for row in result["rows"][kind]})
 
 
 def _share_names(result: dict[str, Any], kind: str) -> list[str]:
     return [f"{share:.0%}" for share in sorted({row["share"] for row in result["rows"][kind]})]
 
 
-def verdicts() -> str | None:
-    """Claim (b) for every study, budget and share; strategies that no share speaks for are left out."""
-    parts = []
-    for name, kind, result in results():
-        lines = []
-        for strategy in _strategies(result, kind):
-            for budget in sorted({row["budget"] for row in result["rows"][kind]}):
-                found = [row["verdict"] for row in _rows(result, kind, strategy, budget)]
-                if strategy == "dasa" or any(verdict == "holds" for verdict in found):
-                    lines.append([strategy, budget, *found])
-        parts.append(f"{_heading(name, kind, result)}.")
-        parts.append(page.table(["strategy", "labels", *_share_names(result, kind)], lines))
-    return "\n\n".join(parts) or None
-
-
 def found() -> str | None:
-    """How much of what each strategy chose was out of distribution."""
-    parts = []
-    for name, kind, result in results():
-        first = _strategies(result, kind)[0]
-        of_random = [f"{np.mean(row['chosen_ood']['random']):.0%}" for row in _rows(result, kind, first, _BUDGET)]
-        lines = [["random", *of_random]]
-        lines += [
-            [s, *(f"{np.mean(row['chosen_ood']['strategy']):.0%}" for row in _rows(result, kind, s, _BUDGET))]
-            for s in _strategies(result, kind)
-        ]
-        pools = result["pools"][kind]
-        for key, label in (
-            ("estimated", "the share, estimated"),
-            ("novelty", "AUROC of novelty"),
-            ("domain", "AUROC of the classifier"),
-        ):
-            cells = []
-            for share in sorted({pool["share"] for pool in pools}):
-                own = [
-                    pool[key] if key == "estimated" else pool["auroc"][key] for pool in pools if pool["share"] == share
-                ]
-                cells.append(f"{np.mean(own):.0%}" if key == "estimated" else f"{np.mean(own):.2f}")
-            lines.append([f"*{label}*", *cells])
-        parts.append(f"{_heading(name, kind, result)}.")
-        parts.append(page.table([f"OOD among {_BUDGET} chosen", *_share_names(result, kind)], lines))
-    return "\n\n".join(parts) or None
+    """How much of what was chosen was out of distribution, and what can be told of a pool without labels."""
+    lines = []
+    shown = list(results())
+    for name, kind, result in shown:
+        title, pools = _TITLES[name], result["pools"][kind]
+        first = _rows(result, kind, "dasa", _BUDGET)
+        lines.append([title, "random", *(f"{np.mean(row['chosen_ood']['random']):.0%}" for row in first)])
+        for strategy in ("dasa", "knn", "oracle"):
+            rows = _rows(result, kind, strategy, _BUDGET)
+            lines.append([title, strategy, *(f"{np.mean(row['chosen_ood']['strategy']):.0%}" for row in rows)])
+        at = {row["share"]: [pool for pool in pools if pool["share"] == row["share"]] for row in first}
+        estimated = [f"{np.mean([pool['estimated'] for pool in own]):.0%}" for own in at.values()]
+        auroc = [f"{np.mean([pool['auroc']['novelty'] for pool in own]):.2f}" for own in at.values()]
+        lines += [[title, "*the share, estimated*", *estimated], [title, "*AUROC of novelty*", *auroc]]
+    if not shown:
+        return None
+    return page.table(["", f"OOD of {_BUDGET} chosen", *_share_names(shown[0][2], shown[0][1])], lines)
+
+
+def calibrated() -> str | None:
+    """The tail's own calibration, by how its labels were chosen."""
+    result = page.result("study_tail_calibration")
+    if result is None:
+        return None
+    tail = "products"
+    lines = []
+    for row in (row for row in result["rows"] if row["tail"] == tail):
+        for strategy in ("random", "most novel", "novel, at random", "oracle"):
+            own = row[strategy]
+            gap = [_gap(own["less random"][name]) if strategy != "random" else "" for name in ("rps", "nll", "qwk")]
+            lines.append([f"{row['share']:.0%}", row["budget"], strategy, f"{own['tail labels']:.0f}", *(
+                f"{own['values'][name]:.3f}" for name in ("rps", "nll", "ece", "qwk")), *gap])  # fmt: skip
+    ships = result["tails"][tail]["as it ships"]
+    lines.insert(
+        0, ["", "", "*as it ships*", "", *(f"{ships[name]:.3f}" for name in ("rps", "nll", "ece", "qwk")), "", "", ""]
+    )
+    head = ["share", "labels", "chosen", "of the tail", "RPS", "NLL", "ECE", "kappa"]
+    head += ["RPS less random's", "NLL less random's", "kappa less random's"]
+    return f"{page.source(result, 'study_tail_calibration')}\n\n{page.table(head, lines)}"
+
+
+def learned() -> str | None:
+    """What a head and a calibration learn from labels of the tail alone, each test collection by itself."""
+    result = page.result("study_shop_tail")
+    if result is None:
+        return None
+    (kind,) = result["rows"]
+    lines = []
+    for group, title in (("OOD: icecat", "products"), ("OOD: msrd", "films")):
+        for row in result["rows"][kind]:
+            if row["tail labels"] in (25, 100, 250):
+                gaps = (
+                    _gap(row["against no label of the tail"][f"{group}/{name}"]) for name in ("ndcg@10", "qwk", "rps")
+                )
+                lines.append([title, row["arm"], row["tail labels"], *gaps])
+    head = ["test", "trained", "labels of the tail", "nDCG@10", "kappa", "RPS"]
+    return f"{page.source(result, 'study_shop_tail')}\n\n{page.table(head, lines)}"
 
 
 def figure() -> StudyFigure | None:
@@ -126,32 +162,35 @@ def figure() -> StudyFigure | None:
     shown = list(results())
     if not shown:
         return None
-    drawn = Figure(figsize=(3.4 * len(shown), 5.2), layout="constrained")
-    axes = drawn.subplots(len(_MEASURES), len(shown), squeeze=False, sharex=True)
+    drawn = Figure(figsize=(3.4 * len(shown), 5.6), layout="constrained")
+    # One scale a row, so that the columns can be compared.
+    axes = drawn.subplots(len(_MEASURES), len(shown), squeeze=False, sharex=True, sharey="row")
     for column, (name, kind, result) in enumerate(shown):
         shares = _share_names(result, kind)
         for axis, (key, measure) in zip(axes[:, column], _MEASURES.items(), strict=True):
-            axis.axhline(0, color="#999999", linewidth=1, linestyle="--")
+            axis.axhline(0, color="#777777", linewidth=1, linestyle="--")
             for place, (strategy, colour) in enumerate(_DRAWN.items()):
                 gaps = [row["against_random"][key] for row in _rows(result, kind, strategy, _BUDGET)]
                 values = np.array([gap["value"] for gap in gaps])
                 ends = np.array([[gap["value"] - gap["low"], gap["high"] - gap["value"]] for gap in gaps]).T
-                at = np.arange(len(shares)) + (place - 1) * 0.12
+                at = np.arange(len(shares)) + (place - 1) * 0.18
+                # Shares are not evenly spaced, so no line joins them.
                 axis.errorbar(
-                    at, values, ends.clip(0), color=colour, marker="o", markersize=3, linewidth=1, label=strategy
-                )
+                    at, values, ends.clip(0), color=colour, marker="o", markersize=4, linewidth=1.2, linestyle="none",
+                    label=strategy,
+                )  # fmt: skip
             axis.set(xticks=range(len(shares)), xticklabels=shares)
-            axis.grid(alpha=0.3)
+            axis.grid(alpha=0.3, axis="y")
             if not column:
                 axis.set_ylabel(f"OOD {measure} less random's")
-        axes[0, column].set_title(f"{name}, {_MODELS[kind]}")
+        axes[0, column].set_title(_TITLES[name])
         axes[-1, column].set_xlabel("OOD share of the pool")
-    axes[0, 0].legend(frameon=False)
+    drawn.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_DRAWN), frameon=False)
     caption = f"Benefit over a random choice against the pool's OOD share, {_BUDGET} labels, 95 % intervals"
     return StudyFigure(FIGURE, caption, drawn)
 
 
-TABLES = (benefit, verdicts, found)
+TABLES = (benefit, others, found, calibrated, learned)
 
 if __name__ == "__main__":
     if "--figures" in sys.argv:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,17 +174,6 @@ def first_of(order: Order, pool: Pool, budget: int, study: Study) -> Rows:
     """The pairs that an order gives a budget; those of a query stand together again."""
     cap = QueryCap(pool.seed.candidates.queries, study.per_query)
     return np.sort(pool.seed.sets.pool[take_in_order(order, budget, cap)])
-
-
-def estimated_share(novelty: NDArray[Any]) -> float:
-    """The OOD share of a pool, read off its novelty percentiles: a bound from below.
-
-    A pool of which a share π is OOD has at most (1 − π)(1 − t) + π of its pairs above the t-th percentile (Blanchard et
-    al., "Semi-Supervised Novelty Detection", JMLR 2010), so π is at least (above − (1 − t)) / t.
-    """
-    steps = np.arange(0.5, 1.0, 0.01)
-    above = np.array([(novelty > 100 * t).mean() for t in steps])
-    return float(((above - (1 - steps)) / steps).max().clip(0))
 
 
 def _probabilities(head: Head, states: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -41,7 +41,7 @@ _PATH = click.Path(path_type=Path)
     help="What to do if the pool shares queries with --exclude.",
 )
 @click.option("--budget", type=click.IntRange(min=1), required=True, help="Pairs that can be labelled.")
-@click.option("--strategy", default="dasa", show_default=True, help="dasa, random, uncertainty, knn, kcenter …")
+@click.option("--strategy", default="dasa", show_default=True, help="dasa, random, novel, uncertainty, knn, kcenter …")
 @click.option("--band", type=float, nargs=2, default=(80.0, 99.5), show_default=True, help="Novelty percentiles.")
 @click.option(
     "--per-query",
@@ -167,6 +167,11 @@ def _print(summary: dict[str, Any]) -> None:
         ["", f"{pool['in_test_set']:,}", "of the test set's queries"],
         ["novel", f"{novel['80']:.1%}", "above the labelled set's 80th percentile (20 % if alike)"],
         ["", f"{novel['99']:.1%}", "above its 99th (1 % if alike)"],
+        [
+            "",
+            f"{pool['new_share_at_least']:.1%}",
+            "unlike the labelled set, at least; `--strategy novel` draws among them",
+        ],
         ["not eligible", f"{cut['below_band']:,}", "below the band"],
         ["", f"{cut['above_band']:,}", "above the band"],
         ["", f"{cut['beyond_cap']:,}", "beyond the cap for a query"],

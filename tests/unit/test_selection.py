@@ -15,7 +15,7 @@ from darl_rerank.model.novelty import fit_novelty
 from darl_rerank.training.recipe.settings import SelectionSettings
 from darl_rerank.training.selection.candidates import Candidates, describe_pool, normalised_entropy
 from darl_rerank.training.selection.coverage import Coverage, Farthest, QueryCap, lazy_greedy
-from darl_rerank.training.selection.select import select
+from darl_rerank.training.selection.select import estimated_share, select
 from darl_rerank.training.selection.strategies import STRATEGIES
 
 DIMENSIONS = 12
@@ -118,6 +118,25 @@ def test_random_draws_every_pair_alike() -> None:
     # 120 expected, standard deviation 9.
     assert counts.min() > 80
     assert counts.max() < 160
+
+
+def test_novel_draws_every_pair_past_the_95th_percentile_alike_and_then_the_rest() -> None:
+    pool = candidates_of(np.eye(10), novelty=[10, 20, 94.9, 95, 96, 97, 98, 99, 99.9, 100])
+    counts = np.zeros(10)
+    for seed in range(400):
+        counts[select(pool, 3, "novel", SelectionSettings(seed=seed)).rows] += 1
+    assert counts[:3].sum() == 0
+    # 171 expected, standard deviation 10.
+    assert counts[3:].min() > 130
+    assert counts[3:].max() < 212
+    assert sorted(select(pool, 9, "novel").rows[:7]) == [3, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3])
+def test_the_share_of_new_pairs_is_bounded_from_below(share: float) -> None:
+    new = round(1000 * share)
+    novelty = np.concatenate([np.linspace(0, 100, 1000 - new), np.full(new, 100.0)])
+    assert share - 0.02 <= estimated_share(novelty) <= share + 0.005
 
 
 def test_coverage_goes_where_the_training_set_is_not() -> None:

@@ -44,6 +44,7 @@ StrategyName = Literal[
     "dasa-without-band",
     "dasa-without-coverage",
     "random",
+    "novel",
     "uncertainty",
     "mahalanobis",
     "knn",

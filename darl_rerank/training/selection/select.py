@@ -64,6 +64,17 @@ def select(
     return Selection(choice.rows, above, _summary(candidates, budget, strategy, settings, choice))
 
 
+def estimated_share(novelty: NDArray[np.floating[Any]]) -> float:
+    """The share of a pool that is unlike the training set, read off novelty percentiles: a bound from below.
+
+    A pool of which a share π is new has at most (1 − π)(1 − t) + π of its pairs above the t-th percentile (Blanchard et
+    al., "Semi-Supervised Novelty Detection", JMLR 2010), so π is at least (above − (1 − t)) / t.
+    """
+    steps = np.arange(0.5, 1.0, 0.01)
+    above = np.array([(novelty > 100 * t).mean() for t in steps])
+    return float(((above - (1 - steps)) / steps).max().clip(0))
+
+
 def _summary(
     candidates: Candidates, budget: int, strategy: str, settings: SelectionSettings, choice: Choice
 ) -> dict[str, Any]:
@@ -89,6 +100,7 @@ def _summary(
             "training_pairs": len(candidates.training),
             # A pool like the training set would have 50 % above 50, 20 % above 80, and so on.
             "share_above_percentile": {f"{step:g}": float((novelty > step).mean()) for step in _NOVELTY_STEPS},
+            "new_share_at_least": estimated_share(novelty),
             "mean_uncertainty": float(candidates.uncertainty.mean()),
         },
         "cut": {
