@@ -39,9 +39,12 @@ def _writing(path: Path, within: Path | None = None) -> Iterator[None]:
 
 
 def check_output_file(path: str | Path) -> None:
-    """Raise InputError if `path` is a folder: to be called before the work whose result goes there."""
+    """Raise InputError if `path` is a folder or a device: to be called before the work whose result goes there."""
     if Path(path).is_dir():
         raise InputError("is a folder, expected the name of a file to write", path=path)
+    if Path(path).exists() and not Path(path).is_file():
+        # A file would be put in its place: root would lose /dev/null.
+        raise InputError("is a device or a pipe, expected the name of a file to write", path=path)
 
 
 def check_output_folder(path: str | Path, *, overwrite: bool) -> None:
@@ -57,15 +60,15 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; move it onto `path` when the block ends well, delete it when it doesn't.
 
     Args:
-        path: the file to (over)write; its folder is created.
+        path: the file to (over)write; its folder is created. A link stays a link, and what it leads to is written.
         mode: "w" for UTF-8 text with `\\n` line ends, "wb" for bytes.
 
     Raises:
-        InputError: `path` is a folder.
+        InputError: `path` is a folder, a device or a pipe.
         DarlRerankError: the file can't be written (disk full, no permission); `path` is as it was before.
     """
-    path = Path(path)
     check_output_file(path)
+    path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

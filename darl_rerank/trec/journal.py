@@ -6,6 +6,7 @@ checksum. A kill in the middle of a write leaves a torn last line, which is drop
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zlib
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import InputError
+from ..errors import DarlRerankError, InputError
 from ..locks import WriterLock
 
 # 2: a document says whether it was judged.
@@ -34,6 +35,7 @@ class Journal:
 
     Raises:
         InputError: the journal is of another job (the error names what differs), is not a journal, or is in use.
+        DarlRerankError: it can't be written.
     """
 
     def __init__(self, path: str | Path, job: Mapping[str, Any], *, restart: bool = False) -> None:
@@ -76,15 +78,27 @@ class Journal:
             self._write(job)
 
     def append(self, qid: str, result: Any) -> None:
-        """Write one query's result (JSON types) and see it to disk."""
+        """Write one query's result (JSON types) and see it to disk.
+
+        Raises:
+            DarlRerankError: it can't be written.
+        """
         self._write({"qid": qid, "result": result})
         self.finished[qid] = json.loads(json.dumps(result))
 
     def _write(self, values: Mapping[str, Any]) -> None:
         body = json.dumps(values, ensure_ascii=False)
-        self._stream.write(f"{zlib.crc32(body.encode()):08x} {body}\n".encode())
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        try:
+            self._stream.write(f"{zlib.crc32(body.encode()):08x} {body}\n".encode())
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            # Closing writes what the stream still holds, which fails likewise.
+            with contextlib.suppress(OSError):
+                self._stream.close()
+            raise DarlRerankError(
+                f"{self.path}: could not be written: {error.strerror or error}; what was finished before is kept"
+            ) from error
 
     def remove(self) -> None:
         """Delete the file: the job's output stands."""

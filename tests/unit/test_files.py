@@ -33,6 +33,28 @@ def test_a_folder_is_not_the_name_of_a_file(tmp_path: Path, monkeypatch: pytest.
         pass
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link", Path(os.devnull)):
+        with pytest.raises(InputError, match="is a device or a pipe, expected the name of a file"), atomic_write(path):
+            pass
+    assert pipe.is_fifo()
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("there", "not yet there"):
+        link, target = tmp_path / f"link to {name}", tmp_path / "folder" / name
+        link.symlink_to(target)
+        with atomic_write(link) as stream:
+            stream.write("new")
+        assert link.is_symlink()
+        assert target.read_text() == "new"
+
+
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with pytest.raises(DarlRerankError, match=r"out: could not be written: No space left"), atomic_write(path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,30 @@ def test_a_foreign_file_is_refused_and_kept(tmp_path: Path) -> None:
 def test_two_processes_can_not_share_a_journal(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", JOB), pytest.raises(InputError, match="another process"):
         Journal(tmp_path / "j", JOB)
+
+
+# Writes into argv[1] until the limit on file sizes stops it, as a full disk would.
+_FILL = """
+import resource, signal, sys
+from darl_rerank.errors import DarlRerankError
+from darl_rerank.trec.journal import Journal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+try:
+    with Journal(sys.argv[1], {}) as journal:
+        for number in range(100):
+            journal.append(f"q{number}", "x" * 100)
+except DarlRerankError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes")
+def test_a_full_disk_is_named_and_what_was_finished_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    done = subprocess.run([sys.executable, "-c", _FILL, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{path}: could not be written: File too large; what was finished before is kept\n"
+    with Journal(path, {}) as journal:
+        assert len(journal.finished) > 20
+        journal.append("q99", "y")
+        assert journal.finished["q99"] == "y"
