@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,6 +45,26 @@ def check_output_file(path: str | Path) -> None:
     if Path(path).exists() and not Path(path).is_file():
         # A file would be put in its place: root would lose /dev/null.
         raise InputError("is a device or a pipe, expected the name of a file to write", path=path)
+
+
+def check_outputs_apart(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None]) -> None:
+    """Raise InputError if one of `outputs` is an input as well, or another output, whose content would be lost.
+
+    Args:
+        outputs: files that will be written, as paths or URLs; those that are None count for nothing.
+        inputs: files that will be read, likewise.
+    """
+    taken = {_place(path): "read by this command" for path in inputs if path is not None}
+    for path in outputs:
+        if path is None:
+            continue
+        if use := taken.get(_place(path)):
+            raise InputError(f"is {use}, too: name another file to write", path=path)
+        taken[_place(path)] = "written by this command"
+
+
+def _place(path: str | Path) -> str:
+    return str(path) if "://" in str(path) else str(Path(path).resolve())
 
 
 def check_output_folder(path: str | Path, *, overwrite: bool) -> None:

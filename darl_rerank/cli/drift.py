@@ -57,11 +57,12 @@ def drift(
 
     from ..errors import InputError
     from ..evaluation.drift import measure_drift
-    from ..files import check_output_file
+    from ..files import check_output_file, check_outputs_apart
     from .options import load_reranker
 
     if output is not None:
         check_output_file(output)
+        check_outputs_apart([output], [*runs, topics, corpus])
         if topics is None or corpus is None:
             raise click.UsageError("--output needs the texts of the pairs: give --topics and --corpus")
     reranker = load_reranker(model=model, **engine)

@@ -20,19 +20,20 @@ def evaluate_model_on_pairs(
     """Judge the pairs of a file and print (and with `report` draw) all measures.
 
     Raises:
-        InputError: `report` is a folder, or see `read_graded_pairs` and `evaluate_pairs`.
+        InputError: `report` is a folder or the file itself, or see `read_graded_pairs` and `evaluate_pairs`.
     """
     import numpy as np
 
     from ..evaluation.pairs import ALL, evaluate_pairs
     from ..evaluation.report import write_report
-    from ..files import check_output_file
+    from ..files import check_output_file, check_outputs_apart
     from ..progress import progress_bar
     from ..trec.graded_pairs import read_graded_pairs
     from .options import load_reranker
 
     if report is not None:
         check_output_file(report)
+        check_outputs_apart([report], [path])
     reranker = load_reranker(**model)
     names = tuple(grade.name for grade in reranker.scale.grades)
     pairs = read_graded_pairs(path, grades=len(names), names=names)

@@ -107,10 +107,12 @@ def rerank(
     An interrupted job goes on when the same command is given again. With --ray, every path may be a URL such as
     s3://bucket/run.trec.
     """
+    from ..files import check_outputs_apart
     from ..offline import Choices
 
     if (corpus is None) == (index is None):
         raise click.UsageError("give either --corpus or --index: the documents' texts are in one of them")
+    check_outputs_apart((output, details), (run, topics, corpus, index))
     rules = {"cut": cut, "min_grade": min_grade, "min_probability": min_probability, "prevalence": prevalence}
     effort = {"budget_ms": budget_ms, "depth": "auto" if depth == "auto" else None}
     choices = Choices(top_k, fuse, rules, effort, tag)

@@ -95,7 +95,7 @@ def select(
     cut and why. An interrupted job goes on when the same command is given again.
     """
     from ..errors import InputError
-    from ..files import atomic_write, check_output_file
+    from ..files import atomic_write, check_output_file, check_outputs_apart
     from ..training.recipe.settings import SelectionSettings
     from ..training.selection.annotation import Annotation, write_annotations
     from ..training.selection.pool import labelled_split, pool_pairs, without_overlap
@@ -111,6 +111,7 @@ def select(
     if not 0 <= band[0] < band[1] <= 100:
         raise click.BadParameter(f"expected two rising percentiles, got {band[0]:g} {band[1]:g}", param_hint="--band")
     check_output_file(output)
+    check_outputs_apart([output], [labelled, pool, *runs, topics, corpus, *exclude])
     settings = SelectionSettings(band=band, per_query=per_query or None, seed=seed)
     reranker = load_reranker(**model)
     names = tuple(grade.name for grade in reranker.scale.grades)

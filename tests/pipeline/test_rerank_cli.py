@@ -383,3 +383,12 @@ def test_a_folder_in_the_place_of_an_output_is_found_before_the_work(
     assert "folder: is a folder, expected the name of a file to write" in result.stderr
     assert "reranking" not in result.stderr
     assert not list(tmp_path.glob("*.journal"))
+
+
+@pytest.mark.parametrize("name", ["run.trec", "topics.tsv", "corpus.jsonl.gz"])
+def test_no_input_is_overwritten(job: dict[str, Path], tiny_model: Path, name: str) -> None:
+    before = job[name].read_bytes()
+    for result in (call({**job, "out.trec": job[name]}, tiny_model), call(job, tiny_model, "--details", job[name])):
+        assert result.exit_code == 3
+        assert f"{name}: is read by this command, too" in result.output
+        assert job[name].read_bytes() == before

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from darl_rerank.errors import DarlRerankError, InputError
-from darl_rerank.files import atomic_folder, atomic_write
+from darl_rerank.files import atomic_folder, atomic_write, check_outputs_apart
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
@@ -42,6 +42,17 @@ def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is a device or a pipe, expected the name of a file"), atomic_write(path):
             pass
     assert pipe.is_fifo()
+
+
+def test_an_output_is_neither_an_input_nor_another_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("run")
+    check_outputs_apart(["out", None, "s3://b/x"], ["run", None, tmp_path / "topics", "s3://b/y"])
+    for output, source in (("./run", tmp_path / "run"), ("link", "run"), ("s3://b/x", "s3://b/x")):
+        with pytest.raises(InputError, match=r"is read by this command, too: name another file"):
+            check_outputs_apart([output], [source])
+    with pytest.raises(InputError, match=r"out: is written by this command, too"):
+        check_outputs_apart(["out", tmp_path / "out"], ["run"])
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
