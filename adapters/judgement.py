@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,7 @@ import numpy as np
 from darl_rerank import Reranker
 from darl_rerank.errors import InputError, MissingDependencyError, OutdatedDependencyError
 from darl_rerank.model.scale import RelevanceScale
+from darl_rerank.options import RerankOptions
 from darl_rerank.results import RankedDocument
 
 
@@ -50,7 +50,7 @@ def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
         InputError: one that is no such argument.
     """
     given = dict(options or {})
-    known = inspect.signature(Reranker.rerank).parameters.keys() - {"self", "query", "documents", "top_k"}
+    known = RerankOptions.__annotations__.keys() - {"top_k"}
     if unknown := given.keys() - known:
         raise InputError(
             f"unknown options {', '.join(sorted(unknown))}; Reranker.rerank takes {', '.join(sorted(known))}"

@@ -119,9 +119,10 @@ class CrossEncoderView:
             A mapping a document, with corpus_id (its place in `documents`), score, and text if asked for.
 
         Raises:
-            InputError: an empty query, or `top_k` below 1.
+            InputError: an empty query, documents that are a lone string, or `top_k` below 1.
         """
-        texts = list(documents)
+        # A lone string is no list of documents, which `rerank` says.
+        texts = documents if isinstance(documents, str) else list(documents)
         found = []
         for ranked in self.reranker.rerank(query, texts, top_k=top_k) if texts else []:
             gain = np.array(np.nan if ranked.score is None else ranked.score)
@@ -138,7 +139,7 @@ class CrossEncoderView:
 
     def _scores(self, pairs: list[tuple[str, str]], show: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
         """A query's pairs are judged together, so that its prompt prefix is run once."""
-        order = sorted(range(len(pairs)), key=lambda i: pairs[i][0])
+        order = sorted(range(len(pairs)), key=lambda i: str(pairs[i][0]))
         scores = np.zeros(len(pairs), dtype=np.float32)
         with progress_bar("scoring", len(pairs), unit="pair", progress=show) as bar:
             for start in range(0, len(order), _CHUNK):

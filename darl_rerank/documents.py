@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -132,9 +133,16 @@ def first_value(source: Any, names: Sequence[str]) -> Any | None:
     """The first of the fields of a mapping, or attributes of an object, that is there and not empty."""
     for name in names:
         value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
-        if value is not None and value != "" and not callable(value):
+        if not _is_missing(value) and not callable(value):
             return value
     return None
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value stands for none: None, an empty string, or what data frames have where a cell is empty."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and not value) or type(value).__name__ == "NAType"
 
 
 def clean_text(text: str) -> str:

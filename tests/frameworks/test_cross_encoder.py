@@ -76,6 +76,10 @@ def test_what_is_refused(tiny_reranker: Reranker) -> None:
         encoder.predict([("a", "b")], activation_fn=torch.nn.Sigmoid())
     with pytest.raises(InputError, match=r"expected \(query, document\) pairs, got 'abc'"):
         encoder.predict(["abc"])
+    with pytest.raises(InputError, match="documents must be a list of documents, got a str"):
+        encoder.rank("a", "abc")
+    with pytest.raises(InputError, match="the query must be a string, got None"):
+        encoder.predict([("a", "b"), (None, "b"), ("c", "b")])
 
 
 def test_beirs_rerank(tiny_reranker: Reranker, query: str, texts: list[str], ranking: list[RankedDocument]) -> None:

@@ -80,3 +80,15 @@ def test_what_is_refused(rows: dict[str, list[Any]], tiny_reranker: Reranker) ->
     rows["query"][3] = "other"
     with pytest.raises(InputError, match="row 3: query id 'q1' has two texts"):
         rerank_frame(tiny_reranker, pd.DataFrame(rows))
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), pd.NA])
+def test_an_empty_cell_of_the_title_is_no_title(
+    rows: dict[str, list[Any]], tiny_reranker: Reranker, nothing: Any
+) -> None:
+    frame = pd.DataFrame(rows).assign(title=["a title", *[nothing] * 7])
+    titled = rerank_frame(tiny_reranker, frame, title="title").set_index(["qid", "docno"]).sort_index()
+    plain = rerank_frame(tiny_reranker, pd.DataFrame(rows)).set_index(["qid", "docno"]).sort_index()
+    assert titled["judged"].all()
+    without = titled.index != ("q2", "d0")
+    assert titled["score"][without].to_list() == pytest.approx(plain["score"][without].to_list(), abs=1e-5)
