@@ -65,6 +65,13 @@ def instead() -> str | None:
             f"CrossEncoder of {other['what']}", f"{other['pairs']:,}", f"{other['nDCG@10']:.3f}",
             _more(ours, other), f"{same['nDCG@10']:.3f}, {_more(same, other)}",
         ])  # fmt: skip
+    if (whole := result("cross_encoder")) is not None:
+        same = whole["collections"][WEB]
+        rows.append([
+            f"CrossEncoder of {whole['base']}, the one recipe's lists, float32", f"{whole['pairs']:,}",
+            f"{same['cross-encoder']:.3f}", _difference(same["ships less cross-encoder"]),
+            f"{same['one recipe']:.3f}, {_difference(same['one recipe less cross-encoder'])}",
+        ])  # fmt: skip
     more = ["the one that ships has more", "darl-rerank with the same pairs, and has more"]
     files = f"(`results/{SHIPS}.json`, `results/{HISTORY}.json`)"
     return f"{table(['', 'pairs trained on', 'nDCG@10', *more], rows)}\n\n{files}"
