@@ -146,11 +146,11 @@ def learned() -> str | None:
     lines = []
     for group, title in (("OOD: icecat", "products"), ("OOD: msrd", "films")):
         for row in result["rows"][kind]:
-            if row["tail labels"] in (25, 100, 250):
-                gaps = (
-                    _gap(row["against no label of the tail"][f"{group}/{name}"]) for name in ("ndcg@10", "qwk", "rps")
-                )
-                lines.append([title, row["arm"], row["tail labels"], *gaps])
+            if row["tail labels"] in (0, _BUDGET) and (group == "OOD: msrd" or "only" not in row["arm"]):
+                keys = [f"{group}/{name}" for name in ("ndcg@10", "qwk", "rps")]
+                gaps = [_gap(row["against no label of the tail"][key]) for key in keys]
+                first = [f"{row['values'][key]:.3f}" for key in keys]
+                lines.append([title, row["arm"], row["tail labels"], *(gaps if row["tail labels"] else first)])
     head = ["test", "trained", "labels of the tail", "nDCG@10", "kappa", "RPS"]
     return f"{page.source(result, 'study_shop_tail')}\n\n{page.table(head, lines)}"
 

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import page as page_module
 from provenance import provenance
-from study import rare, tables
+from study import rare, rare_tuned, tables
 from study import run as run_module
 from study import study_run as study_run_module
 from study.chosen import chosen_rows, prepare_pool
@@ -386,4 +386,16 @@ def test_a_pool_where_shift_is_rare_and_what_each_strategy_chooses_of_it(
     assert row["verdict"].endswith("1 seed only")
     assert row["against_random"]["OOD/qwk"]["value"] == pytest.approx(
         runs["dasa", 8, 0.5][0].facts["values"]["OOD/qwk"] - runs["random", 8, 0.5][0].facts["values"]["OOD/qwk"]
+    )
+
+
+def test_fine_tuned_arms_where_shift_is_rare(run: StudyRun, study: Study, tmp_path: Path) -> None:
+    tuner = rare_tuned.RareTuner(study, run.data, run.tests, run.states, run.checkpoint, tmp_path, run.seed)
+    runs = {name: {0: tuner.run(rare_tuned.arm_of(name), 8, 0)} for name in ("random", "oracle")}
+    first, oracle = rare_tuned.compared(runs, 8)
+    assert oracle["chosen_ood"] == [1.0]
+    assert first["verdict"] is None
+    assert oracle["verdict"].endswith("1 seed only")
+    assert oracle["against_random"]["OOD/qwk"]["value"] == pytest.approx(
+        oracle["values"]["OOD/qwk"] - first["values"]["OOD/qwk"]
     )

@@ -1,0 +1,110 @@
+"""Fine-tuned arms where shift is rare: random, DASA and `oracle` at one share and one budget, from the base model.
+
+    python benchmarks/study/rare_tuned.py DATA --work WORK --study shop --share 0.1 --budget 250
+
+LoRA of the last layers with cross-entropy, as the study's plain arms (`tuned.py`), on the pools of `rare.py`. Every
+training is kept in WORK and goes on where it was stopped. Writes results/study_STUDY_rare_tuned.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from provenance import write_result
+
+from study.chosen import Seed, prepare_pool
+from study.claims import Claim, judge
+from study.collections_by_role import Rows
+from study.measured import ID, OOD, Run, difference, tests_of
+from study.rare import MEASURES, PARTS, SIZES, load, pool_with, states_of
+from study.settings import STUDIES
+from study.tried import SELECTORS, first_of, pool_of
+from study.tuned import Arm, Training, Tuner
+
+STRATEGIES = ("random", "dasa", "oracle")
+
+
+class RareTuner(Tuner):
+    """`Tuner` that also knows the strategies of `tried.py` which need no head."""
+
+    def _choose(self, strategy: str, budget: int, number: int) -> tuple[Rows, dict[str, Any]]:
+        if strategy not in SELECTORS:
+            return super()._choose(strategy, budget, number)
+        pool = pool_of(self.seed_of(number), self.data, self.states, [])
+        rows = first_of(SELECTORS[strategy](pool), pool, budget, self.study)
+        home = float(np.isin(rows, self.data.roles["home"]).mean())
+        return rows, {"strategy": strategy, "budget": budget, "pairs": len(rows), "home_share": home}
+
+
+def arm_of(strategy: str) -> Arm:
+    return Arm(strategy, (Training("ce", strategy, probe=False),))
+
+
+def compared(runs: dict[str, dict[int, Run]], budget: int) -> list[dict[str, Any]]:
+    """Each strategy against a random choice: differences, the verdict of claim (b), and what was chosen."""
+    found = []
+    arms = {(name, budget): by_seed for name, by_seed in runs.items()}
+    for strategy in runs:
+        claim = Claim("b", f"{strategy} against random: better OOD, ID no worse", "random", strategy, PARTS)
+        second, first = ([runs[name][seed] for seed in sorted(runs[name])] for name in (strategy, "random"))
+        found.append({
+            "strategy": strategy, "budget": budget,
+            "values": {key: float(np.mean([run.value(key) for run in second])) for key in second[0].draws},
+            "chosen_ood": [1 - run.facts["selection"]["home_share"] for run in second],
+            "against_random": {
+                f"{group}/{name}": difference(second, first, f"{group}/{name}")[0].to_dict()
+                for group in (ID, OOD)
+                for name in MEASURES
+            },
+            "verdict": None if strategy == "random" else judge(claim, arms, budget)["verdict"],
+        })  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--study", choices=sorted(STUDIES), default="shop")
+    parser.add_argument("--size", choices=sorted(SIZES), default="small")
+    parser.add_argument("--share", type=float, default=0.1)
+    parser.add_argument("--budget", type=int, default=250)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    size = SIZES[arguments.size]
+    study, checkpoint, data = load(arguments.study, arguments.data, arguments.work, size)
+    states = states_of("base", study, data, arguments.work)
+
+    @cache
+    def seed_of(number: int) -> Seed:
+        sets = pool_with(data, study, number, arguments.share, size.pool)
+        return prepare_pool(sets, data, study, states, checkpoint, number)
+
+    folder = arguments.work / "rare-tuned" / f"{data.digest}-{arguments.share:g}"
+    tuner = RareTuner(study, data, tests_of(data, study), states, checkpoint, folder, seed_of)
+    runs: dict[str, dict[int, Run]] = {strategy: {} for strategy in STRATEGIES}
+    for number in range(arguments.seeds):
+        for strategy in STRATEGIES:
+            print(f"{strategy}, seed {number}", file=sys.stderr, flush=True)
+            runs[strategy][number] = tuner.run(arm_of(strategy), arguments.budget, number)
+    write_result(
+        f"study_{study.name}_rare_tuned",
+        {
+            "level": f"LoRA fine-tuning of the last {study.layers} layers, from the base", "title": study.title,
+            "share": arguments.share, "pool": size.pool, "seeds": arguments.seeds, "settings": study.facts(),
+            "data": data.table(), "rows": compared(runs, arguments.budget),
+        },
+        argv=sys.argv,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
