@@ -19,6 +19,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +133,15 @@ def main() -> None: ...
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--only", help="Names of collections, with commas between.")
 @click.option("--without-dense", is_flag=True, help="Of Icecat BM25 alone.")
-def candidates(data: Path, work: Path, only: str | None, without_dense: bool) -> None:
+@click.option("--queries", type=int, help="Of each collection at most so many, for a trial.")
+def candidates(data: Path, work: Path, only: str | None, without_dense: bool, queries: int | None) -> None:
     work.mkdir(parents=True, exist_ok=True)
     for collection in COLLECTIONS:
         output = work / f"{collection.name}.candidates.jsonl.gz"
         if output.is_file() or (only and collection.name not in only.split(",")):
             continue
         folder = data / (collection.folder or collection.name)
-        topics = drawn(collection, folder)
+        topics = dict(islice(drawn(collection, folder).items(), queries))
         qrels = icecat.judgements() if collection.name == "icecat" else read_qrels(qrels_file(folder))
         stages = first_stages(collection, folder, topics, without_dense=without_dense)
         wanted = {qid: candidate_ids(collection, stages, qrels, qid) for qid in topics}

@@ -56,7 +56,7 @@ _BESIDE = re.compile(r"\b(?:for|with|compatible with|fits|works with)\b")
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--held-out", multiple=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--fraction", default=1.0, show_default=True, help="Of the queries, for a trial.")
+@click.option("--fraction", default=1.0, show_default=True, help="Of queries and texts, for a trial.")
 def main(data: Path, output: Path, held_out: tuple[Path, ...], fraction: float) -> None:
     output.mkdir(parents=True, exist_ok=True)
     kept_back = {folded(row["query"]) for path in held_out for row in _lines(path)}
@@ -68,6 +68,9 @@ def main(data: Path, output: Path, held_out: tuple[Path, ...], fraction: float) 
         usable = [q for q in queries if folded(q["query"]) not in kept_back]
         usable = rng.sample(usable, round(fraction * len(usable)))
         excluded = [place for place, text in enumerate(texts) if folded(text) in never]
+        if fraction < 1:
+            named = {int(place) for query in usable for place in query["said"]}
+            excluded += [place for place in range(len(texts)) if place not in named and rng.random() >= fraction]
         for place in excluded:
             texts[place] = ""
         _write(output / f"{name}.texts.jsonl.gz", texts)

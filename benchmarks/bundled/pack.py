@@ -9,7 +9,8 @@ Everything is fitted on development collections:
 - calibrations and the exits' rule on people's grades of trec-dl-2021; cut points between grades there and on selqa;
 - novelty on pairs that people judged in TEXTS and half of trec-dl-2021's queries, its percentiles on the other half;
   the model runs on these here, and OUTPUT.work keeps the features;
-- the weight in a fusion on the development collections, without novelty; depth="auto" on trec-dl-2021.
+- the weight in a fusion on the development collections that CANDIDATES has, without novelty; depth="auto" on
+  trec-dl-2021.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Query:
 @click.option("--ends", type=int, help="The layer of the exit that the model ends at; its last layer if not given.")
 @click.option("--exits", "chosen", default="14", show_default=True, help="Layers where pairs may leave.")
 @click.option("--share", default=0.02, show_default=True, help="Of relevant documents, how many may leave.")
-@click.option("--rank", default=54, show_default=True, help="Of the adapter.")
+@click.option("--rank", default=60, show_default=True, help="Of the adapter.")
 @click.option("--feature-layer", default=14, show_default=True, help="Novelty looks at the states behind it.")
 def main(
     trained: Path, start: Path, texts: Path, candidates: Path, output: Path, ends: int | None, chosen: str,
@@ -85,7 +86,8 @@ def main(
     facts = json.loads((trained / "train.json").read_text("utf-8"))
     work = output.with_name(f"{output.name}.work")
     work.mkdir(parents=True, exist_ok=True)
-    low_rank = adapter(trained, Checkpoint.load(start), facts["scale"], rank, ends)
+    trained_ones = differences(trained, Checkpoint.load(start), facts["scale"], ends)
+    low_rank = mean_adapter([LowRank(trained_ones, rank, 1.0, ())])
     checkpoint = with_heads(Checkpoint.load(start), trained, facts["exits"], chosen, ends)
     checkpoint = checkpoint.replace(feature_layer=feature_layer, trained=True)
     place = {layer: i for i, layer in enumerate(facts["exits"])}
@@ -127,8 +129,10 @@ def main(
     click.echo(f"{output}: {saved.fingerprint}; {final.calibration}; grades {points.points}", err=True)
 
 
-def adapter(trained: Path, start: Checkpoint, scale: float, rank: int, ends: int | None) -> LowRank:
-    """What was trained, with START's own adapter, of the layers that are run, cut to `rank`."""
+def differences(
+    trained: Path, start: Checkpoint, scale: float, ends: int | None
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """What was trained, with START's own adapter, of the layers that are run; as `LowRank.factors`."""
     tensors = load_tensors(trained / "adapter.safetensors")
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for name, down in tensors.items():
@@ -139,8 +143,7 @@ def adapter(trained: Path, start: Checkpoint, scale: float, rank: int, ends: int
     if start.adapter_folder is not None:
         for module, (a, b) in read_adapter(start.adapter_folder).factors.items():
             factors[module] = (torch.cat([factors[module][0], a]), torch.cat([factors[module][1], b], dim=1))
-    run = {m: f for m, f in factors.items() if ends is None or int(m.split(".")[2]) < ends}
-    return mean_adapter([LowRank(run, rank, 1.0, ())])
+    return {m: f for m, f in factors.items() if ends is None or int(m.split(".")[2]) < ends}
 
 
 def with_heads(start: Checkpoint, trained: Path, layers: Sequence[int], chosen: str, ends: int | None) -> Checkpoint:
@@ -150,7 +153,9 @@ def with_heads(start: Checkpoint, trained: Path, layers: Sequence[int], chosen: 
     heads = {layer: Head(rows[f"{i}.weight"], rows[f"{i}.bias"], ones) for i, layer in enumerate(layers)}
     wanted = sorted({*map(int, chosen.split(",")), *([] if ends is None else [ends])})
     exits = Exits(tuple(ExitHead(layer, heads[layer]) for layer in wanted))
-    whole = Head(rows[f"{len(layers)}.weight"], rows[f"{len(layers)}.bias"])
+    last = str(len(layers))
+    # A mean ends behind its last exit and has no head after it (mean.py).
+    whole = Head(rows[f"{last}.weight"], rows[f"{last}.bias"]) if f"{last}.weight" in rows else start.head
     checkpoint = start.replace(exits=exits, head=whole)
     return checkpoint if ends is None else checkpoint.ending_at(ends)
 
@@ -194,7 +199,7 @@ def scored(candidates: Path, trained: Path, checkpoint: Checkpoint, last: int, f
     """What benchmarks/scores.py would write; novelty 0, as it was not computed."""
     folder.mkdir(exist_ok=True)
     for collection in COLLECTIONS:
-        if collection.role == "dev":
+        if collection.role == "dev" and (candidates / f"{collection.name}.candidates.jsonl.gz").is_file():
             with (folder / f"{collection.name}.scores.jsonl").open("w", encoding="utf-8") as stream:
                 for query in read(candidates, trained, collection.name):
                     line = {key: query.row[key] for key in ("qid", "docids", "grades", "stages")} | {
@@ -208,7 +213,7 @@ def scored(candidates: Path, trained: Path, checkpoint: Checkpoint, last: int, f
 def fusion_weight(candidates: Path, folder: Path, gains: NDArray[np.float64]) -> Any:
     sets = {}
     for collection in COLLECTIONS:
-        if collection.role == "dev":
+        if (folder / f"{collection.name}.scores.jsonl").is_file():
             rows = _lines(candidates / f"{collection.name}.candidates.jsonl.gz")
             qrels: Qrels = {
                 row["qid"]: {d: g for d, g in zip(row["docids"], row["grades"], strict=True) if g >= 0} for row in rows

@@ -169,19 +169,20 @@ def mean_adapter(adapters: Sequence[LowRank]) -> LowRank:
     Source: Wortsman et al., "Model soups" (ICML 2022). Unlike the mean of the factors it is the mean of the weights.
 
     Args:
-        adapters: at least one, of the same modules; their ranks may differ.
+        adapters: at least one; their ranks may differ. A module that one of them lacks is the base model's there.
 
     Raises:
-        InputError: none, or modules that one of them lacks.
+        InputError: there are none.
     """
-    if not adapters or any(adapter.factors.keys() != adapters[0].factors.keys() for adapter in adapters):
-        raise InputError("a mean needs adapters of the same modules")
+    if not adapters:
+        raise InputError("a mean needs at least one adapter")
     rank = adapters[0].rank
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     kept = total = 0.0
-    for module in adapters[0].factors:
-        a = torch.cat([adapter.factors[module][0] for adapter in adapters])
-        b = torch.cat([adapter.factors[module][1] for adapter in adapters], dim=1) / len(adapters)
+    for module in dict.fromkeys(name for adapter in adapters for name in adapter.factors):
+        pairs = [adapter.factors[module] for adapter in adapters if module in adapter.factors]
+        a = torch.cat([down for down, _ in pairs])
+        b = torch.cat([up for _, up in pairs], dim=1) / len(adapters)
         # The product's singular values are those of the small matrix between two orthogonal ones.
         left, inner_left = torch.linalg.qr(b)
         right, inner_right = torch.linalg.qr(a.T)
