@@ -36,7 +36,7 @@ CUTOFF = 10
 @click.command(help=__doc__)
 @click.argument("candidates", type=click.Path(exists=True, path_type=Path))
 @click.argument("work", type=click.Path(path_type=Path))
-@click.option("--model", default="smollm2-darl-fast", show_default=True)
+@click.option("--model", default="smollm2-darl", show_default=True)
 @click.option("--queries", default=20, show_default=True, help="Of each collection.")
 @click.option("--layers", default=30, show_default=True, help="Of the base model.")
 @click.option("--only", help="Names of collections, with commas between.")

@@ -1,11 +1,10 @@
-"""How long a hundred documents take: what people use today, the model that ships, and the fast one with early exits.
+"""How long a hundred documents take: what people use today, and the model that ships, with and without early exits.
 
-    python benchmarks/hundred_documents.py DATA --int8 FOLDER --fast-int8 FOLDER [--queries 3]
+    python benchmarks/hundred_documents.py DATA --int8 FOLDER [--queries 3]
 
-DATA is trec-dl-2019's folder; the lists are BM25's first 100. --int8 and --fast-int8 are int8 exports of smollm2-darl
-and smollm2-darl-fast. All run the same queries in turn, on the threads that OMP_NUM_THREADS allows (1 for the figures
-that are shown), and processor seconds are taken, which other work on the machine changes little. Writes
-results/hundred_documents.json.
+DATA is trec-dl-2019's folder; the lists are BM25's first 100. --int8 is an int8 export of smollm2-darl. All run the
+same queries in turn, on the threads that OMP_NUM_THREADS allows (1 for the figures that are shown), and processor
+seconds are taken, which other work on the machine changes little. Writes results/hundred_documents.json.
 """
 
 from __future__ import annotations
@@ -37,18 +36,15 @@ Run = Callable[[Sequence[tuple[str, str]]], Any]
 @click.command(help=__doc__)
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.option("--int8", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--fast-int8", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--queries", default=3, show_default=True)
-def main(data: Path, int8: Path, fast_int8: Path, queries: int) -> None:
+def main(data: Path, int8: Path, queries: int) -> None:
     checkpoint = Checkpoint.load("smollm2-darl")
     classifier = c.write_classifier(checkpoint, cache_folder() / f"classifier-{checkpoint.fingerprint[:12]}")
     runs: dict[str, Run] = {CROSS_ENCODER: c.of_cross_encoder(classifier, checkpoint, "float32").load()}
     for name, model, settings in (
         ("smollm2-darl, torch, bfloat16", "smollm2-darl", {"engine": "torch", "precision": "bfloat16"}),
+        ("smollm2-darl, ONNX Runtime, int8, exit off", int8, {"engine": "onnx", "exit": "off"}),
         ("smollm2-darl, ONNX Runtime, int8", int8, {"engine": "onnx"}),
-        ("smollm2-darl-fast, torch, bfloat16", "smollm2-darl-fast", {"engine": "torch", "precision": "bfloat16"}),
-        ("smollm2-darl-fast, ONNX Runtime, int8, exit off", fast_int8, {"engine": "onnx", "exit": "off"}),
-        ("smollm2-darl-fast, ONNX Runtime, int8", fast_int8, {"engine": "onnx"}),
     ):
         runs[name] = Reranker.from_pretrained(model, **settings).score_pairs  # type: ignore[arg-type]
     pairs = lists(data, queries)
@@ -61,7 +57,7 @@ def main(data: Path, int8: Path, fast_int8: Path, queries: int) -> None:
             start = time.process_time()
             found = run(query)
             seconds[name].append((time.process_time() - start) * DEPTH / len(query))
-            if name == "smollm2-darl-fast, ONNX Runtime, int8":
+            if name == "smollm2-darl, ONNX Runtime, int8":
                 left.append(float((found.exit_layers > 0).mean()))
             click.echo(f"{number + 1}: {name}: {seconds[name][-1]:.1f} s", err=True)
     rows = [

@@ -50,7 +50,7 @@ def both_models() -> str | None:
     head = ["", "100 documents, s of one core", "times the CrossEncoder as installed"]
     about = (
         f"{len(values['left early'])} queries of {values['collection']}; medians, one thread, processor seconds. "
-        f"{percent(sum(values['left early']) / len(values['left early']))} of the fast model's pairs left early."
+        f"{percent(sum(values['left early']) / len(values['left early']))} of the pairs left early."
     )
     return "\n\n".join([table(head, lines), about, source(values, "hundred_documents")])
 

@@ -1,6 +1,6 @@
 """The mean of the weights of a training and of a checkpoint, ended early, with heads that learn from both one's scores.
 
-    python benchmarks/bundled/mean.py TRAINED START CANDIDATES OUTPUT [--beside smollm2-darl] [--ends 22] [--exits 14]
+    python benchmarks/bundled/mean.py TRAINED START CANDIDATES OUTPUT [--beside smollm2-darl] [--ends 22] [--exits 18]
 
 TRAINED is train.py's folder with score.py's scores.npz, START what it began with, CANDIDATES benchmarks/scores.py's
 folder with the scores of the checkpoint --beside. Heads behind --exits and --ends learn the mean of what both give a
@@ -68,7 +68,7 @@ class List:
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--beside", default="smollm2-darl", show_default=True, help="The checkpoint, with an adapter.")
 @click.option("--ends", default=22, show_default=True, help="The layer that the model ends behind.")
-@click.option("--exits", "chosen", default="14", show_default=True, help="Layers with a head of their own.")
+@click.option("--exits", "chosen", default="18", show_default=True, help="Layers with a head of their own.")
 @click.option("--rank", default=60, show_default=True, help="Of the adapter.")
 @click.option("--device", help="As `darl-rerank rerank` takes it.")
 def main(

@@ -1,6 +1,6 @@
 """A training of train.py as a checkpoint: adapter in 8 bits, exits with their rule, calibration, grades, novelty.
 
-    python benchmarks/bundled/pack.py TRAINED START TEXTS CANDIDATES OUTPUT [--ends 20] [--exits 14]
+    python benchmarks/bundled/pack.py TRAINED START TEXTS CANDIDATES OUTPUT [--ends 22] [--exits 18]
 
 TRAINED has train.json, adapter.safetensors, heads.safetensors and scores.npz (score.py), START is what it was trained
 from, TEXTS collect.py's folder, CANDIDATES that of benchmarks/scores.py. With --ends the model ends behind that exit.
@@ -75,7 +75,7 @@ class Query:
 @click.argument("candidates", type=click.Path(exists=True, path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--ends", type=int, help="The layer of the exit that the model ends at; its last layer if not given.")
-@click.option("--exits", "chosen", default="14", show_default=True, help="Layers where pairs may leave.")
+@click.option("--exits", "chosen", default="18", show_default=True, help="Layers where pairs may leave.")
 @click.option("--share", default=0.02, show_default=True, help="Of relevant documents, how many may leave.")
 @click.option("--rank", default=60, show_default=True, help="Of the adapter.")
 @click.option("--feature-layer", default=14, show_default=True, help="Novelty looks at the states behind it.")

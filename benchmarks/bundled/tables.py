@@ -1,4 +1,4 @@
-"""Fills the tables of docs/checkpoint.md from results/bundled.json, one_recipe.json and model_history.json.
+"""Fills the tables of docs/checkpoint.md from results: bundled, successor, one_recipe, model_history.
 
     python benchmarks/bundled/tables.py [--check]
 
@@ -20,13 +20,13 @@ from darl_rerank.evaluation.significance import paired_test
 
 PAGE = DOCS / "checkpoint.md"
 WEB, SHOP, MEDICAL = "trec-dl-2019", "icecat", "medquad"
-SHIPS, HISTORY, RECIPE, FAST = "bundled", "model_history", "one_recipe", "fast_model"
+SHIPS, HISTORY, RECIPE, SUCCESSOR = "bundled", "model_history", "one_recipe", "successor"
 NAMES = {WEB: "web passages (trec-dl-2019)", SHOP: "products (Icecat)", MEDICAL: "medical answers (medquad)"}
 
 
 def worth() -> str | None:
-    values, recipe = result(SHIPS), result(RECIPE)
-    if values is None or recipe is None:
+    values, successor = result(SHIPS), result(SUCCESSOR)
+    if values is None or successor is None:
         return None
     rows = []
     for part in (WEB, SHOP):
@@ -36,9 +36,12 @@ def worth() -> str | None:
             f"{measured['ece']['value']:.3f}",
             "" if part == WEB else _interval(values["novelty"][part]["auroc"]), percent(values["warned of"][part]),
         ])  # fmt: skip
-    found = recipe["collections"][MEDICAL]
+    found = successor["collections"].get(MEDICAL)
+    order = ["", "", ""] if found is None else [
+        f"{found['first stage']:.3f}", f"{found['with exits']:.3f}", _difference(found["with exits - first stage"]),
+    ]  # fmt: skip
     rows.append([
-        NAMES[MEDICAL], f"{found['first stage']:.3f}", f"{found['ships']:.3f}", "", "",
+        NAMES[MEDICAL], *order, "",
         _interval(values["novelty"][MEDICAL]["auroc"]), percent(values["warned of"][MEDICAL]),
     ])  # fmt: skip
     head = [
@@ -46,7 +49,7 @@ def worth() -> str | None:
         "novelty against web, AUROC", "warned of at 95",
     ]  # fmt: skip
     mib = sum(values["bytes"].values()) / 2**20
-    return f"{table(head, rows)}\n\n{mib:.1f} MiB {source(values, SHIPS)}; medquad's order: `results/{RECIPE}.json`."
+    return f"{table(head, rows)}\n\n{mib:.1f} MiB {source(values, SHIPS)}; medquad's order: `results/{SUCCESSOR}.json`."
 
 
 def instead() -> str | None:
@@ -57,7 +60,7 @@ def instead() -> str | None:
     by_file = {each["result file"]: each for each in history["trained"]}
     rows = [
         ["BM25", "", f"{ours['before']:.3f}", _difference(ours["difference"]), ""],
-        ["darl-rerank, the model that ships", "209,888", f"{ours['after']:.3f}", "", ""],
+        ["darl-rerank, the model that ships", "517,240", f"{ours['after']:.3f}", "", ""],
     ]
     for other in history["cross-encoders"]:
         same = by_file[other["same pairs"]][WEB]
@@ -122,23 +125,23 @@ def recipe() -> str | None:
     return f"{table(['nDCG@10', *shown], rows)}\n\n{said}"
 
 
-def fast() -> str | None:
-    values = result(FAST)
+def successor() -> str | None:
+    values = result(SUCCESSOR)
     if values is None:
         return None
     rows = [
         [
-            f"{name}{', test' if found['test'] else ''}", f"{found['first stage']:.3f}", f"{found['ships']:.3f}",
+            f"{name}{', test' if found['test'] else ''}", f"{found['first stage']:.3f}", f"{found['before']:.3f}",
             f"{found['whole']:.3f}", f"{found['with exits']:.3f}", percent(found["layers run"]),
-            f"{found['missed']} of {found['relevant']:,}", _difference(found["with exits - ships"]),
+            f"{found['missed']} of {found['relevant']:,}", _difference(found["with exits - before"]),
         ]
         for name, found in values["collections"].items()
     ]  # fmt: skip
     head = [
-        "", "BM25", "smollm2-darl", "fast, no exits", "fast", "layers run", "relevant documents that left",
-        "fast less smollm2-darl",
+        "nDCG@10", "BM25", "the model of 0.3", "this, no exits", "this", "layers run", "relevant documents that left",
+        "this less that of 0.3",
     ]  # fmt: skip
-    return f"{table(head, rows)}\n\nnDCG@10 (`results/{FAST}.json`)"
+    return f"{table(head, rows)}\n\n{source(values, SUCCESSOR)}"
 
 
 def unjudged() -> str | None:
@@ -173,7 +176,7 @@ def _difference(values: list[float]) -> str:
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-TABLES = (worth, instead, tried, teachers, recipe, fast, unjudged)
+TABLES = (worth, instead, tried, teachers, recipe, successor, unjudged)
 
 
 if __name__ == "__main__":

@@ -199,6 +199,6 @@ def lowered(gain: NDArray[np.float64], lowest: float) -> NDArray[np.float64]:
     Above the gain of the lowest grade, `lowest`, a thousandth of it is left. So these pairs keep their order among
     themselves and stand below pairs that were judged whole, for each pair without a look at others. Where the exit's
     gain itself is the score, an exit that knows less than the model, and so is never far from the mean, puts pairs that
-    it lets go of above irrelevant ones that it keeps (results/fast_model.json has both orders).
+    it lets go of above irrelevant ones that it keeps (results/successor.json has both orders).
     """
     return lowest + _LEFT_OF_GAIN * (gain - lowest)

@@ -1,10 +1,11 @@
-"""The model that ends early beside the one that ships: order, grades, and what its early exits cost.
+"""A packed checkpoint that ends early beside the one that shipped before: order, grades, and what its exits cost.
 
-    python benchmarks/bundled/fast.py PACKED TRAINED CANDIDATES DATA
+    python benchmarks/bundled/successor.py PACKED TRAINED CANDIDATES DATA
 
-PACKED is pack.py's checkpoint with a layer that it ends at, TRAINED what it was packed from (the logits are those of
-score.py, before the adapter was cut to 8 bits), CANDIDATES benchmarks/scores.py's folder, DATA the collections. Orders
-BM25's first 100 (50 where CANDIDATES has no more). Writes results/fast_model.json.
+PACKED is pack.py's checkpoint with a layer that it ends at, TRAINED what it was packed from, with its logits,
+CANDIDATES benchmarks/scores.py's folder, which has the scores of what shipped, DATA the collections. Orders BM25's
+first 100 (50 where CANDIDATES has no more). Collections that TRAINED has no logits of are left out. Writes
+results/successor.json.
 """
 
 from __future__ import annotations
@@ -47,29 +48,33 @@ def main(packed: Path, trained: Path, candidates: Path, data: Path) -> None:
     checkpoint = Checkpoint.load(packed)
     training = json.loads((trained / "train.json").read_text("utf-8"))
     rows = {}
+    with np.load(trained / "scores.npz") as stored:
+        known = set(stored.files)
     for name in (*DEVELOPMENT, *TESTS):
+        if f"{name}.logits" not in known:
+            continue
         qrels = icecat.judgements() if name == "icecat" else read_qrels(qrels_file(data / name))
-        ships = {judged.qid: judged.probabilities @ checkpoint.scale.gains for judged in read_scores(candidates, name)}
+        before = {judged.qid: judged.probabilities @ checkpoint.scale.gains for judged in read_scores(candidates, name)}
         rows[name] = {
             "test": name in TESTS,
-            **measured(checkpoint, read(candidates, trained, name), training["exits"], qrels, ships),
+            **measured(checkpoint, read(candidates, trained, name), training["exits"], qrels, before),
         }
         shown = ", ".join(f"{key} {value:.3f}" for key, value in rows[name].items() if isinstance(value, float))
         click.echo(f"{name}: {shown}")
     facts = {key: value for key, value in training.items() if key != "log"}
-    write_result("fast_model", {"training": facts, "fingerprint": checkpoint.fingerprint, "collections": rows})
+    write_result("successor", {"training": facts, "fingerprint": checkpoint.fingerprint, "collections": rows})
 
 
 def measured(
     checkpoint: Checkpoint, queries: Sequence[Query], layers: Sequence[int], qrels: Qrels,
-    ships: dict[str, NDArray[np.float64]],
+    before: dict[str, NDArray[np.float64]],
 ) -> dict[str, Any]:  # fmt: skip
     exits, ends, gains = checkpoint.exits, checkpoint.layers, checkpoint.scale.gains
     assert exits is not None
     assert ends is not None
     orders: dict[str, list[float]] = {
         "first stage": [],
-        "ships": [],
+        "before": [],
         "whole": [],
         "with exits": [],
         "exits' own gain": [],
@@ -95,7 +100,7 @@ def measured(
         ideal = np.array([max(0, grade) for grade in judged.values()], dtype=float)
         of = np.maximum(given, 0).astype(float)
         for name, by in (
-            ("first stage", -np.arange(len(places))), ("ships", ships[query.row["qid"]][places]), ("whole", score),
+            ("first stage", -np.arange(len(places))), ("before", before[query.row["qid"]][places]), ("whole", score),
             ("with exits", mixed), ("exits' own gain", own),
         ):  # fmt: skip
             orders[name].append(ndcg(of, by, ideal))
@@ -106,7 +111,7 @@ def measured(
         probabilities.append(whole[given >= 0])
     people, found = np.concatenate(grades), np.concatenate(probabilities)
     values: dict[str, Any] = {name: float(np.mean(each)) for name, each in orders.items()}
-    for one, other in (("with exits", "whole"), ("with exits", "ships"), ("with exits", "first stage")):
+    for one, other in (("with exits", "whole"), ("with exits", "before"), ("with exits", "first stage")):
         test = paired_test(np.array(orders[one]), np.array(orders[other]))
         values[f"{one} - {other}"] = [test.difference, test.low, test.high]
     values |= {
