@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import sqlite3
@@ -125,6 +126,7 @@ def write_sqlite_documents(path: str | Path, documents: Iterable[Document]) -> t
 
     Raises:
         InputError: a docid is there twice, or a document has no text.
+        OSError: the file can't be written.
     """
     digest = hashlib.sha256()
     count = 0
@@ -147,6 +149,10 @@ def write_sqlite_documents(path: str | Path, documents: Iterable[Document]) -> t
             connection.executemany(f"INSERT INTO {_TABLE} VALUES (?, ?, ?, ?)", rows())
     except sqlite3.IntegrityError:
         raise InputError(f"document {count} of the corpus has the docid of an earlier one") from None
+    except sqlite3.OperationalError as error:
+        # As any other file says it; `atomic_folder` then names what was to be made.
+        raise OSError(errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO, str(error),
+                      str(path)) from error  # fmt: skip
     finally:
         connection.close()
     return count, digest.hexdigest()

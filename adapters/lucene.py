@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from darl_rerank.arguments import check_count
-from darl_rerank.errors import InputError
+from darl_rerank.errors import DarlRerankError, InputError
 from darl_rerank.files import atomic_folder
 from darl_rerank.progress import Bar, Progress, progress_bar
 from darl_rerank.trec.corpora import Document
@@ -21,6 +21,8 @@ from .jvm import ensure_jvm, jvm_lock
 from .stored_text import TEXT_FIELDS, stored_text
 
 _BATCH = 1000
+# Every finished index has a file of this name.
+_SEGMENTS = "segments_*"
 
 
 def build_lucene_index(
@@ -67,6 +69,9 @@ def build_lucene_index(
                 with jvm_lock:
                     indexer.close()
         indexed = wanted.indexed()
+        if not any(folder.glob(_SEGMENTS)):
+            # It logs what it can't write, and goes on.
+            raise DarlRerankError(f"{path}: could not be written: Lucene left no index, and has logged why")
         stored = len(LuceneDocuments(folder))
         if stored != indexed.documents:
             raise InputError(f"Lucene kept {stored} of {indexed.documents} documents", path=path)
@@ -98,7 +103,7 @@ def open_lucene_index(path: str | Path) -> Any:
         InputError: no index there, or one without documents.
         MissingDependencyError: Pyserini or a Java for it is missing.
     """
-    if not any(Path(path).glob("segments_*")):
+    if not any(Path(path).glob(_SEGMENTS)):
         raise InputError("expected a Lucene index, a folder with a file segments_*", path=path)
     ensure_jvm()
     from pyserini.search.lucene import LuceneSearcher

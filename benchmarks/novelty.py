@@ -34,7 +34,7 @@ from darl_rerank.evaluation.detection import auroc, fpr_at_recall
 from darl_rerank.model.novelty import MAHALANOBIS, NEIGHBOUR, PART_WEIGHTS, fit_novelty
 from darl_rerank.training.data.features import extract_features
 from darl_rerank.training.data.sources import load_source
-from darl_rerank.training.recipe.settings import Negatives, Source
+from darl_rerank.training.recipe.source import Negatives, Source
 from darl_rerank.trec.graded_pairs import GradedPair
 
 GRADES = 4

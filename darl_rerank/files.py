@@ -39,12 +39,15 @@ def _writing(path: Path, within: Path | None = None) -> Iterator[None]:
 
 
 def check_output_file(path: str | Path) -> None:
-    """Raise InputError if `path` is a folder or a device: to be called before the work whose result goes there."""
+    """Raise InputError if `path` is a folder or a device, or in a file: to be called before the work for it."""
     if Path(path).is_dir():
         raise InputError("is a folder, expected the name of a file to write", path=path)
     if Path(path).exists() and not Path(path).is_file():
         # A file would be put in its place: root would lose /dev/null.
         raise InputError("is a device or a pipe, expected the name of a file to write", path=path)
+    there = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    if not there.is_dir():
+        raise InputError(f"can't be written: {there.name} is a file, not a folder", path=path)
 
 
 def check_outputs_apart(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None]) -> None:

@@ -19,7 +19,7 @@ import click
 from pydantic import TypeAdapter
 
 from darl_rerank.cli import cli
-from darl_rerank.training.recipe import settings
+from darl_rerank.training.recipe import settings, source
 
 # Page, title, what stands first, and the objects on it.
 API: tuple[tuple[str, str, str, Sequence[str]], ...] = (
@@ -96,9 +96,9 @@ API: tuple[tuple[str, str, str, Sequence[str]], ...] = (
 # A recipe's tables, and the classes whose fields are their keys; `replay` and `seeds` of [finetune] are the recipe's.
 RECIPE: Mapping[str, Sequence[type]] = {
     "[model]": (settings.ModelChoice,),
-    "[[source]]": (settings.Source,),
-    "[source.negatives]": (settings.Negatives,),
-    "[exclude]": (settings.Exclude,),
+    "[[source]]": (source.Source,),
+    "[source.negatives]": (source.Negatives,),
+    "[exclude]": (source.Exclude,),
     "[probe]": (settings.ProbeSettings,),
     "[select]": (settings.SelectStage, settings.SelectionSettings),
     "[finetune]": (settings.FinetuneSettings, settings.Trainable),

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from darl_rerank.model.scale import SCALES
-from darl_rerank.training.recipe.settings import FinetuneSettings, ModelChoice, Negatives, Source, Trainable
+from darl_rerank.training.recipe.settings import FinetuneSettings, ModelChoice, Trainable
+from darl_rerank.training.recipe.source import Negatives, Source
 
 ROLES = ("home", "home_dev", "home_test", "pool", "away_dev", "away_test")
 # How much a measure may fall and still count as "no worse": stated here, before any arm was run.

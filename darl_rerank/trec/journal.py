@@ -23,7 +23,7 @@ _FORMAT = 2
 
 
 class Journal:
-    """An open journal; use it in a `with` block.
+    """An open journal; use it in a `with` block. One in which nothing was finished does not outlive an error.
 
     Args:
         path: the file; made if it is not there.
@@ -68,6 +68,9 @@ class Journal:
                     raise InputError("is not a journal of darl-rerank", path=self.path)
                 break
             if number == 1:
+                if len(lines) == 1:
+                    # Nothing is finished in it, so nothing is lost if this is another job.
+                    break
                 check_same_job(values, job, self.path)
             else:
                 self.finished[values["qid"]] = values["result"]
@@ -83,8 +86,9 @@ class Journal:
         Raises:
             DarlRerankError: it can't be written.
         """
-        self._write({"qid": qid, "result": result})
+        # First noted, then written: an interrupt in between must not find a journal with nothing in it.
         self.finished[qid] = json.loads(json.dumps(result))
+        self._write({"qid": qid, "result": result})
 
     def _write(self, values: Mapping[str, Any]) -> None:
         body = json.dumps(values, ensure_ascii=False)
@@ -113,6 +117,8 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and not self.finished:
+            self.remove()
         self._close()
 
 

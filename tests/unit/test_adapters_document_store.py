@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -113,3 +115,29 @@ def test_bad_stores(tmp_path: Path) -> None:
         write_sqlite_documents(tmp_path / "a", [DOCUMENTS[0], DOCUMENTS[0]])
     with pytest.raises(InputError, match="document x has no text"):
         write_sqlite_documents(tmp_path / "b", [Document("x", " ", "")])
+
+
+# Writes documents into argv[1] until the limit on file sizes stops it, as a full disk would.
+_FILL = """
+import resource, signal, sys
+from darl_rerank.adapters.document_store import write_sqlite_documents
+from darl_rerank.errors import DarlRerankError
+from darl_rerank.files import atomic_folder
+from darl_rerank.trec.corpora import Document
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
+try:
+    with atomic_folder(sys.argv[1]) as folder:
+        write_sqlite_documents(folder / "documents", (Document(str(i), "", "x" * 1000) for i in range(10_000)))
+except DarlRerankError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on file sizes")
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    done = subprocess.run([sys.executable, "-c", _FILL, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{path}: could not be written: ")
+    assert done.stdout.endswith("; nothing was changed\n")
+    assert list(tmp_path.iterdir()) == []

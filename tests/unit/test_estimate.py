@@ -20,7 +20,8 @@ from darl_rerank.training.data.training_set import TrainingSet
 from darl_rerank.training.estimate import Speed, StageEstimate, plan_table
 from darl_rerank.training.model.grade_model import GradeModel, load_grade_model, save_weights
 from darl_rerank.training.model.predict import training_device
-from darl_rerank.training.recipe.settings import InterpolateStage, ModelChoice, Recipe, Source, Trainable
+from darl_rerank.training.recipe.settings import InterpolateStage, ModelChoice, Recipe, Trainable
+from darl_rerank.training.recipe.source import Source
 from darl_rerank.training.stages import merge, start
 from darl_rerank.trec.graded_pairs import GradedPair
 

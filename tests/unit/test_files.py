@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from darl_rerank.errors import DarlRerankError, InputError
-from darl_rerank.files import atomic_folder, atomic_write, check_outputs_apart
+from darl_rerank.files import atomic_folder, atomic_write, check_output_file, check_outputs_apart
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
@@ -42,6 +42,12 @@ def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is a device or a pipe, expected the name of a file"), atomic_write(path):
             pass
     assert pipe.is_fifo()
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(InputError, match="out: can't be written: notes is a file, not a folder"):
+        check_output_file(tmp_path / "notes" / "deep" / "out")
 
 
 def test_an_output_is_neither_an_input_nor_another_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,21 @@ def test_another_job_is_refused_with_what_differs(tmp_path: Path) -> None:
         assert journal.finished == {}
 
 
+def test_where_nothing_is_finished_another_job_may_begin(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", JOB):
+        pass
+    with Journal(tmp_path / "j", {**JOB, "depth": 20}) as journal:
+        journal.append("q1", RESULT)
+    with pytest.raises(InputError, match=r"depth was 20, now 10"):
+        Journal(tmp_path / "j", JOB)
+
+
+def test_a_wrong_option_leaves_no_journal(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such grade"), Journal(tmp_path / "j", JOB):
+        raise InputError("no such grade")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_foreign_file_is_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "j"
     path.write_text("my notes\n")

@@ -25,7 +25,8 @@ from darl_rerank.training.model import predict as predict_module
 from darl_rerank.training.model.grade_model import load_grade_model
 from darl_rerank.training.model.initial import initial_checkpoint
 from darl_rerank.training.model.predict import predict_logits
-from darl_rerank.training.recipe.settings import FinetuneSettings, ModelChoice, Source, Trainable
+from darl_rerank.training.recipe.settings import FinetuneSettings, ModelChoice, Trainable
+from darl_rerank.training.recipe.source import Source
 from darl_rerank.training.stages import finetune as finetune_module
 from darl_rerank.training.stages.finetune import finetune
 

@@ -12,7 +12,7 @@ from darl_rerank.errors import InputError
 from darl_rerank.training.data.leaks import find_leaks, refuse_shared_queries
 from darl_rerank.training.data.sources import Exclusions, load_source, spread
 from darl_rerank.training.recipe.fields import target_probabilities
-from darl_rerank.training.recipe.settings import Negatives, Source
+from darl_rerank.training.recipe.source import Negatives, Source
 from darl_rerank.trec.graded_pairs import GradedPair
 
 QUERIES, DOCUMENTS = 12, 40

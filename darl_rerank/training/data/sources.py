@@ -22,7 +22,7 @@ from darl_rerank.trec.runs import read_run
 from darl_rerank.trec.topics import read_topics
 
 from ..recipe.fields import Target, target_probabilities
-from ..recipe.settings import LEARNED, Negatives, Source
+from ..recipe.source import LEARNED, Negatives, Source
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from darl_rerank.model.prompt import PromptEncoder
 from darl_rerank.trec.graded_pairs import GradedPair
 
 from ..model.initial import initial_checkpoint
-from ..recipe.settings import LEARNED, Recipe
+from ..recipe.settings import Recipe
+from ..recipe.source import LEARNED
 from .examples import QueryExamples, query_examples
 from .leaks import find_leaks, refuse_shared_queries
 from .sources import Exclusions, SourcePairs, load_source, that_fit

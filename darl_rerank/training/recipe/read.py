@@ -16,7 +16,7 @@
     [finetune]
     loss = "occ"
 
-`recipe.settings` has every key; `docs/training.md` explains them.
+`recipe.settings` and `recipe.source` have every key; `docs/training.md` explains them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from .checked import checked, faults_of, place
 from .fields import Amount, Whole
 from .settings import (
     CalibrateStage,
-    Exclude,
     ExitsStage,
     FinetuneSettings,
     InterpolateStage,
@@ -47,9 +46,9 @@ from .settings import (
     Recipe,
     SelectionSettings,
     SelectStage,
-    Source,
     Trainable,
 )
+from .source import Exclude, Source
 
 T = TypeVar("T")
 _Table = dict[str, Any]
