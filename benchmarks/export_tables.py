@@ -1,4 +1,4 @@
-"""Fills the tables of docs/export.md from results/export_parity.json, int8_choices.json and serving_footprint.json."""
+"""Fills the tables of docs/export.md from results/export_parity.json, int8_errors.json and serving_footprint.json."""
 
 from __future__ import annotations
 
@@ -37,37 +37,15 @@ def exports() -> str | None:
     )
 
 
-def choices() -> str | None:
-    values = result("int8_choices")
-    if values is None:
-        return None
-    rates = values["pairs_per_second"]
-    reference = rates["torch, bfloat16"]
-    lines = []
-    for name, rate in rates.items():
-        m, in_blocks = values["parity"][name], values["chosen"].get(name)
-        lines.append([
-            name if in_blocks is None else f"{len(in_blocks)} ({name})", f"{m['mean_difference']:.2g}",
-            f"{m['grade_agreement']:.1%}", f"{m['kendall_tau']:.3f}", f"{m['ndcg_difference']:.2g}", f"{rate:.1f}",
-            f"{rate / reference:.2f}",
-        ])  # fmt: skip
-    head = [
-        "in blocks (movement left)", "mean difference", "same grade", "Kendall's tau", "nDCG@10", "pairs a second",
-        "ratio",
-    ]  # fmt: skip
-    return f"{table(head, lines)}\n\n{source(values, 'int8_choices')}"
-
-
 def errors() -> str | None:
-    values = result("int8_choices")
+    values = result("int8_errors")
     if values is None:
         return None
-    before, after = values["errors"]["as they are"], values["errors"]["smoothed"]
-    lines = [
-        [name, *(f"{found[name][measure]:.3f}" for found in (before, after) for measure in ("together", "most"))]
-        for name in before
-    ]
-    return table(["product", "all layers", "the most", "smoothed, all layers", "smoothed, the most"], lines)
+    ways = values["ways"]
+    kinds = next(iter(ways.values()))
+    lines = [[kind, *(f"{found[kind]['together']:.3f}" for found in ways.values())] for kind in kinds]
+    about = f"{values['model']}, {values['pairs']} pairs; {source(values, 'int8_errors')}"
+    return f"{table(['product', *ways], lines)}\n\n{about}"
 
 
 def ranking() -> str | None:
@@ -113,7 +91,7 @@ def footprint() -> str | None:
     ])  # fmt: skip
 
 
-TABLES = (exports, choices, errors, ranking, prefix, footprint)
+TABLES = (exports, errors, ranking, prefix, footprint)
 
 
 if __name__ == "__main__":

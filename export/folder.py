@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,22 +23,32 @@ from ..model.base_weights import load_body
 from ..model.checkpoint import GRAPH, PREFIX_GRAPH, SEGMENT_GRAPH, Checkpoint
 from ..model.export_record import ExportRecord
 from ..model.precisions import canonical_precision
+from ..model.scoring import scored
 from ..progress import Bar, Progress, progress_bar
 from ..reranker import Reranker
 from ..results import PairScores
 from ..trec.graded_pairs import GradedPair
-from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, GradeGraph, require_llama_kind, trace
+from .exit_parity import WatchedExits, compare_exits, with_margin
+from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, Attention, GradeGraph, require_llama_kind, trace
 from .graph_exits import exits_of
-from .parity import BOUNDS, NOVELTY_BOUND, Parity, bundled_sample, compare, layer_differences, violations, with_exits
+from .inputs import input_sizes
+from .parity import BOUNDS, NOVELTY_BOUND, Parity, compare, layer_differences, violations, with_exits
 from .precision import PRECISIONS, convert, products
+from .rounding import rounded_products
+from .samples import bundled_sample, calibration_sample
 from .segments import segments
-from .sensitivity import LEFT, effects, input_sizes, sensitive
+from .sensitivity import LEFT, effects, sensitive
 from .smoothing import smooth, smoothing
 from .weights import write_graphs, write_weights
 
-_CALIBRATION_PAIRS = 8
+# What rounding looks at; smoothing and the search for sensitive products take one in three of these.
+_CALIBRATION_PAIRS, _STRIDE = 24, 3
 # What has products that take a finer way.
 _SEARCHED = ("int8", "int4")
+# What gains by rotation; blocks of 32 have scales of their own, and lose by it.
+_ROTATED = ("int8",)
+# Of a micro-batch, for all engines alike: so they ask exits in the same order.
+_BATCH_TOKENS = 1024
 _SHOWN_LAYERS = 5
 # Of the held-out pairs half are stranger.
 _MEDIAN_NOVELTY = 50.0
@@ -82,42 +91,34 @@ def export(
         tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".export.") as scratch,
         progress_bar(f"exporting in {precision}", 100, unit="%", progress=progress) as bar,
     ):
-        steps = _Steps(bar, searches=precision in _SEARCHED)
+        steps = _Steps(bar, rounds=precision in _ROTATED)
         steps.begin("load and grade with torch")
         body = load_body(checkpoint, torch.float32)
         require_llama_kind(body)
-        reference = _torch_scores(checkpoint.replace(exits=None), texts, body)
-        early = _torch_scores(checkpoint, texts, body) if exits_of(checkpoint, len(body.layers)) else None
+        watched = _watched(checkpoint, len(body.layers))
+        reference = _torch_scores(checkpoint.replace(exits=watched), texts, body)
         steps.begin("trace")
-        source = _Traced(checkpoint, Path(scratch) / PREFIX_GRAPH, opset, body)
+        source = _Traced(checkpoint, Path(scratch) / PREFIX_GRAPH, opset, precision, body)
         del body
         _write_config(source.graph, checkpoint, temporary)
-        calibration = _calibration(checkpoint, pairs)
-        steps.begin("find the sensitive products")
-        factors, moved = source.searched(precision, calibration)
-        # Of half a gigabyte for 135 million weights, which the graph's file has as well.
-        source.forget_weights()
-        attempts = [*((left, False) for left in LEFT), (0.0, True)] if moved else [(1.0, False)]
+        steps.begin("round the weights")
+        calibration = _calibration(checkpoint, calibration_sample() if sample is None else pairs)
+        source.prepare(calibration)
+        moved: dict[str, float] = {}
+        searched = precision in _SEARCHED
+        attempts = [*((left, False) for left in LEFT), (0.0, True)] if searched else [(1.0, False)]
         for left, float_activations in attempts:
+            if left < 1 and not moved:
+                steps.begin("find the sensitive products")
+                moved = source.effects(calibration[::_STRIDE])
             finer = sensitive(moved, left)
             steps.begin("convert")
             record = ExportRecord(precision, opset, tuple(finer), float_activations)
-            source.convert(record, factors, temporary)
-            exported, left_out = checkpoint.replace(export=record), ""
-            exported.write_into(temporary)
+            source.convert(record, temporary)
             steps.begin(f"compare with torch ({len(finer)} products finer)" if finer else "compare with torch")
-            parity = compare(pairs, reference, _scores(temporary, device, texts, exits=False))
-            if early is not None:
-                parity = with_exits(parity, early, _scores(temporary, device, texts, exits=True))
-            distance = parity.novelty_mean_difference
-            # A novelty that is not a number is within no bound.
-            if distance is not None and not distance <= NOVELTY_BOUND:
-                left_out = f"left out: {distance:.2g} points from torch's in the mean"
-                exported = exported.replace(novelty=None, calibration=checkpoint.calibration.at(_MEDIAN_NOVELTY))
-                exported.write_into(temporary)
-                without = checkpoint.replace(novelty=None, calibration=exported.calibration, exits=None)
-                measured = compare(pairs, _torch_scores(without, texts), _scores(temporary, device, texts, exits=False))
-                parity = replace(measured, exit_agreement=parity.exit_agreement, exit_difference=parity.exit_difference)
+            exported, parity, left_out = _compared(
+                checkpoint.replace(export=record), temporary, device, pairs, reference, watched
+            )
             faults = violations(parity, BOUNDS[precision])
             if not faults:
                 break
@@ -131,6 +132,44 @@ def export(
         exported.write_into(temporary, card=card)
         steps.begin("")
     return parity
+
+
+def _compared(
+    exported: Checkpoint,
+    folder: Path,
+    device: str,
+    pairs: Sequence[GradedPair],
+    reference: PairScores,
+    watched: WatchedExits | None,
+) -> tuple[Checkpoint, Parity, str]:
+    """The export as it is to be: without a novelty that is too far off, its exits' threshold lowered as they need it.
+
+    Args:
+        exported: what the graphs in `folder` are of, as the checkpoint has it.
+        folder: of the graphs; the checkpoint is written there.
+        device, pairs: as for `export`.
+        reference: torch's scores.
+        watched: what torch found at the exits; None if there are none.
+
+    Returns:
+        the checkpoint, its measures, and why it has no novelty; "" if it has, or never had.
+    """
+    texts, left_out = [(pair.query, pair.document) for pair in pairs], ""
+    exported.write_into(folder)
+    parity = compare(pairs, reference, _scores(folder, device, texts))
+    distance = parity.novelty_mean_difference
+    # A novelty that is not a number is within no bound.
+    if distance is not None and not distance <= NOVELTY_BOUND:
+        left_out = f"left out: {distance:.2g} points from torch's in the mean"
+        exported = exported.replace(novelty=None, calibration=exported.calibration.at(_MEDIAN_NOVELTY))
+        exported.write_into(folder)
+        parity = compare(pairs, _without_novelty(reference, exported), _scores(folder, device, texts))
+    if watched is not None:
+        found = WatchedExits.of(watched, stop=True)
+        _scores(folder, device, texts, found)
+        early = compare_exits(watched, found)
+        parity, exported = with_exits(parity, early), exported.replace(exits=with_margin(watched, early.margin))
+    return exported, parity, left_out
 
 
 def _checked(
@@ -154,7 +193,8 @@ def _refusal(
     inputs: dict[str, Any],
 ) -> CheckFailedError:  # fmt: skip
     """What the gate found, and the layers that differ most."""
-    differences = layer_differences(GradeGraph(checkpoint, "plain").eval(), made, path, inputs)
+    graph = GradeGraph(checkpoint, "plain", rotated=precision in _ROTATED).eval()
+    differences = layer_differences(graph, made, path, inputs)
     worst = sorted(enumerate(differences), key=lambda item: -item[1])[:_SHOWN_LAYERS]
     layers = ", ".join(f"{layer} ({share:.2g})" for layer, share in worst)
     return CheckFailedError(
@@ -166,12 +206,12 @@ def _refusal(
 class _Steps:
     """The bar's share of each step, about what it takes of the time."""
 
-    _SHARES: ClassVar = {"load": 35, "trace": 20, "find": 25, "convert": 8, "compare": 12}
+    _SHARES: ClassVar = {"load": 35, "trace": 20, "round": 25, "find": 0, "convert": 8, "compare": 12}
 
-    def __init__(self, bar: Bar, *, searches: bool) -> None:
+    def __init__(self, bar: Bar, *, rounds: bool) -> None:
         self._bar, self._under_way = bar, 0
         # Each counts once, however often it has to be repeated.
-        self._shares = self._SHARES if searches else {**self._SHARES, "load": 50, "trace": 30, "find": 0}
+        self._shares = self._SHARES if rounds else {**self._SHARES, "load": 50, "trace": 30, "round": 0}
         self._left = dict(self._shares)
 
     def begin(self, name: str) -> None:
@@ -181,20 +221,24 @@ class _Steps:
 
 
 class _Traced:
-    """A checkpoint's graph with a prefix in float32, in a file.
+    """A checkpoint's graph with a prefix in float32, in a file, and what is found out once for all ways to convert it.
 
     Args:
         checkpoint: what to trace.
         path: the file; its weights lie beside it.
         opset: version of the ONNX operators.
+        precision: what it will be converted to.
         body: the checkpoint's decoder in float32, if it is loaded already; it is changed.
     """
 
-    def __init__(self, checkpoint: Checkpoint, path: Path, opset: int, body: Any = None) -> None:
-        self.graph: Any = GradeGraph(checkpoint, "fused" if opset >= FUSED_OPSET else "plain", body).eval()
-        self._path = path
+    def __init__(self, checkpoint: Checkpoint, path: Path, opset: int, precision: str, body: Any = None) -> None:
+        attention: Attention = "fused" if opset >= FUSED_OPSET else "plain"
+        self.graph: Any = GradeGraph(checkpoint, attention, body, rotated=precision in _ROTATED).eval()
+        self._path, self._precision = path, precision
         self._exits, self._feature_layer = self.graph.exits, checkpoint.feature_layer
         self._layers = len(self.graph.body.layers)
+        self._factors: dict[str, NDArray[np.float32]] = {}
+        self._rounded: dict[str, NDArray[np.int8]] = {}
         trace(self.graph, path, opset=opset)
 
     def model(self) -> Any:
@@ -205,32 +249,29 @@ class _Traced:
         """The MatMul node of each weight."""
         return products(self.model())
 
-    def searched(
-        self, precision: str, calibration: Sequence[Mapping[str, Any]]
-    ) -> tuple[dict[str, NDArray[np.float32]], dict[str, float]]:
-        """Factors of `smoothing`, and how far each product moves the logits, for precisions that need them."""
-        if precision not in _SEARCHED:
-            return {}, {}
-        model, factors = self.model(), {}
-        if precision == "int8":
-            factors = smoothing(
-                model, products(model), lambda readers: input_sizes(self.graph, readers, calibration), self._path.parent
-            )
-        return factors, effects(self.graph, factors, precision, calibration)
+    def prepare(self, calibration: Sequence[Mapping[str, Any]]) -> None:
+        """Find factors of `smoothing` and rounded weights for int8, from inputs of the plain graph."""
+        if self._precision != "int8":
+            return
+        model = self.model()
+        some = calibration[::_STRIDE]
+        self._factors = smoothing(
+            model, products(model), lambda readers: input_sizes(self.graph, readers, some), self._path.parent
+        )
+        self._rounded = rounded_products(self.graph, self._factors, calibration)
 
-    def forget_weights(self) -> None:
-        """Free the memory of the module that was traced."""
-        self.graph = None
-        gc.collect()
+    def effects(self, calibration: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """How far each product moves the logits."""
+        return effects(self.graph, self._factors, self._precision, calibration, self._rounded)
 
-    def convert(self, record: ExportRecord, factors: Mapping[str, NDArray[np.float32]], target: Path) -> None:
+    def convert(self, record: ExportRecord, target: Path) -> None:
         """Write the graphs as `record` says into the folder `target`."""
         model = self.model()
-        if factors:
-            smooth(model, products(model), factors, self._path.parent)
+        if self._factors:
+            smooth(model, products(model), self._factors, self._path.parent)
         convert(
             model, record.precision, record.finer_products, self._path.parent,
-            float_activations=record.float_activations,
+            rounded=self._rounded, float_activations=record.float_activations,
         )  # fmt: skip
         write_weights(model, self._path.parent, target)
         write_graphs(model, target)
@@ -238,16 +279,31 @@ class _Traced:
             (target / SEGMENT_GRAPH.format(i)).write_bytes(segment.SerializeToString())
 
 
+def _watched(checkpoint: Checkpoint, layers: int) -> WatchedExits | None:
+    """The checkpoint's exits, letting nothing go; None if it has none with a rule."""
+    if not exits_of(checkpoint, layers):
+        return None
+    assert checkpoint.exits is not None
+    return WatchedExits.of(checkpoint.exits, stop=False)
+
+
 def _torch_scores(checkpoint: Checkpoint, texts: Sequence[tuple[str, str]], body: Any = None) -> PairScores:
     engine = TorchEngine(checkpoint, device="cpu", precision="float32", model=body)
-    return Reranker(checkpoint, engine).score_pairs(texts)
+    return Reranker(checkpoint, engine, batch_tokens=_BATCH_TOKENS).score_pairs(texts)
 
 
-def _scores(folder: Path, device: str, texts: Sequence[tuple[str, str]], *, exits: bool) -> PairScores:
-    candidate = Checkpoint.load(folder)
-    if not exits:
-        candidate = candidate.replace(exits=None)
-    return Reranker(candidate, OnnxEngine(candidate, device=device)).score_pairs(texts)
+def _scores(
+    folder: Path, device: str, texts: Sequence[tuple[str, str]], exits: WatchedExits | None = None
+) -> PairScores:
+    candidate = Checkpoint.load(folder).replace(exits=exits)
+    return Reranker(candidate, OnnxEngine(candidate, device=device), batch_tokens=_BATCH_TOKENS).score_pairs(texts)
+
+
+def _without_novelty(scores: PairScores, checkpoint: Checkpoint) -> PairScores:
+    """The same logits under the calibration of a checkpoint without novelty."""
+    probabilities, score = scored(checkpoint, scores.logits)
+    grade = checkpoint.grade_cuts.grades(score)
+    return replace(scores, probabilities=probabilities, score=score, grade=grade, novelty=None)
 
 
 def _calibration(checkpoint: Checkpoint, pairs: Sequence[GradedPair]) -> list[dict[str, Any]]:

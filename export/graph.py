@@ -30,11 +30,11 @@ import torch
 from ..errors import InputError
 from ..model.base_weights import load_body
 from ..model.checkpoint import Checkpoint
-from ..model.head import Link
-from .graph_exits import GraphExit, exits_of, linear
+from .graph_exits import GraphExit, exits_of, grade_logits, linear
 from .last_tokens import run_last_tokens_only
 from .names import OUTPUTS, PREFIX_INPUTS, segment_outputs
 from .packing import TABLES, pack, tables
+from .rotation import rotate
 from .simplification import simplify
 
 Attention = Literal["fused", "plain"]
@@ -171,9 +171,12 @@ class GradeGraph(torch.nn.Module):
         checkpoint: what to export; its adapter is merged.
         attention: "fused" for the ONNX operator Attention, "plain" for products and a softmax.
         body: its decoder as `load_body` gives it in float32, if it is loaded already; it is changed.
+        rotated: whether to rotate what its layers pass on, see `rotation`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, attention: Attention = "fused", body: Any = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, attention: Attention = "fused", body: Any = None, *, rotated: bool = False
+    ) -> None:
         super().__init__()
         self.body = load_body(checkpoint, torch.float32) if body is None else body
         self.body.requires_grad_(False)
@@ -183,6 +186,7 @@ class GradeGraph(torch.nn.Module):
             raise InputError(
                 f"the head expects hidden size {checkpoint.head.weight.shape[1]}, {checkpoint.base.name} has another"
             )
+        self.back, self.back_final = rotate(self.body) if rotated else (torch.nn.Identity(), torch.nn.Identity())
         for part in list(self.body.modules()):
             for name, child in part.named_children():
                 if isinstance(child, torch.nn.Linear):
@@ -245,15 +249,15 @@ class GradeGraph(torch.nn.Module):
             input_ids=ids[None], position_ids=positions[None], past_key_values=prefix, use_cache=True
         ).last_hidden_state
         middle = self._states[self._feature_layer]
-        final = states.index_select(1, last).squeeze(0).float()
-        logits = _grade_logits(self.link, self.head(final))
+        final = self.back_final(states.index_select(1, last).squeeze(0).float())
+        logits = grade_logits(self.link, self.head(final))
         own = middle.squeeze(0) * (positions >= self.instruction_length)[:, None].to(middle.dtype)
         real = torch.arange(places.shape[1])[None] < lengths[:, None]
         total = (_rows(own, places) * real[..., None].to(middle.dtype)).sum(1)
         if prefix_own_sum is not None:
             total = total + prefix_own_sum
         count = (lengths + before - self.instruction_length).clamp(min=1)
-        parts = (total / count[:, None], middle.index_select(1, last).squeeze(0), final)
+        parts = (self.back(total / count[:, None]), self.back(middle.index_select(1, last).squeeze(0)), final)
         units = [part / part.norm(dim=-1, keepdim=True).clamp(min=1e-12) for part in parts]
         features = torch.cat(units, dim=-1)
         if prefix_keys_values is None:
@@ -265,7 +269,7 @@ class GradeGraph(torch.nn.Module):
         of_exits = []
         for layer, head in zip(self.exits, self.exit_heads, strict=True):
             states = self._states[layer]
-            of_exits += [states, _grade_logits(self.link, head(states.index_select(1, last).squeeze(0)))]
+            of_exits += [states, grade_logits(self.link, head(self.back(states.index_select(1, last).squeeze(0))))]
         by_segment = [torch.stack(pairs[start:end]) for start, end in pairwise([0, *self.exits, len(pairs)])]
         return (*found, *of_exits, torch.cat(units[:2], dim=-1), units[2], *by_segment)
 
@@ -292,16 +296,6 @@ def require_llama_kind(body: Any) -> Any:
             "(layers with attention and one dense gated MLP)"
         )
     return layers
-
-
-def _grade_logits(link: Link, outputs: torch.Tensor) -> torch.Tensor:
-    """`darl_rerank.model.head.grade_logits` in operators that can be traced."""
-    if link == "softmax":
-        return outputs
-    conditionals = outputs[:, 1:] - outputs[:, :-1]
-    beyond = torch.nn.functional.logsigmoid(conditionals).cumsum(dim=1)
-    at = torch.nn.functional.logsigmoid(-conditionals)
-    return torch.nn.functional.pad(beyond, (1, 0)) + torch.nn.functional.pad(at, (0, 1))
 
 
 def _attend(

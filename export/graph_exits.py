@@ -7,7 +7,7 @@ import torch
 from ..errors import InputError
 from ..model.checkpoint import Checkpoint
 from ..model.exits import EPSILON
-from ..model.head import Head
+from ..model.head import Head, Link
 
 
 class GraphExit(torch.nn.Module):
@@ -25,6 +25,16 @@ class GraphExit(torch.nn.Module):
         scaled = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + EPSILON) * self.norm
         found: torch.Tensor = self.rows(scaled)
         return found
+
+
+def grade_logits(link: Link, outputs: torch.Tensor) -> torch.Tensor:
+    """`darl_rerank.model.head.grade_logits` in operators that can be traced."""
+    if link == "softmax":
+        return outputs
+    conditionals = outputs[:, 1:] - outputs[:, :-1]
+    beyond = torch.nn.functional.logsigmoid(conditionals).cumsum(dim=1)
+    at = torch.nn.functional.logsigmoid(-conditionals)
+    return torch.nn.functional.pad(beyond, (1, 0)) + torch.nn.functional.pad(at, (0, 1))
 
 
 def linear(head: Head) -> torch.nn.Linear:

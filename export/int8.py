@@ -23,8 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from .rounding import column_scales, rounded_columns
 from .weights import values
 
+# Weights in whole steps of `rounding.column_scales`, shape (in, out), by the product's name.
+Rounded = Mapping[str, NDArray[np.int8]]
 _TINY = 1e-12
 _CONSTANTS = {
     "int8.axis": np.array([-1], dtype=np.int64),
@@ -36,18 +39,21 @@ _CONSTANTS = {
 }
 
 
-def quantize(model: Any, chosen: Mapping[str, Any], folder: Path | None = None) -> None:
+def quantize(model: Any, chosen: Mapping[str, Any], folder: Path | None = None, rounded: Rounded | None = None) -> None:
     """Replace products in place.
 
     Args:
         model: the float32 graph.
         chosen: MatMul nodes by the name of their constant weight, shape (in, out).
         folder: where the graph's external data are.
+        rounded: weights by name, as `rounded_columns` gives them; each number of the others is rounded to the nearest.
     """
+    rounded = rounded or {}
     for tensor in [t for t in model.graph.initializer if t.name in chosen]:
-        weight, scale = quantized_columns(values(tensor, folder))
-        tensor.CopyFrom(numpy_helper.from_array(weight.astype(np.int8), tensor.name))
-        model.graph.initializer.append(numpy_helper.from_array(scale[0], f"{tensor.name}.scale"))
+        weight = values(tensor, folder)
+        whole = rounded[tensor.name] if tensor.name in rounded else rounded_columns(weight)
+        tensor.CopyFrom(numpy_helper.from_array(whole, tensor.name))
+        model.graph.initializer.append(numpy_helper.from_array(column_scales(weight)[0], f"{tensor.name}.scale"))
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in _CONSTANTS.items())
     # Shapes and types that the tracer noted for these weights no longer hold.
     stale = [value for value in model.graph.value_info if value.name in chosen]
@@ -129,13 +135,6 @@ def _quantize_tokens(source: str, late: tuple[str, str] | None) -> list[Any]:
     if late:
         nodes.append(node("Mul", [scale, f"{late[1]}.scale"], [f"{source}.scale"]))
     return nodes
-
-
-def quantized_columns(weight: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Whole numbers in -127..127, shape (in, out), and the scale of each column, shape (1, out)."""
-    scale = np.abs(weight).max(axis=0, keepdims=True) / 127
-    scale[scale == 0] = 1.0
-    return np.rint(weight / scale), scale.astype(np.float32)
 
 
 def quantized_tokens(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from .fp16 import halve
-from .int8 import quantize
+from .int8 import Rounded, quantize
 from .weights import values
 
 PRECISIONS = ("float32", "float16", "int8", "int4")
@@ -36,6 +36,7 @@ def convert(
     finer: Collection[str] = (),
     folder: Path | None = None,
     *,
+    rounded: Rounded | None = None,
     float_activations: bool = False,
 ) -> None:
     """Bring a graph to `precision`, in place.
@@ -45,6 +46,7 @@ def convert(
         precision: one of `PRECISIONS`.
         finer: names of weights that take the finer way, under int8 blocks, under int4 8 bits.
         folder: where the graph's external data are.
+        rounded: weights of int8 products, see `int8.quantize`.
         float_activations: products in blocks read activations in float32 instead of int8.
     """
     if precision == "float32":
@@ -58,7 +60,7 @@ def convert(
     if precision == "int4":
         in_blocks(model, products(model), 4, folder, level)
     else:
-        quantize(model, products(model), folder)
+        quantize(model, products(model), folder, rounded)
 
 
 def in_blocks(model: Any, chosen: Collection[str], bits: int, folder: Path | None = None, level: int = _INT8) -> None:

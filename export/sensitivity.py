@@ -19,14 +19,15 @@ import torch
 from numpy.typing import NDArray
 
 from .graph import GradeGraph, Product
-from .int8 import quantized_columns, quantized_tokens
+from .inputs import forward
+from .int8 import Rounded, quantized_tokens
 from .precision import quantized_blocks
-from .smoothing import channel_sizes
+from .rounding import column_scales, rounded_columns
 
-# Products take the finer way until this share of the squared movement is left; the next is tried where the graph
-# as a whole does not grade as torch does. Small steps, because the finer way is slow: one product less in it is worth
-# an attempt of some seconds. The last takes them all.
-LEFT = (0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.0)
+# Products take the finer way until this share of the squared movement is left; the next is tried where the graph as a
+# whole does not grade as torch does. First none do, and nothing need be searched; then the steps are small, because the
+# finer way is slow: one product less in it is worth an attempt of some seconds. The last takes them all.
+LEFT = (1.0, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.0)
 
 
 @torch.inference_mode(False)
@@ -36,6 +37,7 @@ def effects(
     factors: Mapping[str, NDArray[np.float32]],
     precision: str,
     calibration: Iterable[Mapping[str, NDArray[Any]]],
+    rounded: Rounded | None = None,
 ) -> dict[str, float]:
     """How far one product alone in `precision` moves the logits less their mean: root mean square over batches, grades.
 
@@ -44,15 +46,19 @@ def effects(
         factors: of `smoothing`, by the product's name; what has none is not smoothed.
         precision: "int8" or "int4".
         calibration: inputs of the graph, one row each, without padding.
+        rounded: int8 weights, smoothed; of products that have none each number is rounded to the nearest.
 
     Returns:
         effect in logits by the product's name.
     """
     modules = graph.products()
-    low = {name: _Lowered(module.weight, factors.get(name), precision) for name, module in modules.items()}
+    low = {
+        name: _Lowered(module.weight, factors.get(name), precision, (rounded or {}).get(name))
+        for name, module in modules.items()
+    }
     squares, count = dict.fromkeys(modules, 0.0), 0
     for batch in calibration:
-        logits, seen = _forward(graph, modules, batch)
+        logits, seen = forward(graph, modules, batch)
         count += 1
         outputs = [output for _, output in seen.values()]
         errors = [
@@ -78,18 +84,24 @@ class _Lowered:
         weight: shape (in, out).
         factor: what the channels of its input are divided by, shape (in,), and the weight's rows multiplied by.
         precision: "int8" or "int4"; the latter's activations are quantised so finely that they count as exact.
+        rounded: the weight in int8, if it is known.
     """
 
-    def __init__(self, weight: torch.Tensor, factor: NDArray[np.float32] | None, precision: str) -> None:
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        factor: NDArray[np.float32] | None,
+        precision: str,
+        rounded: NDArray[np.int8] | None,
+    ) -> None:
         self._factor, self._tokens = factor, precision == "int8"
         exact = weight.detach().numpy()
         if factor is not None:
             exact = exact * factor[:, None]
         if precision == "int8":
-            whole, scale = quantized_columns(exact)
             # A quarter of the memory: all products of the model are held at once.
-            self._whole: NDArray[Any] = whole.astype(np.int8)
-            self._scale = scale
+            self._whole: NDArray[Any] = rounded_columns(exact) if rounded is None else rounded
+            self._scale = column_scales(exact)
         else:
             self._whole, self._scale = quantized_blocks(exact), np.ones((1, exact.shape[1]), np.float32)
 
@@ -109,26 +121,6 @@ def _product(output: torch.Tensor, module: Product) -> NDArray[np.float32]:
     return found
 
 
-@torch.inference_mode()
-def input_sizes(
-    graph: GradeGraph, readers: Mapping[str, str], calibration: Iterable[Mapping[str, NDArray[Any]]]
-) -> dict[str, NDArray[np.float32]]:
-    """`channel_sizes` of what products read.
-
-    Args:
-        graph: the module.
-        readers: for each name that a size is returned under the product, by its module's name.
-        calibration: inputs of the graph, without padding.
-    """
-    squares: dict[str, list[NDArray[np.float32]]] = {name: [] for name in readers}
-    modules = graph.products()
-    for batch in calibration:
-        _, seen = _forward(graph, {name: modules[reader] for name, reader in readers.items()}, batch)
-        for name, (given, _) in seen.items():
-            squares[name].append(channel_sizes([given.numpy()]))
-    return {name: np.sqrt(np.mean(np.square(found), axis=0)) for name, found in squares.items()}
-
-
 def sensitive(moved: Mapping[str, float], left: float) -> list[str]:
     """The fewest products without which the others have at most the share `left` of all squared effects; sorted.
 
@@ -144,27 +136,3 @@ def sensitive(moved: Mapping[str, float], left: float) -> list[str]:
             break
         chosen.append(name)
     return sorted(chosen)
-
-
-def _forward(
-    graph: GradeGraph, modules: Mapping[str, Product], batch: Mapping[str, NDArray[Any]]
-) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """Logits of the only row less their mean, shape (K,), and what each module is given and gives, (1, tokens, …)."""
-    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def keep(name: str) -> Any:
-        return lambda _, given, output: seen.__setitem__(name, (given[0], output))
-
-    hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    if torch.is_grad_enabled():
-        # No weight takes a gradient, so the first states have to.
-        embedding = graph.body.get_input_embeddings()
-        hooks.append(embedding.register_forward_hook(lambda _, __, states: states.requires_grad_()))
-    attention, graph.attention = graph.attention, "plain"  # the operator Attention has no gradient
-    try:
-        logits = graph.of_row(torch.from_numpy(batch["input_ids"]))[0][0]
-    finally:
-        graph.attention = attention
-        for hook in hooks:
-            hook.remove()
-    return logits - logits.mean(), seen

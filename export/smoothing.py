@@ -69,10 +69,15 @@ def channel_sizes(batches: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]
     """Root mean square of each channel, shape (in,), over tokens of length 1; batches are of shape (…, in)."""
     total, count = np.zeros(1, np.float32), 0
     for batch in batches:
-        tokens = batch.reshape(-1, batch.shape[-1])
-        tokens = tokens / np.maximum(np.linalg.norm(tokens, axis=1, keepdims=True), _TINY)
+        tokens = unit_tokens(batch.reshape(-1, batch.shape[-1]))
         total, count = total + (tokens**2).sum(axis=0), count + len(tokens)
     return np.sqrt(total / max(count, 1))
+
+
+def unit_tokens(tokens: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Tokens at length 1, shape (tokens, in)."""
+    found: NDArray[np.float32] = tokens / np.maximum(np.linalg.norm(tokens, axis=1, keepdims=True), _TINY)
+    return found
 
 
 def smooth(

@@ -12,8 +12,9 @@ import onnxruntime
 import pytest
 from darl_rerank.export.activations import activations
 from darl_rerank.export.fp16 import halve
-from darl_rerank.export.int8 import quantize, quantized_columns, quantized_tokens
+from darl_rerank.export.int8 import quantize, quantized_tokens
 from darl_rerank.export.precision import convert, products, quantized_blocks
+from darl_rerank.export.rounding import column_scales, rounded_columns
 from darl_rerank.export.smoothing import channel_sizes, smooth, smoothing
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -79,7 +80,7 @@ def lost(path: Path, batch: list[dict[str, NDArray[np.float32]]]) -> dict[str, f
     for name, node in products(model).items():
         (tokens,) = seen(path, [node.input[0]], batch).values()
         tokens = tokens.reshape(-1, tokens.shape[-1])
-        whole, scale = quantized_columns(weights[name])
+        whole, scale = rounded_columns(weights[name]), column_scales(weights[name])
         exact = tokens @ weights[name]
         error = quantized_tokens(tokens) @ (whole * scale) - exact
         found[name] = float(np.linalg.norm(error) / np.linalg.norm(exact))
@@ -114,11 +115,13 @@ def test_int8_takes_each_token_on_its_own(with_gate: bool, states: NDArray[np.fl
     )
 
 
-def test_int8_columns_round_to_the_nearest_step() -> None:
-    weight = np.array([[1.0, 0.0, -254.0], [-0.5, 0.0, 1.0]], np.float32)
-    whole, scale = quantized_columns(weight)
-    np.testing.assert_array_equal(whole, [[127, 0, -127], [-64, 0, 0]])  # -63.5 rounds to even
-    np.testing.assert_allclose(scale, [[1 / 127, 1, 2]], rtol=1e-6)
+def test_int8_takes_the_rounded_weights_that_it_is_given(states: NDArray[np.float32]) -> None:
+    model = graph()
+    quantize(model, products(model), rounded={"up": rounded_columns(UP) + np.int8(1)})
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    np.testing.assert_array_equal(found["up"], rounded_columns(UP) + np.int8(1))
+    np.testing.assert_array_equal(found["down"], rounded_columns(DOWN))
+    np.testing.assert_allclose(found["up.scale"], column_scales(UP)[0])
 
 
 def test_int4_blocks_are_those_of_the_quantizer(states: NDArray[np.float32]) -> None:

@@ -1,0 +1,36 @@
+"""Pairs of the bundled catalogue: what an export is compared on, and what int8 is fitted to, which are others."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from .. import icecat
+from ..trec.graded_pairs import GradedPair
+
+_QUERIES = 8
+_DOCUMENTS = 8
+_CALIBRATION_QUERIES = 24
+
+
+def bundled_sample() -> list[GradedPair]:
+    """64 pairs: the first queries, the first judged products of each."""
+    return _pairs(0, _QUERIES, _DOCUMENTS)
+
+
+def calibration_sample() -> list[GradedPair]:
+    """A pair each of later queries."""
+    return _pairs(_QUERIES, _QUERIES + _CALIBRATION_QUERIES, 1)
+
+
+def _pairs(first: int, end: int, documents: int) -> list[GradedPair]:
+    """Of these queries, in the order of their ids, so many products each, in the order of theirs."""
+    texts, judged = icecat.queries(), icecat.judgements()
+    chosen = {qid: list(islice(sorted(judged[qid]), documents)) for qid in islice(sorted(judged), first, end)}
+    wanted = {docid for docids in chosen.values() for docid in docids}
+    products_by_id = {p.docid: f"{p.title}\n{p.text}" for p in icecat.read_products() if p.docid in wanted}
+    return [
+        GradedPair(texts[qid], products_by_id[docid], judged[qid][docid], None, qid, docid)
+        for qid, docids in chosen.items()
+        for docid in docids
+        if docid in products_by_id
+    ]
