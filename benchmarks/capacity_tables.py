@@ -19,11 +19,11 @@ CORE_PRICE, GPU_PRICE = 0.04, 3.0
 def _paces() -> list[tuple[str, str, float, float, str]]:
     """What is measured: name, unit of hardware, pairs a second, price of an hour, file."""
     rows: list[tuple[str, str, float, float, str]] = []
-    if (cores := result("throughput_one_core")) is not None:
+    if (cores := result("hundred_documents")) is not None:
         rows += [
-            (row["name"], "core", row["pairs_per_second"], CORE_PRICE, "throughput_one_core")
-            for row in cores["parts"]["rows"]["rows"]
-            if row["name"].startswith("darl-rerank") and "float32" not in row["name"]
+            (row["name"], "core", 100 / row["median"], CORE_PRICE, "hundred_documents")
+            for row in cores["rows"]
+            if row["name"].startswith("smollm2-darl") and "float32" not in row["name"] and "off" not in row["name"]
         ]
     if (gpu := result("gpu")) is not None:
         rows += [

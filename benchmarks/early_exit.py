@@ -76,7 +76,7 @@ def main(
         shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in rows[collection.name].items()}
         click.echo(f"{collection.name}: {shown}")
     facts = {
-        "model": model,
+        "model": Path(model).name,
         "fingerprint": early.fingerprint,
         "engine": f"{early.engine.name}, {early.engine.precision}",
     }

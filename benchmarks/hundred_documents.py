@@ -40,8 +40,11 @@ Run = Callable[[Sequence[tuple[str, str]]], Any]
 def main(data: Path, int8: Path, queries: int) -> None:
     checkpoint = Checkpoint.load("smollm2-darl")
     classifier = c.write_classifier(checkpoint, cache_folder() / f"classifier-{checkpoint.fingerprint[:12]}")
-    runs: dict[str, Run] = {CROSS_ENCODER: c.of_cross_encoder(classifier, checkpoint, "float32").load()}
+    runs: dict[str, Run] = {
+        one.name: one.load() for one in (c.of_cross_encoder(classifier, checkpoint, p) for p in ("float32", "bfloat16"))
+    }
     for name, model, settings in (
+        ("smollm2-darl, torch, float32", "smollm2-darl", {"engine": "torch", "precision": "float32"}),
         ("smollm2-darl, torch, bfloat16", "smollm2-darl", {"engine": "torch", "precision": "bfloat16"}),
         ("smollm2-darl, ONNX Runtime, int8, exit off", int8, {"engine": "onnx", "exit": "off"}),
         ("smollm2-darl, ONNX Runtime, int8", int8, {"engine": "onnx"}),

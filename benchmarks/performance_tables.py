@@ -20,26 +20,6 @@ def part(name: str, of: str = "throughput") -> dict[str, Any] | None:
 
 def hundred() -> str | None:
     """How long a hundred documents take, the answer that a reader comes for."""
-    values = part("rows", "throughput_one_core")
-    if values is None:
-        return None
-    installed = next(r for r in values["rows"] if r["name"] == "sentence-transformers CrossEncoder, float32")
-    lines = [
-        [
-            r["name"], f"{100 / r['pairs_per_second']:.1f}",
-            f"{r['pairs_per_second'] / installed['pairs_per_second']:.1f}", percent(r["share_of_ceiling_tokens_run"]),
-        ]
-        for r in sorted(values["rows"], key=lambda r: -r["pairs_per_second"])
-    ]  # fmt: skip
-    head = ["", "100 documents, s of one core", "times the CrossEncoder as installed", "share of ceiling, tokens run"]
-    about = (
-        f"Documents of {values['collection']}, {tokens_about(values)}. One thread, and processor seconds, since the "
-        "machine was shared: a second core takes nearly half of them."
-    )
-    return "\n\n".join([table(head, lines), about, source(values, "throughput_one_core")])
-
-
-def both_models() -> str | None:
     values = result("hundred_documents")
     if values is None:
         return None
@@ -196,6 +176,18 @@ def int8_engines() -> str | None:
     return "\n\n".join([*parts, about, source(values, "int8_engines")])
 
 
+def int8_profile() -> str | None:
+    """Where an int8 export's time goes."""
+    values = result("int8_profile")
+    if values is None:
+        return None
+    shares = list(values["shares"].items())
+    lines = [[name, percent(share)] for name, share in shares if share >= 0.01]
+    lines.append(["others", percent(sum(share for _, share in shares if share < 0.01))])
+    about = f"{values['rows']} rows of {values['tokens']} tokens behind a prefix of {values['prefix']}, one thread."
+    return "\n\n".join([table(["operator", "share of time"], lines), about, source(values, "int8_profile")])
+
+
 def length() -> str | None:
     values = part("length")
     if values is None:
@@ -314,7 +306,6 @@ def invariance() -> str | None:
 
 TABLES = (
     hundred,
-    both_models,
     rows,
     ceiling,
     latency,
@@ -322,6 +313,7 @@ TABLES = (
     cost,
     scaling,
     int8_engines,
+    int8_profile,
     length,
     threads,
     steps,

@@ -54,8 +54,10 @@ def grams(
             if owner != name:
                 found[name] = found[owner]
                 continue
-            tokens = given[0].numpy()
-            tokens = unit_tokens(tokens / factors[name] if name in factors else tokens)
+            tokens: NDArray[np.float32] = given[0].numpy()
+            if name in factors:
+                tokens = tokens / factors[name]
+            tokens = unit_tokens(tokens)
             if name in found:
                 found[name] += tokens.T @ tokens
             else:

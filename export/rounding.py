@@ -23,6 +23,7 @@ _DAMPING = 0.01
 # Rows whose errors are brought to all later ones at once.
 _BLOCK = 64
 _LARGEST = 127
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 def column_scales(weight: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -39,9 +40,11 @@ def rounded_columns(weight: NDArray[np.float32], gram: NDArray[np.float32] | Non
         weight: shape (in, out).
         gram: X'X of what the product reads, X of shape (tokens, in); None to round each number to the nearest.
     """
-    rest = weight / column_scales(weight)
+    rest: NDArray[np.float32] = weight / column_scales(weight)
+    whole = np.empty(weight.shape, np.int8)
     if gram is None:
-        return np.rint(rest).astype(np.int8)
+        whole[:] = np.rint(rest)
+        return whole
     order = np.argsort(-np.diag(gram), kind="stable")
     steps, rest = np.empty_like(rest), rest[order]
     needed = _factor(gram[np.ix_(order, order)])
@@ -53,7 +56,6 @@ def rounded_columns(weight: NDArray[np.float32], gram: NDArray[np.float32] | Non
             errors[i - start] = (rest[i] - steps[i]) / needed[i, i]
             rest[i + 1 : end] -= needed[i, i + 1 : end, None] * errors[i - start]
         rest[end:] -= needed[start:end, end:].T @ errors
-    whole = np.empty(weight.shape, np.int8)
     whole[order] = steps
     return whole
 
@@ -81,7 +83,7 @@ def rounded_products(
 def _factor(gram: NDArray[np.float32]) -> NDArray[np.float32]:
     """The upper triangular U with U'U the inverse of the damped Gram matrix."""
     damped = gram.astype(np.float64)
-    damped[np.diag_indices_from(damped)] += max(_DAMPING * float(np.diag(gram).mean()), np.finfo(np.float32).tiny)
+    damped[np.diag_indices_from(damped)] += max(_DAMPING * float(np.diag(gram).mean()), _TINY)
     # With the rows in reverse order: the factor of a matrix is then that of its inverse.
     lower = cholesky(damped[::-1, ::-1], lower=True)
     inverse, _ = dtrtri(lower, lower=True)
