@@ -37,7 +37,7 @@ import click
 import numpy as np
 import torch
 from darl_rerank.export.folder import export
-from darl_rerank.export.parity import bundled_sample
+from darl_rerank.export.samples import bundled_sample
 from numpy.typing import NDArray
 from provenance import write_result
 from published_scoring import PUBLISHED
