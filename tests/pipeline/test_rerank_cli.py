@@ -319,8 +319,8 @@ def test_fusion_needs_no_adapters(job: dict[str, Path], tiny_model: Path) -> Non
 def test_a_journal_of_another_job_is_refused(job: dict[str, Path], tiny_model: Path) -> None:
     journal = job["out.trec"].with_name("out.trec.journal")
     script = (
-        "from darl_rerank.trec.journal import Journal; import os\n"
-        "Journal.append = lambda *a: os._exit(9)\n"
+        "from darl_rerank.trec.journal import Journal; import os; append = Journal.append\n"
+        "Journal.append = lambda *a: (append(*a), os._exit(9))\n"
         "from darl_rerank.cli import main; main()\n"
     )
     subprocess.run([sys.executable, "-c", script, *words(job, tiny_model)], capture_output=True, check=False)
