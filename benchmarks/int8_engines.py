@@ -1,6 +1,7 @@
 """int8 on a CPU by other libraries' kernels, beside ours: products alone, the whole model, a prompt's tokens a second.
 
-    OMP_NUM_THREADS=1 python benchmarks/int8_engines.py EXPORT [--plain FOLDER] [--gguf FILE] [--before EXPORT]
+    OMP_NUM_THREADS=1 python benchmarks/int8_engines.py EXPORT [--plain FOLDER] [--gguf FILE [--prompt-alone]]
+        [--before EXPORT]
 
 EXPORT is the int8 export of a checkpoint, BEFORE one that an earlier version made. Everything runs in turns in one
 process on one core, and is timed by the processor's clock, so that ratios hold on a shared machine. Writes
@@ -10,11 +11,13 @@ results/int8_engines.json.
                (qlinear_pointwise), each with activations that are int8 already and with a scale a token taken first
     model      pairs a second: ours; OpenVINO on the graph in float32 with attention written out (--plain, exported with
                --opset 20), its weights compressed to int8 by NNCF, activations quantised by OpenVINO as they come
-    prompt     tokens a second: llama.cpp (--gguf: SmolLM2-135M, made Q8_0 here if it is not) on prompts of 512 tokens
+    prompt     tokens a second: llama.cpp (--gguf: SmolLM2-135M, made Q8_0 here if it is not) on prompts of 512 tokens;
+               with --prompt-alone nothing else is measured, and what the file has of the rest stays
 """
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import tempfile
@@ -26,7 +29,7 @@ from typing import Any
 import click
 import numpy as np
 from numpy.typing import NDArray
-from provenance import write_result
+from provenance import RESULTS, provenance, write_result
 from speed.pairs import grouped, read_pairs
 
 from darl_rerank import Checkpoint
@@ -259,7 +262,8 @@ def prompt(gguf: Path, work: Path, export: Path, repeats: int) -> dict[str, Any]
 
     seconds = in_turns({"llama.cpp, Q8_0": theirs, "ours": lambda: grade_groups(engine, [group], grades=4)}, repeats)
     return {
-        "tokens": PROMPT, "version": llama_cpp.__version__,
+        "provenance": provenance(), "tokens": PROMPT, "version": llama_cpp.__version__,
+        "built for": llama_cpp.llama_print_system_info().decode(),
         "rows": [
             {"engine": name, "seconds": times, "tokens_per_second": PROMPT / statistics.median(times)}
             for name, times in seconds.items()
@@ -275,17 +279,21 @@ def prompt(gguf: Path, work: Path, export: Path, repeats: int) -> dict[str, Any]
 @click.option("--collection", type=click.Path(path_type=Path), help="with topics.tsv, corpus.jsonl.gz, runs/")
 @click.option("--pairs", default=100, show_default=True)
 @click.option("--per-query", default=100, show_default=True)
+@click.option("--prompt-alone", is_flag=True)
 @click.option("--repeats", default=3, show_default=True)
 def main(
     export: Path, before: Path | None, plain: Path | None, gguf: Path | None, collection: Path | None, pairs: int,
-    per_query: int, repeats: int,
+    per_query: int, prompt_alone: bool, repeats: int,
 ) -> None:  # fmt: skip
     if os.environ.get("OMP_NUM_THREADS") != "1":
         raise click.UsageError("processor seconds count every thread's waiting: set OMP_NUM_THREADS=1")
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     values: dict[str, Any] = {"collection": "icecat" if collection is None else collection.name, "per_query": per_query}
-    values["products"] = products(5 * repeats)
-    values["model"] = model(export, before, plain, read_pairs(collection, pairs, per_query), repeats)
+    if prompt_alone:
+        values = json.loads((RESULTS / "int8_engines.json").read_text("utf-8"))
+    else:
+        values["products"] = products(5 * repeats)
+        values["model"] = model(export, before, plain, read_pairs(collection, pairs, per_query), repeats)
     if gguf is not None:
         with tempfile.TemporaryDirectory() as work:
             values["prompt"] = prompt(gguf, Path(work), export, repeats)
