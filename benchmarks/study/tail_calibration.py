@@ -5,7 +5,8 @@
 SCORES is benchmarks/scores.py's folder: what the checkpoint says of first stages' lists. A pool of judged pairs is of
 web passages (trec-dl-2021) but for a share of 2, 5, 10 or 30 % of products (Icecat) or films (msrd), of half of their
 queries. 100 or 250 pairs are labelled, at most ten of a query: at random, the most novel ones (the novelty that
-`rerank` gives), those past the 95th percentile at random, or the tail's first ("oracle").
+`rerank` gives), those past the 95th percentile at random, the tail's first ("oracle"), or those in DASA's
+band at random.
 
 The labels of novel pairs, those past the 95th percentile, then make a calibration of their own for such traffic, as
 `darl-rerank calibrate --bias` would, if there are 25 and they determine one. Pairs that are not novel, and all pairs
@@ -42,9 +43,10 @@ WEB, TAILS = "trec-dl-2021", {"products": "icecat", "films": "msrd"}
 SHARES, BUDGETS, STRATEGIES = (
     (0.02, 0.05, 0.10, 0.30),
     (100, 250),
-    ("random", "most novel", "novel, at random", "oracle"),
+    ("random", "most novel", "novel, at random", "oracle", "in the band"),
 )
 POOL, PER_QUERY, SEEDS, NOVEL, FEWEST, RESAMPLES = 2000, 10, 6, 95.0, 25, 300
+BAND = (80.0, 99.5)
 MEASURES = ("nll", "ece", "rps", "qwk", "ndcg@10")
 
 
@@ -74,6 +76,7 @@ def main(scores: Path) -> None:
         facts[tail] = {
             "pool": len(pool.grades), "test": len(test.grades), "test queries": len(np.unique(test.queries)),
             "novel": {WEB: float((web.novelty >= NOVEL).mean()), name: float((both.novelty >= NOVEL).mean())},
+            "above the band": {each: float((p.novelty > BAND[1]).mean()) for each, p in ((WEB, web), (name, both))},
             "grades": {each: np.bincount(p.grades, minlength=4).tolist() for each, p in ((WEB, web), (name, both))},
         }  # fmt: skip
         ships = measured(test, checkpoint.calibration, checkpoint)
@@ -117,6 +120,7 @@ def compared(
         is_tail = np.arange(POOL) < len(of_tail)
         for strategy in STRATEGIES:
             key = {"random": np.zeros(POOL), "most novel": -mixed.novelty, "novel, at random": mixed.novelty < NOVEL,
+                   "in the band": (mixed.novelty < BAND[0]) | (mixed.novelty > BAND[1]),
                    "oracle": ~is_tail}[strategy]  # fmt: skip
             order = rng.permutation(POOL)
             order = order[np.argsort(key[order], kind="stable")]
