@@ -123,7 +123,7 @@ def calibrated() -> str | None:
     tail = "products"
     lines = []
     for row in (row for row in result["rows"] if row["tail"] == tail):
-        for strategy in ("random", "most novel", "novel, at random", "oracle"):
+        for strategy in ("random", "in the band", "most novel", "novel, at random", "oracle"):
             own = row[strategy]
             gap = [_gap(own["less random"][name]) if strategy != "random" else "" for name in ("rps", "nll", "qwk")]
             lines.append([f"{row['share']:.0%}", row["budget"], strategy, f"{own['tail labels']:.0f}", *(
