@@ -49,7 +49,7 @@ OPTIONAL = ("kendall_tau", "ndcg_difference", "novelty_difference")
 @click.argument("collection", type=click.Path(path_type=Path))
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--precisions", default="float32,int8,float16,int4", show_default=True)
-@click.option("--ranked", default="float32,int8", show_default=True, help="Exports that rerank the whole run.")
+@click.option("--ranked", default="float32,int8", show_default=True, help="Exports that rerank the whole run; '' for none.")
 @click.option("--pairs", default=500, show_default=True)
 @click.option("--depth", default=100, show_default=True)
 @click.option("--seed", default=0, show_default=True)
@@ -71,15 +71,13 @@ def main(
         for name in precisions.split(",")
     }
     values["ranking"] = {}
-    for name in ("torch", *ranked.split(",")):
-        if name == "torch" or (work / name).is_dir():
-            values["ranking"][name] = kept(
-                work / f"ranking-{name}.json",
-                lambda name=name: ranking(reranker(model, work, name), job, qrels, work / f"{name}.trec"),  # type: ignore[misc]
-            )
-    values["prefix"] = {
-        name: prefix_reuse(reranker(model, work, name), job) for name in ranked.split(",") if (work / name).is_dir()
-    }
+    of_run = [name for name in ranked.split(",") if name and (work / name).is_dir()]
+    for name in ("torch", *of_run) if of_run else ():
+        values["ranking"][name] = kept(
+            work / f"ranking-{name}.json",
+            lambda name=name: ranking(reranker(model, work, name), job, qrels, work / f"{name}.trec"),  # type: ignore[misc]
+        )
+    values["prefix"] = {name: prefix_reuse(reranker(model, work, name), job) for name in of_run}
     show(values)
     click.echo(f"written: {write_result('export_parity', values)}", err=True)
 
