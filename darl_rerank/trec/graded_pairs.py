@@ -218,10 +218,11 @@ def read_grade(
         text = value.strip().casefold()
         if names and text in names:
             return names[text]
-        if not text.lstrip("+-").isdecimal():
+        try:
+            value = int(text)
+        except ValueError:
             known = f" or one of {', '.join(names)}" if names else ""
-            raise InputError(f"expected an integer grade{known}, found {value!r}")
-        value = int(text)
+            raise InputError(f"expected an integer grade{known}, found {value!r:.60}") from None
     if value < 0 or (grades is not None and value >= grades):
         scale = f"0..{grades - 1}" if grades is not None else "0 and up"
         raise InputError(f"grade {value} is outside of the scale {scale}; a grade map can bring it onto the scale")

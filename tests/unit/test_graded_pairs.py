@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from darl_rerank.errors import InputError
-from darl_rerank.trec.graded_pairs import pairs_from_qrels, read_graded_pairs
+from darl_rerank.trec.graded_pairs import pairs_from_qrels, read_grade, read_graded_pairs
 
 
 def written(path: Path, *lines: Any) -> Path:
@@ -94,3 +94,9 @@ def test_pairs_of_a_trec_collection(tmp_path: Path) -> None:
     mapped = {"5": 1, "1": 1, "0": 0, "-1": 0}
     with pytest.raises(InputError, match=r"faulty:2: query q3 has no topic"):
         pairs_from_qrels(topics, corpus, faulty, grades=2, grade_map=mapped)
+
+
+@pytest.mark.parametrize("text", ["+-3", "9" * 5000, "²", "", "1.0"])
+def test_a_text_that_is_no_number_is_no_grade(text: str) -> None:
+    with pytest.raises(InputError, match="expected an integer grade"):
+        read_grade(text)

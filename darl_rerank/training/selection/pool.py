@@ -98,5 +98,6 @@ def without_overlap(
             "--overlap skip leaves them out"
         )
     if not kept:
-        raise InputError(f"nothing of the pool's {len(pool)} pairs is left: {counts}")
+        why = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.items() if count)
+        raise InputError(f"nothing of the pool's {len(pool)} pairs is left: {why or 'it is empty'}")
     return np.array(kept, dtype=np.intp), counts
