@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from darl_rerank.arguments import check_count
 from darl_rerank.errors import InputError, MissingDependencyError
-from darl_rerank.files import atomic_folder
+from darl_rerank.files import atomic_folder, check_output_folder
 from darl_rerank.progress import Progress, progress_bar
 
 from .document_store import DOCUMENTS, SqliteDocuments, write_sqlite_documents
@@ -70,6 +70,7 @@ def build(
     wanted = Indexable(documents, missing)
     faiss = import_faiss()
     path = Path(path)
+    check_output_folder(path, overwrite=overwrite)
     with atomic_folder(path, overwrite=overwrite) as folder:
         count, digest = write_sqlite_documents(folder / DOCUMENTS, wanted)
         indexed = wanted.indexed()

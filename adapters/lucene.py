@@ -11,7 +11,7 @@ from typing import Any
 
 from darl_rerank.arguments import check_count
 from darl_rerank.errors import DarlRerankError, InputError
-from darl_rerank.files import atomic_folder
+from darl_rerank.files import atomic_folder, check_output_folder
 from darl_rerank.progress import Bar, Progress, progress_bar
 from darl_rerank.trec.corpora import Document
 from darl_rerank.trec.runs import Run, in_trec_order
@@ -54,6 +54,7 @@ def build_lucene_index(
         DarlRerankError: `path` exists, or can't be written; nothing is left behind.
         MissingDependencyError: Pyserini or a Java for it is missing.
     """
+    check_output_folder(path, overwrite=overwrite)
     wanted = Indexable(documents, missing)
     ensure_jvm()
     from pyserini.index.lucene import LuceneIndexer

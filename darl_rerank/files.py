@@ -13,6 +13,8 @@ from typing import IO, Any
 
 from .errors import DarlRerankError, InputError
 
+# What the folders have that this package makes: checkpoints, corpora in Parquet, indexes of FAISS and of Lucene.
+_MADE_HERE = ("checkpoint.json", "corpus.json", "index.json", "segments_*")
 # Failures that only writing has; they often name no file.
 _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
@@ -71,11 +73,31 @@ def _place(path: str | Path) -> str:
 
 
 def check_output_folder(path: str | Path, *, overwrite: bool) -> None:
-    """Raise InputError if `path` exists and is not to be overwritten: to be called before the work goes there."""
-    if Path(path).exists() and not overwrite:
+    """Check a folder that a user names, before the work whose result goes there.
+
+    Raises:
+        InputError: it exists and is not to be overwritten, or it is nothing that this package has made: whoever
+            mistypes a name loses no folder.
+    """
+    path = Path(path)
+    _check_free(path, overwrite=overwrite)
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not any(next(path.glob(pattern), None) for pattern in _MADE_HERE):
+        raise InputError(
+            "is neither a checkpoint nor a corpus or an index of darl-rerank, so it is not overwritten: choose another "
+            "folder, or remove it yourself",
+            path=path,
+        )
+
+
+def _check_free(path: Path, *, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
         raise InputError(
             "already exists; choose another folder, or --overwrite (overwrite=True) to replace it", path=path
         )
+    if path.exists() and not path.is_dir():
+        raise InputError("is a file, expected the name of a folder to write", path=path)
 
 
 @contextlib.contextmanager
@@ -119,11 +141,11 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     """Yield a temporary folder beside `path`; rename it to `path` when the block ends well, remove it when it doesn't.
 
     Raises:
-        InputError: `path` exists and `overwrite` is false.
+        InputError: `path` exists and `overwrite` is false, or it is a file.
         DarlRerankError: it can't be written.
     """
     path = Path(path)
-    check_output_folder(path, overwrite=overwrite)
+    _check_free(path, overwrite=overwrite)
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from ..errors import InputError
-from ..files import atomic_folder
+from ..files import atomic_folder, check_output_folder
 from .base_model import BaseModel
 from .calibration import Calibration
 from .card import Kind, card_metadata, has_metadata, with_license
@@ -235,6 +235,7 @@ class Checkpoint:
             adapter, model = self.adapter_folder, self.model_folder
         if card is None and self.folder is not None and (self.folder / CARD).is_file():
             card = (self.folder / CARD).read_text("utf-8")
+        check_output_folder(folder, overwrite=overwrite)
         with atomic_folder(folder, overwrite=overwrite) as temporary:
             if self.export is not None and self.folder is not None:
                 for path in self.folder.iterdir():

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MissingDependencyError
-from ..files import atomic_folder
+from ..files import atomic_folder, check_output_folder
 from ..progress import Progress, progress_bar
 from .corpora import Document
 
@@ -77,6 +77,7 @@ def write_parquet_corpus(
         InputError: no documents, or `folder` exists and is not to be overwritten.
         DarlRerankError: it can't be written.
     """
+    check_output_folder(folder, overwrite=overwrite)
     with atomic_folder(folder, overwrite=overwrite) as target:
         with tempfile.TemporaryDirectory(dir=target, prefix="sorting-") as spilled:
             with progress_bar("sorting", None, unit="doc", progress=progress) as bar:

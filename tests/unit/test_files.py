@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from darl_rerank.errors import DarlRerankError, InputError
-from darl_rerank.files import atomic_folder, atomic_write, check_output_file, check_outputs_apart
+from darl_rerank.files import atomic_folder, atomic_write, check_output_file, check_output_folder, check_outputs_apart
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
@@ -146,6 +146,22 @@ def test_a_folder_is_whole_or_as_it_was(tmp_path: Path) -> None:
         (folder / "b").write_text("2")
     assert [p.name for p in path.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_only_what_was_made_here_is_overwritten(tmp_path: Path) -> None:
+    mine = tmp_path / "documents"
+    check_output_folder(mine, overwrite=True)
+    mine.mkdir()
+    check_output_folder(mine, overwrite=True)
+    (mine / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="is neither a checkpoint nor a corpus or an index of darl-rerank"):
+        check_output_folder(mine, overwrite=True)
+    with pytest.raises(InputError, match="is a file, expected the name of a folder"):
+        check_output_folder(mine / "thesis.tex", overwrite=True)
+    with pytest.raises(InputError, match="is a file"), atomic_folder(mine / "thesis.tex", overwrite=True):
+        pass
+    (mine / "checkpoint.json").write_text("{}")
+    check_output_folder(mine, overwrite=True)
 
 
 @pytest.mark.parametrize("failing", [2, 3])
