@@ -52,7 +52,8 @@ class Reranker:
         batch_tokens: token budget of a micro-batch; the engine's own if None.
         share_prefix: run instruction and query once for all documents of a query.
         long_documents: "truncate" cuts documents that do not fit the prompt's length and says so in the result;
-            "window" splits them into overlapping windows, takes the one with the best score and says where it is.
+            "window" splits them into overlapping windows, at most 256, takes the one with the best score and says where
+            it is.
     """
 
     def __init__(
@@ -266,6 +267,11 @@ class Reranker:
     ) -> list[Ranking]:
         """`rerank` for several queries at once; batches are filled across queries, or (given `budget_ms` or `depth`)
         one query is judged after the other, each with its own budget.
+
+        Args:
+            queries: their texts.
+            documents_per_query: for each query its documents, as `rerank` takes them.
+            options: the keyword arguments of `rerank`.
 
         Raises:
             InputError: as `rerank`, or the two differ in length.

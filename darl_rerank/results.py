@@ -33,7 +33,8 @@ class RankedDocument:
         novelty: how far the pair lies from what the model was trained on, as a percentile (0 to 100) of held-out
             in-distribution pairs; None where the checkpoint has no novelty statistics, or the pair left the model
             before the layers that they look at.
-        truncated: whether the document was cut to fit the model's length.
+        truncated: whether the document was cut to fit the model's length, or with long_documents="window" to 256
+            windows.
         query_truncated: whether the query was.
         judged: whether the model has judged it.
         reason: why it was not judged; None if it was.

@@ -22,6 +22,8 @@ _MIN_DOCUMENT_TOKENS = 16
 _CHARACTERS_PER_TOKEN = 16
 # Windows of a long document overlap by this share, so that a passage cut by one border lies whole in the next.
 _WINDOW_OVERLAP = 0.25
+# Windows of one document, some hundred pages: without an end, one of many megabytes would hold an engine for an hour.
+_MOST_WINDOWS = 256
 # Parts that prompts did not have at first: where they are empty a checkpoint is as it was, its fingerprint too.
 _LATER = {"before_query", "after_query", "before_document"}
 
@@ -200,7 +202,7 @@ class PromptEncoder:
             query: its text; leading and trailing white space does not count.
             documents: their texts.
             long_documents: "truncate" cuts a document that does not fit; "window" splits it into overlapping windows,
-                each a sequence of its own.
+                each a sequence of its own, at most 256 of one document.
             cut_query: cut a query so long that no document fits beside it to half of the room for both, rather than
                 refuse it.
 
@@ -232,10 +234,13 @@ class PromptEncoder:
         texts = [before_document + text for text in documents] if before_document else list(documents)
         if long_documents == "window":
             label = len(self._label)
-            for owner, encoding in enumerate(self._plain.encode_batch(texts, add_special_tokens=False)):
+            most = _MOST_WINDOWS * room * _CHARACTERS_PER_TOKEN
+            heads = [text[:most] for text in texts]
+            for owner, encoding in enumerate(self._plain.encode_batch(heads, add_special_tokens=False)):
                 ids, offsets = encoding.ids[label:], encoding.offsets[label:]
-                truncated.append(False)
-                for start, end in _windows(len(ids), room - label):
+                windows = _windows(len(ids), room - label)
+                truncated.append(len(windows) > _MOST_WINDOWS or len(texts[owner]) > most)
+                for start, end in windows[:_MOST_WINDOWS]:
                     suffixes.append((*self._label, *ids[start:end], *self._answer))
                     owners.append(owner)
                     span = (offsets[start][0], offsets[end - 1][1]) if end else (0, 0)

@@ -93,6 +93,13 @@ def test_windows_cover_a_long_document(encoder: PromptEncoder) -> None:
     assert covered == len(ids)
 
 
+def test_a_document_of_many_megabytes_has_an_end(encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("darl_rerank.model.prompt._MOST_WINDOWS", 4)
+    group = encoder.encode("hose", ["a notebook " * 20_000, "short", "notebooks " * 1000, "notebooks " * 200], "window")
+    assert [group.owners.count(i) for i in range(4)] == [4, 1, 4, 2]
+    assert group.truncated == (True, False, True, False)
+
+
 @pytest.mark.parametrize("query", ["", "   \n"])
 def test_empty_query_is_refused(encoder: PromptEncoder, query: str) -> None:
     with pytest.raises(InputError, match="query is empty"):
