@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import budget_tables
 import capacity_tables
+import early_exit_tables
 import export_tables
 import first_stages_tables
 import other_models_tables
@@ -29,8 +30,9 @@ from study import conclusions, rare_page
 from study import tables as study_tables
 
 PAGES = (
-    budget_tables, capacity_tables, performance_tables, export_tables, first_stages_tables, other_models_tables,
-    ray_tables, scores_tables, conclusions, reliability_tables, study_tables, rare_page, bundled_tables, serving_tables,
+    budget_tables, capacity_tables, early_exit_tables, performance_tables, export_tables, first_stages_tables,
+    other_models_tables, ray_tables, scores_tables, conclusions, reliability_tables, study_tables, rare_page, bundled_tables,
+    serving_tables,
 )  # fmt: skip
 
 
