@@ -31,8 +31,8 @@ from study import tables as study_tables
 
 PAGES = (
     budget_tables, capacity_tables, early_exit_tables, performance_tables, export_tables, first_stages_tables,
-    other_models_tables, ray_tables, scores_tables, conclusions, reliability_tables, study_tables, rare_page, bundled_tables,
-    serving_tables,
+    other_models_tables, ray_tables, scores_tables, conclusions, reliability_tables, study_tables, rare_page,
+    bundled_tables, serving_tables,
 )  # fmt: skip
 
 
