@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -116,6 +117,10 @@ def serve(
         listener,
         on_listening=lambda: click.echo(f"darl-rerank listens on {address_of(listener)}{about_page}", err=True),
     )
+    if service.loads:
+        # C++ threads that torch still works in would abort an interpreter that shuts down around them.
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _api_keys(name: str | None) -> tuple[str, ...]:

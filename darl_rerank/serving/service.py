@@ -131,6 +131,11 @@ class Service:
         """Begin to load the model."""
         self._loader.start()
 
+    @property
+    def loads(self) -> bool:
+        """Whether the model is being loaded at the moment, also where the server has been told to end."""
+        return self._loader.is_alive()
+
     def wait(self) -> None:
         """Wait until the model is loaded.
 
