@@ -49,7 +49,8 @@ def worth() -> str | None:
         "novelty against web, AUROC", "warned of at 95",
     ]  # fmt: skip
     mib = sum(values["bytes"].values()) / 2**20
-    return f"{table(head, rows)}\n\n{mib:.1f} MiB {source(values, SHIPS)}; medquad's order: `results/{SUCCESSOR}.json`."
+    also = "" if found is None else f"; medquad's order: `results/{SUCCESSOR}.json`"
+    return f"{table(head, rows)}\n\n{mib:.1f} MiB {source(values, SHIPS)}{also}."
 
 
 def instead() -> str | None:
@@ -81,7 +82,7 @@ def instead() -> str | None:
 
 
 def tried() -> str | None:
-    history = result(HISTORY)
+    history, ships = result(HISTORY), result(SHIPS)
     if history is None:
         return None
     rows = []
@@ -91,8 +92,15 @@ def tried() -> str | None:
             each["what"], f"{web['nDCG@10']:.3f}", _difference(web["difference"]),
             "" if shop is None else f"{shop['nDCG@10']:.3f}", "" if shop is None else _difference(shop["difference"]),
         ])  # fmt: skip
+    if ships is not None:
+        web, shop = (ships["ranking"][part] for part in (WEB, SHOP))
+        rows.append([
+            "**mean of the last but one and of the one recipe, 22 layers: ships**", f"{web['after']:.3f}",
+            _difference(web["difference"]), f"{shop['after']:.3f}", _difference(shop["difference"]),
+        ])  # fmt: skip
     head = ["", "nDCG@10, web", "from BM25", "nDCG@10, products", "from BM25"]
-    return f"{table(head, rows)}\n\n(`results/{HISTORY}.json`, where recipes and full results are named by commit)"
+    said = f"(`results/{SHIPS}.json`; `results/{HISTORY}.json`, where recipes and full results are named by commit)"
+    return f"{table(head, rows)}\n\n{said}"
 
 
 def teachers() -> str | None:
