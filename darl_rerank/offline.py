@@ -18,7 +18,7 @@ from .progress import Progress, progress_bar
 from .results import Ranking
 from .trec.fusion import fuse as fuse_rankings
 from .trec.journal import Journal
-from .trec.runs import Run, RunEntry, check_word, run_lines, write_run
+from .trec.runs import Run, RunEntry, check_word, run_lines
 
 Missing = Literal["error", "skip"]
 Fusion = Literal["auto", "rrf"]
@@ -241,18 +241,22 @@ def rerank_run(
                 journal.append(qid, [ranked.to_dict() for ranked in ranking])
                 warnings += ranking.warnings[:1]
                 bar.update(len(job.candidates[qid]))
-        whole = {qid: journal.finished[qid] for qid in job.queries}
-        cut = total - sum(map(len, whole.values())) if choices.given else 0
-        written = {qid: Written.of(job, qid, values, choices) for qid, values in whole.items()}
         if details is not None:
             with atomic_write(details) as stream:
-                for qid, query in written.items():
-                    stream.write(query.details(qid))
-        write_run(output, {qid: query.scored for qid, query in written.items()}, tag)
+                for qid in job.queries:
+                    stream.write(Written.of(job, qid, journal.finished[qid], choices).details(qid))
+        kept = not_judged = 0
+        with atomic_write(output) as stream:
+            for qid in job.queries:
+                values = journal.finished[qid]
+                written = Written.of(job, qid, values, choices)
+                kept += len(values)
+                not_judged += written.not_judged
+                stream.write(written.run_lines(qid, tag))
         journal.remove()
     return RunReport(
-        sum(query.not_judged for query in written.values()),
-        cut,
+        not_judged,
+        total - kept if choices.given else 0,
         len(warnings),
         warnings[0] if warnings else "",
         queries=len(job.queries),

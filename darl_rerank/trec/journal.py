@@ -10,10 +10,10 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from ..errors import DarlRerankError, InputError
 from ..locks import WriterLock
@@ -31,7 +31,7 @@ class Journal:
         restart: throw away what an earlier job left.
 
     Attributes:
-        finished: results by query id, in the order they were written.
+        finished: results by query id, in the order they were written; each is read when it is asked for.
 
     Raises:
         InputError: the journal is of another job (the error names what differs), is not a journal, or is in use.
@@ -40,10 +40,10 @@ class Journal:
 
     def __init__(self, path: str | Path, job: Mapping[str, Any], *, restart: bool = False) -> None:
         self.path = Path(path)
-        self.finished: dict[str, Any] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = WriterLock(self.path, "another process is working on this job")
         self._stream = self.path.open("a+b")
+        self.finished = _Finished(self._stream, self.path)
         try:
             if restart:
                 self._stream.truncate(0)
@@ -59,26 +59,27 @@ class Journal:
 
     def _read(self, job: dict[str, Any]) -> None:
         self._stream.seek(0)
-        lines = self._stream.read().splitlines(keepends=True)
+        found: dict[str, Any] = {}
         good = 0
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(self._stream, 1):
             values = _decode(line)
             if values is None:
                 if number == 1 and line.endswith(b"\n"):
                     raise InputError("is not a journal of darl-rerank", path=self.path)
                 break
             if number == 1:
-                if len(lines) == 1:
-                    # Nothing is finished in it, so nothing is lost if this is another job.
-                    break
-                check_same_job(values, job, self.path)
+                found = values
             else:
-                self.finished[values["qid"]] = values["result"]
+                if number == 2:
+                    check_same_job(found, job, self.path)
+                self.finished.places[values["qid"]] = (good, len(line))
             good += len(line)
-        self._stream.truncate(good)
+        # Where nothing is finished, nothing is lost if this is another job.
+        self._end = good if self.finished else 0
+        self._stream.truncate(self._end)
         self._stream.seek(0, os.SEEK_END)
-        if good == 0:
-            self._write(job)
+        if not self.finished:
+            self._write(_line(job))
 
     def append(self, qid: str, result: Any) -> None:
         """Write one query's result (JSON types) and see it to disk.
@@ -86,14 +87,14 @@ class Journal:
         Raises:
             DarlRerankError: it can't be written.
         """
+        line = _line({"qid": qid, "result": result})
         # First noted, then written: an interrupt in between must not find a journal with nothing in it.
-        self.finished[qid] = json.loads(json.dumps(result))
-        self._write({"qid": qid, "result": result})
+        self.finished.places[qid] = (self._end, len(line))
+        self._write(line)
 
-    def _write(self, values: Mapping[str, Any]) -> None:
-        body = json.dumps(values, ensure_ascii=False)
+    def _write(self, line: bytes) -> None:
         try:
-            self._stream.write(f"{zlib.crc32(body.encode()):08x} {body}\n".encode())
+            self._stream.write(line)
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError as error:
@@ -103,6 +104,7 @@ class Journal:
             raise DarlRerankError(
                 f"{self.path}: could not be written: {error.strerror or error}; what was finished before is kept"
             ) from error
+        self._end += len(line)
 
     def remove(self) -> None:
         """Delete the file: the job's output stands."""
@@ -122,6 +124,32 @@ class Journal:
         self._close()
 
 
+class _Finished(Mapping[str, Any]):
+    """Results of a journal, of which only the places are held: a job may have more of them than memory."""
+
+    def __init__(self, stream: IO[bytes], path: Path) -> None:
+        self.places: dict[str, tuple[int, int]] = {}
+        self._stream = stream
+        self._path = path
+
+    def __getitem__(self, qid: str) -> Any:
+        start, length = self.places[qid]
+        self._stream.seek(start)
+        values = _decode(self._stream.read(length))
+        if values is None:
+            raise InputError(f"the result of query {qid} was changed by another program", path=self._path)
+        return values["result"]
+
+    def __contains__(self, qid: object) -> bool:
+        return qid in self.places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
 def check_same_job(found: Mapping[str, Any], job: Mapping[str, Any], path: str | Path) -> None:
     """Raise InputError, naming what differs, if what `path` was written for (`found`) is not this job."""
     keys = [key for key in {**job, **found} if job.get(key) != found.get(key)]
@@ -131,6 +159,11 @@ def check_same_job(found: Mapping[str, Any], job: Mapping[str, Any], path: str |
             f"is the journal of another job: {changes}. Use the same settings to go on, or --restart to begin anew",
             path=path,
         )
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+    body = json.dumps(values, ensure_ascii=False).encode()
+    return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
 def _decode(line: bytes) -> dict[str, Any] | None:

@@ -28,6 +28,19 @@ def test_results_come_back_exactly(tmp_path: Path) -> None:
         assert list(journal.finished) == ["q1", "q2", "q3"]
 
 
+def test_results_are_read_from_the_file_and_not_held(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", JOB) as journal:
+        journal.append("q1", ["x" * 100])
+        assert journal.finished["q1"] is not journal.finished["q1"]
+        journal.append("q2", "y")
+        assert [journal.finished[qid] for qid in ("q2", "q1", "q2")] == ["y", ["x" * 100], "y"]
+        journal.append("q3", "z")
+        assert "q3" in journal.finished
+        (tmp_path / "j").write_bytes((tmp_path / "j").read_bytes().replace(b"xx", b"yy"))
+        with pytest.raises(InputError, match="the result of query q1 was changed by another program"):
+            _ = journal.finished["q1"]
+
+
 def test_cut_at_every_byte_it_keeps_the_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "j"
     filled(path)
