@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from provenance import write_result
+from provenance import provenance, write_result
 
 from darl_rerank import icecat
 
@@ -66,16 +66,18 @@ def watch(process: subprocess.Popen[bytes], work: Path, depth: int, start: int) 
     """Append samples until the process ends."""
     begun = time.monotonic()
     with (work / "samples.jsonl").open("a", encoding="utf-8") as stream:
-        while process.poll() is None:
-            if found := sample(process.pid):
+        while True:
+            try:
+                process.wait(EVERY)
+            except subprocess.TimeoutExpired:
+                found = sample(process.pid)
+            else:
+                return
+            if found is not None:
                 pairs = finished_queries(work) * depth
                 line = {"start": start, "seconds": round(time.monotonic() - begun, 1), "pairs": pairs, **found}
                 stream.write(json.dumps(line) + "\n")
                 stream.flush()
-            try:
-                process.wait(EVERY)
-            except subprocess.TimeoutExpired:
-                continue
 
 
 def result(work: Path, depth: int, wanted: int) -> dict[str, Any]:
@@ -97,13 +99,14 @@ def main(export: Path, work: Path, pairs: int) -> None:
     words += ["--model", export, "--depth", depth]
     known = work / "samples.jsonl"
     start = len({json.loads(line)["start"] for line in known.open()}) if known.exists() else 0
+    commit = provenance()["commit"]  # of the code that runs; HEAD may have moved when it ends
     process = subprocess.Popen([sys.executable, "-m", "darl_rerank.cli", *map(str, words)])
     try:
         watch(process, work, depth, start)
     except KeyboardInterrupt:
         process.wait()
     found = result(work, depth, depth * len(icecat.queries()))
-    write_result("long_run", found)
+    write_result("long_run", {"code": commit, **found})
     click.echo(f"{found['pairs_done']} of {found['pairs_wanted']} pairs done", err=True)
     sys.exit(process.returncode)
 
