@@ -222,10 +222,8 @@ def main() -> None:
     states = {kind: states_of(kind, study, data, arguments.work) for kind in arguments.features}
     if arguments.only_features:
         return
-    found: dict[str, Any] = {}
-    pools: dict[str, list[dict[str, Any]]] = {}
     for kind, seen in states.items():
-        own, pools[kind] = starting_point(kind, checkpoint), []
+        own, pools = starting_point(kind, checkpoint), list[dict[str, Any]]()
         folder = arguments.work / "rare" / f"{study.name}-{kind}-{data.digest}"
 
         def measure(kept: Path, logits: Any, facts: dict[str, Any]) -> Run:
@@ -242,26 +240,24 @@ def main() -> None:
                     if share == SHARES[0]:
                         heads = committee(data, seen, own, sets.train, number)
                     pool, orders = pool_of(seed, data, seen, heads), dict[str, Order]()
-                    pools[kind].append(described_pool(pool, share))
+                    pools.append(described_pool(pool, share))
                     for budget in size.budgets:
                         for strategy in ("random", *STRATEGIES):
                             job = (strategy, budget, share, number)
                             run = run_arm(job, pool, orders, study, data, seen, own, measure, folder)
                             runs.setdefault((strategy, budget, share), {})[number] = run
                             bar.update()
-        found[kind] = [
-            comparison(runs, strategy, budget, share) for strategy, budget, share in runs if strategy != "random"
-        ]
-    write_result(
-        f"study_{study.name}_{size.suffix}",
-        {
-            "level": "head only, on frozen features", "title": study.title, "pool": size.pool, "seeds": size.seeds,
-            "home_pairs": study.home_pairs,
-            "max_length": study.model.max_length, "resamples": study.resamples, "data": data.table(), "pools": pools,
-            "rows": found,
-        },
-        argv=sys.argv,
-    )  # fmt: skip
+        rows = [comparison(runs, strategy, budget, share) for strategy, budget, share in runs if strategy != "random"]
+        write_result(
+            f"study_{study.name}_{size.suffix}" + ("" if kind == "shipped" else f"_{kind}"),
+            {
+                "level": "head only, on frozen features", "title": study.title, "pool": size.pool, "seeds": size.seeds,
+                "home_pairs": study.home_pairs,
+                "max_length": study.model.max_length, "resamples": study.resamples, "data": data.table(),
+                "pools": {kind: pools}, "rows": {kind: rows},
+            },
+            argv=sys.argv,
+        )  # fmt: skip
 
 
 def starting_point(kind: str, checkpoint: Checkpoint) -> Checkpoint:

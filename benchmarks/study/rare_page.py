@@ -28,15 +28,21 @@ _SHOWN = ("dasa", "dasa-without-band", "oracle")
 _TITLES = {"forum": "Forum", "shop": "Web to shop"}
 _MEASURES = {"OOD/ndcg@10": "nDCG@10", "OOD/qwk": "kappa"}
 _DRAWN = {"dasa": "#a40000", "dasa-without-band": "#1f5fa8", "oracle": "#777777"}
+_SUFFIXES = {"shipped": "", "base": "_base"}
 _MODELS = {"shipped": "the model that ships", "base": "the base model"}
 
 
 def results() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name of the study, kind of features and the result, of what was measured."""
-    for name in STUDIES:
-        found = page.result(f"study_{name}_rare")
-        for kind in found["rows"] if found is not None else ():
-            yield name, kind, found  # type: ignore[misc]
+    for kind, suffix in _SUFFIXES.items():
+        for name in STUDIES:
+            found = page.result(f"study_{name}_rare{suffix}")
+            if found is not None:
+                yield name, kind, found
+
+
+def _title(name: str, kind: str) -> str:
+    return _TITLES[name] + ("" if kind == "shipped" else f", {kind}")
 
 
 def _rows(result: dict[str, Any], kind: str, strategy: str, budget: int) -> list[dict[str, Any]]:
@@ -51,7 +57,7 @@ def _gap(value: dict[str, float]) -> str:
 
 def _heading(name: str, kind: str, result: dict[str, Any]) -> str:
     title = result["title"].partition(":")[0]
-    return f"**{title}**, features of {_MODELS[kind]} {page.source(result, f'study_{name}_rare')}"
+    return f"**{title}**, features of {_MODELS[kind]} {page.source(result, f'study_{name}_rare{_SUFFIXES[kind]}')}"
 
 
 def benefit() -> str | None:
@@ -63,7 +69,7 @@ def benefit() -> str | None:
             for budget in _budgets(result, kind):
                 for strategy in _SHOWN:
                     rows = _rows(result, kind, strategy, budget)
-                    where = f"{_TITLES[name]}, {measure}, {budget} labels"
+                    where = f"{_title(name, kind)}, {measure}, {budget} labels"
                     lines.append([where, strategy, *(_gap(row["against_random"][key]) for row in rows)])
     if not shown:
         return None
@@ -100,7 +106,7 @@ def found() -> str | None:
     lines = []
     shown = list(results())
     for name, kind, result in shown:
-        title, pools = _TITLES[name], result["pools"][kind]
+        title, pools = _title(name, kind), result["pools"][kind]
         first = _rows(result, kind, "dasa", _BUDGET)
         lines.append([title, "random", *(f"{np.mean(row['chosen_ood']['random']):.0%}" for row in first)])
         for strategy in ("dasa", "knn", "oracle"):
@@ -162,7 +168,7 @@ def figure() -> StudyFigure | None:
     shown = list(results())
     if not shown:
         return None
-    drawn = Figure(figsize=(3.4 * len(shown), 5.6), layout="constrained")
+    drawn = Figure(figsize=(3.0 * len(shown), 5.6), layout="constrained")
     # One scale a row, so that the columns can be compared.
     axes = drawn.subplots(len(_MEASURES), len(shown), squeeze=False, sharex=True, sharey="row")
     for column, (name, kind, result) in enumerate(shown):
@@ -183,7 +189,7 @@ def figure() -> StudyFigure | None:
             axis.grid(alpha=0.3, axis="y")
             if not column:
                 axis.set_ylabel(f"OOD {measure} less random's")
-        axes[0, column].set_title(_TITLES[name])
+        axes[0, column].set_title(_title(name, kind))
         axes[-1, column].set_xlabel("OOD share of the pool")
     drawn.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_DRAWN), frameon=False)
     caption = f"Benefit over a random choice against the pool's OOD share, {_BUDGET} labels, 95 % intervals"
