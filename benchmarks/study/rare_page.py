@@ -24,10 +24,10 @@ from study.settings import STUDIES
 PAGE = page.DOCS / "rare-shift.md"
 FIGURE = "rare_shift.svg"
 _BUDGET = 100
-_SHOWN = ("dasa", "dasa-without-band", "oracle")
+_SHOWN = ("dasa", "dasa-without-band", "uncertainty", "oracle")
 _TITLES = {"forum": "Forum", "shop": "Web to shop"}
 _MEASURES = {"OOD/ndcg@10": "nDCG@10", "OOD/qwk": "kappa"}
-_DRAWN = {"dasa": "#a40000", "dasa-without-band": "#1f5fa8", "oracle": "#777777"}
+_DRAWN = {"dasa": "#a40000", "dasa-without-band": "#1f5fa8", "uncertainty": "#2e7d32", "oracle": "#777777"}
 _SUFFIXES = {"shipped": "", "base": "_base"}
 _MODELS = {"shipped": "the model that ships", "base": "the base model"}
 
@@ -179,7 +179,7 @@ def figure() -> StudyFigure | None:
                 gaps = [row["against_random"][key] for row in _rows(result, kind, strategy, _BUDGET)]
                 values = np.array([gap["value"] for gap in gaps])
                 ends = np.array([[gap["value"] - gap["low"], gap["high"] - gap["value"]] for gap in gaps]).T
-                at = np.arange(len(shares)) + (place - 1) * 0.18
+                at = np.arange(len(shares)) + (place - 1.5) * 0.16
                 # Shares are not evenly spaced, so no line joins them.
                 axis.errorbar(
                     at, values, ends.clip(0), color=colour, marker="o", markersize=4, linewidth=1.2, linestyle="none",
