@@ -353,11 +353,11 @@ def test_a_full_disk_is_one_clear_error(job: dict[str, Path], tiny_model: Path) 
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "from darl_rerank.cli import main\n"
         "import darl_rerank.offline as offline\n"
-        "write = offline.write_run\n"
+        "lines = offline.Written.run_lines\n"
         "def full(*arguments):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\n"
-        "    write(*arguments)\n"
-        "offline.write_run = full\n"
+        "    return lines(*arguments)\n"
+        "offline.Written.run_lines = full\n"
         "main()\n"
     )
     result = subprocess.run(

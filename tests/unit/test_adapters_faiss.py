@@ -118,9 +118,9 @@ def test_bad_arguments() -> None:
     searcher = FaissReranker(Index([0]), TEXTS, lambda texts: np.ones((len(texts), 3)), ByTextLength())
     with pytest.raises(InputError, match="vectors have 3 dimensions, the index has 2"):
         searcher.search("q")
-    for options in ({"k": 0}, {"depth": 0}):
-        with pytest.raises(InputError, match="k and depth must be at least 1"):
-            searcher.search("q", **options)
+    for name in ("k", "depth"):
+        with pytest.raises(InputError, match=rf"{name} must be at least 1, got 0"):
+            searcher.search("q", **{name: 0})
     with pytest.raises(InputError, match="depth must be at least 1"):
         searcher.retriever.retrieve(["q"], 0)
 

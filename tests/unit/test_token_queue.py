@@ -21,6 +21,7 @@ from darl_rerank.engines.base import GradeOutput
 from darl_rerank.engines.batching import MicroBatch
 from darl_rerank.errors import InputError
 from darl_rerank.model.reach import Reach
+from darl_rerank.options import RerankOptions
 from darl_rerank.queue.errors import QueueError
 from darl_rerank.queue.jobs import Job, make_job
 from darl_rerank.queue.token_queue import TokenQueue
@@ -347,7 +348,8 @@ def test_asynchronous_calls_give_the_library_s_rankings_and_share_batches(
 
 
 def test_an_asynchronous_call_has_the_arguments_and_the_errors_of_the_synchronous_one(reranker: Reranker) -> None:
-    assert inspect.signature(Reranker.rerank_async) == inspect.signature(Reranker.rerank)
+    own = [each for each in inspect.signature(Reranker.rerank).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    assert {each.name for each in own} == RerankOptions.__annotations__.keys()
     call = reranker.rerank_async
     for refused, why in (
         (call("", ["a"]), "query"), (call("q", "a"), "documents"), (call("q", ["a"], top_k=0), "top_k"),
