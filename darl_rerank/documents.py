@@ -145,6 +145,29 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value) or type(value).__name__ == "NAType"
 
 
+def read_groups(
+    queries: Iterable[str], documents_per_query: Iterable[Iterable[Any]], *, strict: bool
+) -> list[QueryGroup]:
+    """`read_group` for each query with its list; the messages say which query is at fault.
+
+    Raises:
+        InputError: as `read_group`, no lists, or lists that differ in length.
+    """
+    if isinstance(queries, str):
+        raise InputError("queries must be a list of strings, got a string; rerank takes a single query")
+    for name, given in (("queries", queries), ("documents_per_query", documents_per_query)):
+        if not isinstance(given, Iterable):
+            raise InputError(f"{name} must be a list, got {given!r:.60}")
+    texts, lists = list(queries), list(documents_per_query)
+    if len(texts) != len(lists):
+        raise InputError(f"got {len(texts)} queries but {len(lists)} lists of documents")
+    places = [f"query {i}: " if len(texts) > 1 else "" for i in range(len(texts))]
+    return [
+        read_group(query, documents, place=place, strict=strict)
+        for query, documents, place in zip(texts, lists, places, strict=True)
+    ]
+
+
 def clean_text(text: str) -> str:
     """The text with every surrogate that has lost its other half as U+FFFD, which tokenizers and files can take.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack, get_args
 import numpy as np
 
 from .arguments import check_count
-from .documents import QueryGroup, read_document, read_group, read_query
+from .documents import QueryGroup, read_document, read_group, read_groups, read_query
 from .effort import Depth, judge_from_the_top
 from .engines.base import Engine
 from .errors import InputError
@@ -278,7 +278,7 @@ class Reranker:
         """
         asked = Options.read(self.checkpoint, options)
         started = time.perf_counter()
-        groups = _read_groups(queries, documents_per_query, strict=asked.strict)
+        groups = read_groups(queries, documents_per_query, strict=asked.strict)
         judged = self._judge_all(groups, asked, started)
         return [
             rank(group, scores, asked.rules, reasons=reasons, top_k=asked.top_k)
@@ -385,21 +385,3 @@ def _loaded_again(
     from .engines.loading import load_engine
 
     return cls(checkpoint, load_engine(checkpoint, engine, **settings), batch_tokens=batch_tokens, **own)
-
-
-def _read_groups(
-    queries: Iterable[str], documents_per_query: Iterable[Iterable[Any]], *, strict: bool
-) -> list[QueryGroup]:
-    if isinstance(queries, str):
-        raise InputError("queries must be a list of strings, got a string; rerank takes a single query")
-    for name, given in (("queries", queries), ("documents_per_query", documents_per_query)):
-        if not isinstance(given, Iterable):
-            raise InputError(f"{name} must be a list, got {given!r:.60}")
-    texts, lists = list(queries), list(documents_per_query)
-    if len(texts) != len(lists):
-        raise InputError(f"got {len(texts)} queries but {len(lists)} lists of documents")
-    places = [f"query {i}: " if len(texts) > 1 else "" for i in range(len(texts))]
-    return [
-        read_group(query, documents, place=place, strict=strict)
-        for query, documents, place in zip(texts, lists, places, strict=True)
-    ]

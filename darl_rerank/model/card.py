@@ -1,4 +1,4 @@
-"""The metadata at the head of a model card, as model hubs read it."""
+"""A model card: a short text, and the metadata at its head as model hubs read it."""
 
 from __future__ import annotations
 
@@ -102,3 +102,16 @@ def with_license(card: str, license: str) -> str:
     read = ModelCard(card)
     read.data["license"] = license
     return str(read)
+
+
+def short_card(checkpoint: Checkpoint) -> str:
+    """A card for a checkpoint that was saved without one, without the metadata."""
+    grades = ", ".join(f"{i} {grade.name}" for i, grade in enumerate(checkpoint.scale.grades))
+    state = (
+        "Trained with DaRL." if checkpoint.trained else "Untrained: it grades zero-shot, from the grade words alone."
+    )
+    if "reranker" in checkpoint.provenance:
+        state = (
+            f"A reranker of the family {checkpoint.provenance['reranker']['family']}, with its own prompt and answers."
+        )
+    return f"# A darl-rerank checkpoint\n\n{state}\n\nBase model: {checkpoint.base.name}. Grades: {grades}.\n"

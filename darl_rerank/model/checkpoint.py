@@ -15,7 +15,6 @@ An exported folder (`darl_rerank.export`) adds its ONNX files beside these.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -24,7 +23,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
@@ -33,15 +31,16 @@ from ..errors import InputError
 from ..files import atomic_folder, check_output_folder
 from .base_model import BaseModel
 from .calibration import Calibration
-from .card import Kind, card_metadata, has_metadata, with_license
+from .card import Kind, card_metadata, has_metadata, short_card, with_license
 from .decisions import Decisions, GradeCuts
 from .digests import file_sha256
 from .exits import Exits
 from .export_record import ExportRecord
 from .faults import HEAD, TOKENIZER, file_faults, head_faults, layer_faults, novelty_faults
+from .fingerprint import fingerprint
 from .head import Head, Link
 from .hub import CARD, push
-from .manifest import MANIFEST, format_of, read_manifest
+from .manifest import MANIFEST, manifest_values, read_manifest
 from .novelty import NoveltyModel
 from .prompt import Prompt, PromptEncoder
 from .reach import Reach
@@ -271,24 +270,7 @@ class Checkpoint:
             for path in sorted(folder.rglob("*"))
             if path.is_file() and str(path.relative_to(folder)) not in _UNSEALED
         }
-        values = {
-            "format": format_of({"layers": self.layers}),
-            "scale": self.scale.to_dict(),
-            "prompt": self.prompt.to_dict(),
-            "base": self.base.to_dict(),
-            "feature_layer": self.feature_layer,
-            **({} if self.layers is None else {"layers": self.layers}),
-            "link": self.link,
-            "calibration": self.calibration.to_dict(),
-            "novelty": settings.get("novelty"),
-            **({"exits": settings["exits"]} if "exits" in settings else {}),
-            **({"decisions": decisions} if (decisions := self.decisions.to_dict(self.scale)) else {}),
-            **({} if self.reach is None else {"reach": self.reach.to_dict()}),
-            "trained": self.trained,
-            "provenance": dict(self.provenance),
-            **({} if self.export is None else {"export": self.export.to_dict()}),
-            "files": files,
-        }
+        values = manifest_values(self, settings, files)
         (folder / MANIFEST).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
     def push_to_hub(
@@ -332,7 +314,7 @@ class Checkpoint:
             text: Markdown.
         """
         if text is None:
-            text = self._short_card()
+            text = short_card(self)
         if has_metadata(text):
             return text
         kind: Kind = "finetune"
@@ -400,46 +382,13 @@ class Checkpoint:
     @property
     def fingerprint(self) -> str:
         """Digest of all that decides a result: two checkpoints with the same fingerprint grade the same."""
-        novelty = None
-        if self.novelty is not None:
-            tensors, settings = self.novelty.to_tensors()
-            novelty = [settings, {name: _digest(tensor) for name, tensor in sorted(tensors.items())}]
-        weights = {name: digest for name, digest in self.sha256.items() if name.startswith(("adapter/", "model"))}
-        values = [
-            self.scale.to_dict(), self.prompt.to_dict(), self.base.to_dict(), self.feature_layer,
-            self.calibration.to_dict(), _digest(self.head.weight), _digest(self.head.bias), novelty,
-            hashlib.sha256(self.tokenizer_json.encode()).hexdigest(), weights,
-        ]  # fmt: skip
-        # Left out where it is what older checkpoints have, whose fingerprints stay.
-        if self.link != "softmax":
-            values.append(self.link)
-        if decisions := self.decisions.to_dict(self.scale):
-            values.append(decisions)
-        if self.layers is not None or self.head.norm is not None:
-            values.append([self.layers, None if self.head.norm is None else _digest(self.head.norm)])
-        if self.exits is not None:
-            tensors, settings = self.exits.to_tensors(self.scale)
-            values.append([settings, {name: _digest(tensor) for name, tensor in sorted(tensors.items())}])
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-    def _short_card(self) -> str:
-        grades = ", ".join(f"{i} {grade.name}" for i, grade in enumerate(self.scale.grades))
-        state = "Trained with DaRL." if self.trained else "Untrained: it grades zero-shot, from the grade words alone."
-        if "reranker" in self.provenance:
-            state = (
-                f"A reranker of the family {self.provenance['reranker']['family']}, with its own prompt and answers."
-            )
-        return f"# A darl-rerank checkpoint\n\n{state}\n\nBase model: {self.base.name}. Grades: {grades}.\n"
+        return fingerprint(self)
 
 
 @lru_cache(maxsize=2)
 def _encoder(prompt: Prompt, tokenizer_json: str) -> PromptEncoder:
     """Reranker and engine both want one, and reading a tokenizer takes a tenth of a second."""
     return PromptEncoder(prompt, tokenizer_json)
-
-
-def _digest(array: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _copy_weights(source: Path, target: Path) -> None:

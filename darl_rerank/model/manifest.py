@@ -1,4 +1,5 @@
-"""The manifest of a checkpoint, checkpoint.json: read with all its faults listed, one reader for each format number.
+"""The manifest of a checkpoint, checkpoint.json: read with all its faults listed, one reader for each format
+number, and written.
 
 Format 1 has no `link`: its heads are read by softmax. Format 2 says how the head's outputs are read. Format 3 has
 `layers`: the model ends behind one of the base's layers. It is written for such a model alone; versions that would run
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .base_model import BaseModel
@@ -20,6 +21,9 @@ from .head import check_link
 from .prompt import Prompt
 from .reach import Reach
 from .scale import RelevanceScale
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
 
 FORMAT = 3
 MANIFEST = "checkpoint.json"
@@ -53,6 +57,37 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
         newer = "; a newer darl-rerank reads it" if isinstance(found, int) and found > FORMAT else ""
         raise InputError(f"expected checkpoint format {known}, found {found!r}{newer}", path=path)
     return _READERS[found](values)
+
+
+def manifest_values(
+    checkpoint: Checkpoint, settings: Mapping[str, Mapping[str, Any]], files: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the manifest of a checkpoint holds, in JSON types.
+
+    Args:
+        checkpoint: what is written.
+        settings: of the parts that have tensors beside, by the part's name.
+        files: digests by relative path.
+    """
+    return {
+        # The lowest that such a manifest can have, so that older versions read what they can run.
+        "format": FORMAT if checkpoint.layers is not None else 2,
+        "scale": checkpoint.scale.to_dict(),
+        "prompt": checkpoint.prompt.to_dict(),
+        "base": checkpoint.base.to_dict(),
+        "feature_layer": checkpoint.feature_layer,
+        **({} if checkpoint.layers is None else {"layers": checkpoint.layers}),
+        "link": checkpoint.link,
+        "calibration": checkpoint.calibration.to_dict(),
+        "novelty": settings.get("novelty"),
+        **({"exits": settings["exits"]} if "exits" in settings else {}),
+        **({"decisions": decisions} if (decisions := checkpoint.decisions.to_dict(checkpoint.scale)) else {}),
+        **({} if checkpoint.reach is None else {"reach": checkpoint.reach.to_dict()}),
+        "trained": checkpoint.trained,
+        "provenance": dict(checkpoint.provenance),
+        **({} if checkpoint.export is None else {"export": checkpoint.export.to_dict()}),
+        "files": files,
+    }
 
 
 def _read_1(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -102,11 +137,6 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _link(value: Any) -> str:
     check_link(value)
     return str(value)
-
-
-def format_of(values: Mapping[str, Any]) -> int:
-    """The lowest format that a manifest with these parts can have, so that older versions read what they can run."""
-    return FORMAT if values.get("layers") is not None else 2
 
 
 def _layer(value: Any) -> int:
