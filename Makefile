@@ -12,9 +12,10 @@ demo: .venv/demo.installed
 	$(BIN)/darl-rerank demo $(ARGS)
 
 ## test: everything that runs offline on a CPU (ARGS="-k journal" for a part)
-# Files are shared out over the cores, each process with one thread; ARGS=-n0 runs all in one process.
+# Files are shared out over the cores, each process with one thread; ARGS=-n0 runs all in one process. A process that
+# crashes ends the run: another in its place could wait for ever.
 test: .venv/dev.installed .venv/optimum.installed .venv/clients.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --max-worker-restart 0 $(ARGS)
 
 ## test-clients: the clients of other libraries against the server, those of `test` and cohere 7, in environments of their own
 test-clients: .venv/dev.installed .venv/clients.installed .venv/cohere7.installed

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +15,7 @@ from typing import Any
 from .. import __version__
 from ..errors import DarlRerankError, InputError, MissingDependencyError, OutdatedDependencyError
 from .model import Model
+from .signals import handlers_kept
 
 # What this was written on. Before 2.54 any web page could run code on a cluster through a browser on its network
 # (CVE-2026-27482).
@@ -70,7 +69,7 @@ def connected(address: str) -> Iterator[None]:
     elif address != "auto":
         _check_address(address)
     try:
-        with _signals_kept():
+        with handlers_kept():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         place = "on this machine" if address == "auto" else f"at {address}"
@@ -79,16 +78,8 @@ def connected(address: str) -> Iterator[None]:
         with _quietly():
             yield
     finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """SIGTERM keeps its handler: Ray's own would end the process with another exit code, and past what we clean up."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+        with handlers_kept():
+            ray.shutdown()
 
 
 def _check_address(address: str) -> None:

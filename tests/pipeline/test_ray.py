@@ -27,6 +27,7 @@ from darl_rerank.cli import cli
 from darl_rerank.cli.texts import open_texts
 from darl_rerank.distributed import Workers, rerank_dataset, rerank_on_ray
 from darl_rerank.distributed.serving import Settings, app
+from darl_rerank.distributed.signals import handlers_kept
 from darl_rerank.trec.corpora import Document
 from darl_rerank.trec.runs import write_run
 
@@ -38,9 +39,12 @@ def cluster() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # The threads that the one machine has in these tests.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    # Other tests of this process may have started Java, or do so later.
+    with handlers_kept():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
-    ray.shutdown()
+    with handlers_kept():
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
