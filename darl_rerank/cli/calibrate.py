@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import engine_option
 from .options import shares as _shares
 from .terminal import json_option, print_json, print_table
 
@@ -54,7 +55,7 @@ log = logging.getLogger(__name__)
     type=click.Path(path_type=Path),
     help="JSONL of query and document, not graded, to estimate that share from.",
 )
-@click.option("--engine", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True)
+@engine_option
 @click.option("--device", help="cpu, cuda …  [default: a GPU if there is one]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
 @json_option

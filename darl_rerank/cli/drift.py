@@ -50,7 +50,7 @@ def drift(
     """Say whether the traffic of RUNS is what MODEL was calibrated on, by its novelty.
 
     RUNS are TREC runs, with --topics and --corpus, or what `rerank --details` wrote, which is judged already. With
-    --output the strangest queries' first documents are written for people to grade; `calibrate` and `train` take the
+    --output the most novel queries' first documents are written for people to grade; `calibrate` and `train` take the
     file back.
     """
     import numpy as np
@@ -82,7 +82,7 @@ def drift(
             ["share above novelty 95", f"{found.above:.0%}", "5%"],
             ["mean novelty", f"{found.mean:.0f}", "50"],
             ["distance (Kolmogorov-Smirnov)", f"{found.distance:.3f}, p {found.p_value:.2g}", "0"],
-            *(["strangest query" if i == 0 else "", qid, f"novelty {novelty:.0f}"]
+            *(["most novel query" if i == 0 else "", qid, f"novelty {novelty:.0f}"]
               for i, (qid, novelty) in enumerate(found.strangest[:_STRANGEST])),
         ]  # fmt: skip
         print_table(["", "this traffic", "calibrated on"], rows)
@@ -161,7 +161,7 @@ def _from_run(path: Path, reranker: Reranker, topics: Path, corpus: Path, depth:
 def _write(
     output: Path, seen: list[_Seen], order: list[str], topics: Path, corpus: Path, budget: int, per_query: int
 ) -> int:
-    """Pairs of the strangest queries, in the order in which the traffic has them, as a file for annotators."""
+    """Pairs of the most novel queries, in the order in which the traffic has them, as a file for annotators."""
     from ..training.selection.annotation import Annotation, write_annotations
     from ..trec.corpora import load_documents
     from ..trec.graded_pairs import GradedPair

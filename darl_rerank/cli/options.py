@@ -17,6 +17,14 @@ log = logging.getLogger(__name__)
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["auto", "torch", "onnx"]),
+    default="auto",
+    show_default=True,
+    help="What runs the model; auto takes the faster one of what is installed.",
+)
+
 
 def model_options(command: _Command) -> _Command:
     """Add --model, and what `engine_options` adds."""
@@ -31,7 +39,7 @@ def model_options(command: _Command) -> _Command:
 def engine_options(command: _Command) -> _Command:
     """Add --engine, --device, --precision, --batch-tokens and --long-documents."""
     options = [
-        click.option("--engine", type=click.Choice(["auto", "torch", "onnx"]), default="auto", show_default=True),
+        engine_option,
         click.option("--device", help="cpu, cuda, cuda:1 …  [default: a GPU if there is one]"),
         click.option(
             "--precision", help="float32, bfloat16, float16, int8.  [default: the best the device has in hardware]"

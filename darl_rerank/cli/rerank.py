@@ -144,7 +144,7 @@ def rerank(
             "unused_topics": report.unused_topics,
         })  # fmt: skip
     left_out = f", {report.cut} documents left out" if report.cut else ""
-    log.info(f"{output}: {report.queries} queries reranked{left_out}")
+    log.info(f"{output}: {report.queries} {'query' if report.queries == 1 else 'queries'} reranked{left_out}")
 
 
 def _here(

@@ -66,8 +66,10 @@ def search(
     from ..errors import InputError
     from ..results import Ranking
 
-    first_stage = open_first_stage(indexes or (_catalogue(),))
+    given = open_first_stage(indexes) if indexes else None
     reranker = load_reranker(**model)
+    # The catalogue's index may have to be made first: a wrong model is not to be said a minute later.
+    first_stage = given or open_first_stage((_catalogue(),))
     if budget_ms is not None:
         reranker.warm_up()
 

@@ -57,7 +57,13 @@ _PATH = click.Path(path_type=Path)
     show_default=True,
     help="Share of labelled queries that novelty is scaled by.",
 )
-@click.option("--features", type=click.Choice(["base", "model"]), default="base", show_default=True)
+@click.option(
+    "--features",
+    type=click.Choice(["base", "model"]),
+    default="base",
+    show_default=True,
+    help="Whose features: those of the base model, before fine-tuning, or those of the model.",
+)
 @click.option(
     "--pool-features",
     type=_PATH,

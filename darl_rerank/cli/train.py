@@ -57,7 +57,13 @@ _LOSSES = ("occ", "ce", "label_smoothing", "sord", "emd", "corn")
 @click.option("--seed", type=int, default=0, show_default=True, help="With --pairs.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="The checkpoint folder to make.")
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for the stages.  [default: OUTPUT.work]")
-@click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu"]),
+    default="auto",
+    show_default=True,
+    help="auto takes a GPU if there is one.",
+)
 @click.option("--dry-run", is_flag=True, help="Print counts, the plan and an estimate of time; train nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
 @json_option

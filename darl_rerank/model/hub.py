@@ -10,8 +10,9 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import DarlRerankError, InputError
 from .base_model import looks_like_folder
@@ -54,15 +55,41 @@ def fetch(repository: str, revision: str | None = None) -> Path:
         DarlRerankError: no network, and the cache does not have it.
     """
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     with _clear_errors(repository, revision):
-        manifest = Path(hf_hub_download(repository, MANIFEST, revision=revision))
+        unreachable = _unreachable()
+        try:
+            manifest = Path(
+                hf_hub_download(repository, MANIFEST, revision=revision, local_files_only=bool(unreachable))
+            )
+        except LocalEntryNotFoundError as error:
+            raise error from unreachable or error.__cause__
     # A snapshot's folder is named after its commit: all files are of that one, even if the branch moves meanwhile.
     commit = manifest.parent.name
     with _clear_errors(repository, revision):
         for name in _files(manifest):
-            hf_hub_download(repository, name, revision=commit)
+            hf_hub_download(repository, name, revision=commit, local_files_only=bool(unreachable))
     return manifest.parent
+
+
+def _unreachable() -> Exception | None:
+    """Why no connection to the hub can be made; None if one can, or if none is to be tried.
+
+    Asked once: the hub's client tries six times, in half a minute, before it says so or looks into its cache.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    http = _http_library()
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except (http.ConnectError, http.ConnectTimeout) as error:
+        return cast("Exception", error)
+    except http.HTTPError:
+        return None  # somebody is there: what is wrong is for the download to find out, which tries again
+    return None
 
 
 def _files(manifest: Path) -> list[str]:
@@ -150,16 +177,15 @@ def _clear_errors(repository: str, revision: str | None) -> Iterator[None]:
         said = error.server_message or _first_line(error)
         advice = f"; {_LOG_IN}" if status in (401, 403) else ""
         raise DarlRerankError(f"{name}: the hub refused ({status}): {said}{advice}") from error
-    except (_http_error(), ConnectionError, TimeoutError) as error:
+    except (_http_library().HTTPError, ConnectionError, TimeoutError) as error:
         raise DarlRerankError(f"{name}: the hub was not reached: {_first_line(error)}") from error
 
 
-def _http_error() -> type[Exception]:
-    """What a broken connection raises: HTTPError of the HTTP library that this version of the client uses."""
+def _http_library() -> Any:
+    """The HTTP library that this version of the client uses, httpx or httpx2; of it the errors are needed."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    kind: type[Exception] = HfHubHTTPError.__bases__[0]
-    return kind
+    return import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
 
 
 def _first_line(error: BaseException) -> str:

@@ -146,6 +146,13 @@ def test_a_folder_that_is_no_index_is_refused(tmp_path: Path, tiny_model: Path) 
     assert "expected an index folder of `darl-rerank index faiss`" in result.stderr
 
 
+def test_a_wrong_model_is_said_before_the_catalogue_is_indexed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("darl_rerank.cli.search._catalogue", lambda: pytest.fail("the catalogue was indexed"))
+    result = call("search", "--model", tmp_path / "nothing", "laptop")
+    assert result.exit_code == 3
+    assert "expected a checkpoint folder" in result.stderr
+
+
 def test_a_budget_and_a_window_are_shown(lucene_index: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from darl_rerank import effort
 

@@ -75,6 +75,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         self.server.requests.append("/".join(parts))
+        if parts == [""]:  # is anybody there?
+            return self.answer(200)
         repository, revision, name = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
         if repository not in self.server.commits:
             return self.answer(404, X_Error_Code="RepoNotFound")
@@ -161,11 +163,15 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def unplug(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the hub a port where nobody listens; the client's retries don't wait."""
+    """Make the hub a port where nobody listens, and its client's waiting between tries an error."""
     for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):
         value = getattr(hub_constants, name).replace(hub.endpoint, "http://127.0.0.1:9")
         monkeypatch.setattr(hub_constants, name, value)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+
+    def wait(seconds: float) -> None:
+        raise AssertionError(f"waited {seconds} s for a hub that is not there")
+
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", wait)
 
 
 def pushed(folder: Path) -> dict[str, bytes]:
@@ -262,6 +268,8 @@ def test_without_a_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         Checkpoint.load("shop/products")
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
     unplug(hub, monkeypatch)
+    with pytest.raises(DarlRerankError, match=r"nor in the hub's cache, and the hub was not reached \(.*refused"):
+        Checkpoint.load("shop/products")
     result = CliRunner().invoke(cli, ["push", "shop/products", "shop/other"])
     assert result.exit_code == 1
     assert "the hub was not reached" in result.output
