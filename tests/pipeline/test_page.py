@@ -174,6 +174,25 @@ def test_an_error_is_shown(browser: Any, server: Served) -> None:
     assert "the query is empty" in browser.find_element("css selector", ".note.bad").text
 
 
+def test_a_question_waits_for_a_model_that_loads(browser: Any, server: Served) -> None:
+    opened(browser, server)
+    # The first answer is that of a server whose model is not there yet.
+    browser.execute_script("""
+        const fetched = window.fetch;
+        const loading = {message: "the model is loading", error: {code: "loading"}};
+        window.fetch = (...words) => {
+            window.fetch = fetched;
+            return Promise.resolve(new Response(JSON.stringify(loading), {status: 503, headers: {"Retry-After": "1"}}));
+        };
+    """)
+    browser.find_element("id", "query").send_keys("laptop")
+    browser.find_element("id", "documents").send_keys("Garden hose")
+    browser.find_element("css selector", "button[type=submit]").click()
+    wait(browser, lambda: "the answer comes" in browser.find_element("id", "notes").text)
+    wait(browser, lambda: browser.find_element("id", "result").is_displayed())
+    assert "loading" not in browser.find_element("id", "notes").text
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_it_can_be_read(browser: Any, server: Served, width: int, scheme: str) -> None:
