@@ -134,7 +134,7 @@ def _require_packages() -> None:
 
     for module in ("torch", "transformers", "accelerate", "pydantic", "sklearn", "scipy"):
         if find_spec(module) is None:
-            raise MissingDependencyError(module, "train")
+            raise MissingDependencyError("scikit-learn" if module == "sklearn" else module, "train")
 
 
 # What calibration and the choice between models need at least to say anything, if the file has it.

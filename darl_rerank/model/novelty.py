@@ -229,6 +229,19 @@ def middle_layer_weights(feature_size: int) -> NDArray[np.float32]:
     return np.repeat(np.array(PART_WEIGHTS, dtype=np.float32), feature_size // len(PART_WEIGHTS))
 
 
+def shrunk_covariance() -> Any:
+    """scikit-learn's LedoitWolf, which novelty is fitted with: to be asked for before hours of features are computed.
+
+    Raises:
+        MissingDependencyError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.covariance import LedoitWolf
+    except ImportError as error:
+        raise MissingDependencyError("scikit-learn", "train", "to fit novelty") from error
+    return LedoitWolf
+
+
 def fit_novelty(
     features: NDArray[np.floating[Any]],
     held_out: NDArray[np.floating[Any]],
@@ -259,10 +272,7 @@ def fit_novelty(
         InputError: shapes don't fit, values are not finite, or there are too few pairs.
         MissingDependencyError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.covariance import LedoitWolf
-    except ImportError as error:
-        raise MissingDependencyError("scikit-learn", "train", "to fit novelty") from error
+    estimator = shrunk_covariance()
     weights = np.ones(np.shape(features)[-1], np.float32) if weights is None else np.asarray(weights, np.float32)
     _check_fit(features, held_out, weights, k)
     rng = np.random.default_rng(seed)
@@ -273,7 +283,7 @@ def fit_novelty(
 
     mean = sample.mean(axis=0)
     sample -= mean
-    values, directions = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(sample).covariance_)
+    values, directions = np.linalg.eigh(estimator(assume_centered=True).fit(sample).covariance_)
     # eigh gives the smallest first. Without any variance there is nothing to divide by.
     values, directions = np.maximum(values[::-1], np.finfo(np.float32).tiny), directions[:, ::-1]
     kept = np.cumsum(values) / values.sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,16 @@ def test_an_overlap_with_the_test_set_is_refused(files: Path, tiny_model: Path) 
     assert result.exit_code == 3
     assert "the pool overlaps the test set: 4 pairs of 1 of its queries" in result.output
     assert not (files / "out.jsonl").exists()
+
+
+def test_a_missing_package_is_said_before_features_are_computed(
+    files: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.covariance", None)
+    result = run(files, tiny_model)
+    assert result.exit_code == 4
+    assert "scikit-learn is needed (to fit novelty)" in result.output
+    assert not list(files.rglob("pool/*"))
 
 
 def test_bad_arguments(files: Path, tiny_model: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darl_rerank.errors import InputError
-from darl_rerank.model.novelty import fit_novelty, middle_layer_weights
+from darl_rerank.model.novelty import fit_novelty, middle_layer_weights, shrunk_covariance
 from darl_rerank.progress import Progress
 from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair
@@ -72,12 +72,14 @@ def select_pairs(
         progress: see `darl_rerank.progress`.
 
     Raises:
+        MissingDependencyError: scikit-learn is not installed; nothing has been computed.
         InputError: `pool_features` is not finished, or is of another model or other pairs; or as in `select`.
     """
 
     def of(name: str, pairs: Sequence[GradedPair], ready: Path | None = None) -> PairFeatures:
         return extract_features(features, pairs, ready or folder / name, progress=progress, description=name)
 
+    shrunk_covariance()
     if pool_features is not None:
         # An unfinished folder is an error, not a reason to run a model for days.
         open_features(pool_features)
