@@ -35,7 +35,7 @@ from .inputs import input_sizes
 from .parity import BOUNDS, NOVELTY_BOUND, Parity, compare, layer_differences, violations, with_exits
 from .precision import PRECISIONS, convert, products
 from .rounding import rounded_products
-from .samples import bundled_sample, calibration_sample
+from .samples import bundled_sample, calibration_sample, halves
 from .segments import segments
 from .sensitivity import LEFT, effects, sensitive
 from .smoothing import smooth, smoothing
@@ -73,8 +73,8 @@ def export(
         checkpoint: what to export, loaded from or saved in a folder, or made by `from_base`.
         folder: where to.
         precision: "float32", "float16", "int8" or "int4", or short ("fp32", "fp16").
-        sample: pairs that parity is measured on; `bundled_sample` if None. int8 is fitted to some of them as well,
-            which flatters it a little; with None it is fitted to other pairs of the catalogue.
+        sample: pairs that parity is measured on; `bundled_sample` if None. int8 and int4 are fitted to the pairs of
+            every other query and measured on the rest, see `samples.halves`.
         opset: version of the ONNX operators; below 23 attention is written as products and a softmax.
         device: what ONNX Runtime runs the export on when it is compared: "cpu", "cuda" or "cuda:1".
         overwrite: replace an existing folder.
@@ -85,7 +85,8 @@ def export(
         CheckFailedError: the results lie beyond the precision's bounds; the message names the layers that differ most.
         DarlRerankError: `folder` exists, or can't be written.
     """
-    precision, pairs = _checked(checkpoint, precision, opset, device, sample)
+    precision = _checked(checkpoint, precision, opset, device)
+    fitted, pairs = _samples(sample, fits=precision in _SEARCHED)
     texts = [(pair.query, pair.document) for pair in pairs]
     with (
         atomic_folder(folder, overwrite=overwrite) as temporary,
@@ -103,16 +104,18 @@ def export(
         del body
         _write_config(source.graph, checkpoint, temporary)
         steps.begin("round the weights")
-        calibration = _calibration(checkpoint, calibration_sample() if sample is None else pairs)
+        calibration = _calibration(checkpoint, fitted)
         source.prepare(calibration)
         moved: dict[str, float] = {}
-        searched = precision in _SEARCHED
-        attempts = [*((left, False) for left in LEFT), (0.0, True)] if searched else [(1.0, False)]
-        for left, float_activations in attempts:
-            if left < 1 and not moved:
+        sizes = source.sizes()
+        known = sorted(sizes.keys() & set(checkpoint.finer_products.get(precision, ())))
+        searched = [*((left, False) for left in LEFT), (0.0, True)] if precision in _SEARCHED else [(1.0, False)]
+        # What was found before is judged as everything else; if it does not do, the search begins.
+        for left, float_activations in [(None, False), *searched] if known else searched:
+            if left is not None and left < 1 and not moved:
                 steps.begin("find the sensitive products")
                 moved = source.effects(calibration[::_STRIDE])
-            finer = sensitive(moved, left)
+            finer = known if left is None else sensitive(moved, left, sizes)
             steps.begin("convert")
             record = ExportRecord(precision, opset, tuple(finer), float_activations)
             source.convert(record, temporary)
@@ -173,20 +176,26 @@ def _compared(
     return exported, parity, left_out
 
 
-def _checked(
-    checkpoint: Checkpoint, precision: str, opset: int, device: str, sample: Sequence[GradedPair] | None
-) -> tuple[str, list[GradedPair]]:
-    """The precision's full name and the sample, if all arguments are what they should be."""
+def _checked(checkpoint: Checkpoint, precision: str, opset: int, device: str) -> str:
+    """The precision's full name, if all arguments are what they should be."""
     precision = canonical_precision(precision, PRECISIONS)
     if opset < OLDEST_OPSET:
         raise InputError(f"opset must be at least {OLDEST_OPSET}, got {opset}")
     if checkpoint.exported:
         raise InputError("is exported already; export the checkpoint it was made from", path=checkpoint.folder)
     require_provider(device)
-    pairs = bundled_sample() if sample is None else list(sample)
-    if not pairs:
+    return precision
+
+
+def _samples(
+    sample: Sequence[GradedPair] | None, *, fits: bool
+) -> tuple[Sequence[GradedPair], Sequence[GradedPair]]:  # fmt: skip
+    """What a precision is fitted to, if it `fits`, and what it is measured on."""
+    if sample is None:
+        return calibration_sample(), bundled_sample()
+    if not sample:
         raise InputError("the sample for parity is empty")
-    return precision, pairs
+    return halves(sample) if fits else (sample, sample)
 
 
 def _refusal(
@@ -249,6 +258,10 @@ class _Traced:
     def products(self) -> dict[str, Any]:
         """The MatMul node of each weight."""
         return products(self.model())
+
+    def sizes(self) -> dict[str, int]:
+        """How many numbers each product's weight has."""
+        return {name: module.weight.numel() for name, module in self.graph.products().items()}
 
     def prepare(self, calibration: Sequence[Mapping[str, Any]]) -> None:
         """Find factors of `smoothing` and rounded weights for int8, from inputs of the plain graph."""

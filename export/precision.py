@@ -2,10 +2,10 @@
 
 - all but float32: the token embedding in float16.
 - float16: products and attention in float16, norms, softmax, sums and head in float32; see `fp16`.
-- int8: weights and activations in int8, activations with one scale a token (see `int8`); products for which that is too
-  coarse in blocks of 32, weights and activations alike (com.microsoft MatMulNBits), which is slower and finer.
-  Where even that is too coarse all products are such, and read activations in float32: int8 in the weights alone.
-- int4: weights in blocks of 32, in the same way; products for which that is too coarse with 8 bits a weight.
+- int8: weights and activations in int8, activations with one scale a token; products for which that is too coarse read
+  activations in two parts, see `int8`. Where even that is too coarse for all of them, weights alone are in int8, in
+  blocks of 32 (com.microsoft MatMulNBits), and activations in float32.
+- int4: weights in blocks of 32; products for which that is too coarse with 8 bits a weight.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def convert(
     Args:
         model: a float32 graph.
         precision: one of `PRECISIONS`.
-        finer: names of weights that take the finer way, under int8 blocks, under int4 8 bits.
+        finer: names of weights that take the finer way, under int8 activations in two parts, under int4 8 bits.
         folder: where the graph's external data are.
         rounded: weights of int8 products, see `int8.quantize`.
-        float_activations: products in blocks read activations in float32 instead of int8.
+        float_activations: all products read activations in float32; under int8 their weights are in blocks of 32.
     """
     if precision == "float32":
         return
@@ -56,11 +56,13 @@ def convert(
         halve(model, products(model), folder)
         return
     level = _FLOAT32 if float_activations else _INT8
-    in_blocks(model, finer, 8, folder, level)
     if precision == "int4":
+        in_blocks(model, finer, 8, folder, level)
         in_blocks(model, products(model), 4, folder, level)
+    elif float_activations:
+        in_blocks(model, products(model), 8, folder, level)
     else:
-        quantize(model, products(model), folder, rounded)
+        quantize(model, products(model), folder, rounded, finer)
 
 
 def in_blocks(model: Any, chosen: Collection[str], bits: int, folder: Path | None = None, level: int = _INT8) -> None:

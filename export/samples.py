@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 from .. import icecat
@@ -20,6 +21,19 @@ def bundled_sample() -> list[GradedPair]:
 def calibration_sample() -> list[GradedPair]:
     """A pair each of later queries."""
     return _pairs(_QUERIES, _QUERIES + _CALIBRATION_QUERIES, 1)
+
+
+def halves(sample: Sequence[GradedPair]) -> tuple[list[GradedPair], list[GradedPair]]:
+    """A sample of a user's own: what is fitted to and what is measured, which share no query.
+
+    They have every other query each, in the order in which queries come; the measured half has the first. A single
+    query is measured, and what is fitted to are pairs of the catalogue.
+    """
+    queries = list(dict.fromkeys(pair.qid for pair in sample))
+    if len(queries) == 1:
+        return calibration_sample(), list(sample)
+    measured = set(queries[::2])
+    return [pair for pair in sample if pair.qid not in measured], [pair for pair in sample if pair.qid in measured]
 
 
 def _pairs(first: int, end: int, documents: int) -> list[GradedPair]:

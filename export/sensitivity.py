@@ -26,7 +26,8 @@ from .rounding import column_scales, rounded_columns
 
 # Products take the finer way until this share of the squared movement is left; the next is tried where the graph as a
 # whole does not grade as torch does. First none do, and nothing need be searched; then the steps are small, because the
-# finer way is slow: one product less in it is worth an attempt of some seconds. The last takes them all.
+# finer way takes at least twice the time: one product less in it is worth an attempt of some seconds. The last takes
+# all of them.
 LEFT = (1.0, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.0)
 
 
@@ -121,15 +122,18 @@ def _product(output: torch.Tensor, module: Product) -> NDArray[np.float32]:
     return found
 
 
-def sensitive(moved: Mapping[str, float], left: float) -> list[str]:
-    """The fewest products without which the others have at most the share `left` of all squared effects; sorted.
+def sensitive(moved: Mapping[str, float], left: float, sizes: Mapping[str, int] | None = None) -> list[str]:
+    """The products without which the others have at most the share `left` of all squared effects; sorted.
 
     Args:
         moved: from `effects`; products of infinite effect are taken always, and all are if `left` is 0.
+        left: 0 to 1.
+        sizes: of the weights, which a product's time is in proportion to: those come first that take away most for it.
+            All alike if None.
     """
     squares = {name: effect**2 for name, effect in moved.items() if np.isfinite(effect)}
     chosen = [name for name in moved if name not in squares]
-    order = sorted(squares, key=lambda name: (-squares[name], name))
+    order = sorted(squares, key=lambda name: (-squares[name] / (sizes or {}).get(name, 1), name))
     rests = np.cumsum([squares[name] for name in reversed(order)])[::-1]
     for name, rest in zip(order, rests, strict=True):
         if left and rest <= left * rests[0]:

@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 @click.option(
     "--verify",
     type=click.Path(path_type=Path),
-    help="Pairs to compare with torch on, as JSON lines.  [default: 64 pairs of the bundled catalogue]",
+    help="Pairs to compare with torch on, as JSON lines; int8 and int4 are fitted to every other query's.  "
+    "[default: 64 pairs of the bundled catalogue]",
 )
 @click.option("--device", default="cpu", show_default=True, help="What to run the comparison on: cpu, cuda, cuda:1 …")
 @click.option("--opset", type=click.IntRange(min=18), default=23, show_default=True)

@@ -77,6 +77,8 @@ class Checkpoint:
         reach: statistics for reranking to a depth="auto"; None if they were not fitted.
         exits: heads at earlier layers and the rule by which pairs leave there; None without.
         layers: behind which of the base's layers the model ends, counted from 1; None for the last.
+        finer_products: by number format the products that an export was found to need in its finer way, which the next
+            export tries first; they decide no result of the checkpoint itself.
         trained: False for a checkpoint that only `from_base` has made, which grades zero-shot.
         provenance: data, recipe and figures of its training, for the model card; JSON types. Documentation: nothing
             reads it to decide anything.
@@ -98,6 +100,7 @@ class Checkpoint:
     reach: Reach | None = None
     exits: Exits | None = None
     layers: int | None = None
+    finer_products: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     trained: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
     export: ExportRecord | None = None

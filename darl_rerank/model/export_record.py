@@ -17,7 +17,8 @@ class ExportRecord:
     Attributes:
         precision: number format of the network's body, one of `model.precisions.PRECISIONS`.
         opset: version of the ONNX operators; None where an older version did not note it.
-        finer_products: weights that take the finer way of the precision (int8: blocks of 32; int4: 8 bits), sorted.
+        finer_products: weights that take the finer way of the precision, sorted (int8: activations in two parts, before
+            version 0.5 blocks of 32; int4: 8 bits).
         float_activations: whether products read activations in float32, since int8 was too coarse for them.
     """
 

@@ -18,6 +18,7 @@ from .base_model import BaseModel
 from .calibration import Calibration
 from .export_record import ExportRecord
 from .head import check_link
+from .precisions import canonical_precision
 from .prompt import Prompt
 from .reach import Reach
 from .scale import RelevanceScale
@@ -83,6 +84,7 @@ def manifest_values(
         **({"exits": settings["exits"]} if "exits" in settings else {}),
         **({"decisions": decisions} if (decisions := checkpoint.decisions.to_dict(checkpoint.scale)) else {}),
         **({} if checkpoint.reach is None else {"reach": checkpoint.reach.to_dict()}),
+        **({"finer_products": found} if (found := {k: list(v) for k, v in checkpoint.finer_products.items()}) else {}),
         "trained": checkpoint.trained,
         "provenance": dict(checkpoint.provenance),
         **({} if checkpoint.export is None else {"export": checkpoint.export.to_dict()}),
@@ -165,6 +167,15 @@ def _files(value: Any) -> Mapping[str, str]:
     return dict(value)
 
 
+def _products(value: Any) -> Mapping[str, tuple[str, ...]]:
+    found = {}
+    for precision, names in _mapping(value).items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"expected a list of products for {precision}, found {_shown(names)}")
+        found[canonical_precision(precision)] = tuple(names)
+    return found
+
+
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else text[:39] + "…"
@@ -186,10 +197,12 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
     "decisions": _mapping,
     "reach": lambda value: None if value is None else Reach.from_dict(_mapping(value)),
     "export": lambda value: ExportRecord.from_dict(_mapping(value)),
+    "finer_products": _products,
     "trained": _flag,
     "provenance": _mapping,
     "files": _files,
 }
 _OPTIONAL: dict[str, Any] = {
     "layers": None, "novelty": None, "exits": None, "decisions": {}, "reach": None, "export": None, "provenance": {},
+    "finer_products": {},
 }  # fmt: skip

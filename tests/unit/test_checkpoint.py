@@ -165,6 +165,7 @@ def test_all_faults_of_a_manifest_are_listed(copy: Path) -> None:
         feature_layer="one",
         calibration={"temperature": "warm"},
         trained="yes",
+        finer_products={"int8": "all"},
         files={"../passwd": "0"},
     )
     with pytest.raises(InputError) as caught:
@@ -172,6 +173,7 @@ def test_all_faults_of_a_manifest_are_listed(copy: Path) -> None:
     for fault in (
         "scale: ", "words must be a list of strings", "prompt: expected instruction as str, got 3", "base: ",
         "feature_layer: expected a whole number", "calibration: ", "trained: expected true or false",
+        "finer_products: expected a list of products for int8",
         "../passwd lies outside",
     ):  # fmt: skip
         assert fault in str(caught.value)

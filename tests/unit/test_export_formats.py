@@ -115,6 +115,22 @@ def test_int8_takes_each_token_on_its_own(with_gate: bool, states: NDArray[np.fl
     )
 
 
+def test_two_parts_of_an_activation_leave_the_error_of_the_weights_alone(states: NDArray[np.float32]) -> None:
+    model = gated_graph()
+    coarse, finer, some = (onnx.ModelProto.FromString(model.SerializeToString()) for _ in range(3))
+    for tensor in model.graph.initializer:
+        if tensor.name in ("up", "gate", "down"):
+            weight = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(rounded_columns(weight) * column_scales(weight), tensor.name))
+    expected = run(model, states)
+    quantize(coarse, products(coarse))
+    quantize(finer, products(finer), finer=products(finer))
+    errors = [np.abs(run(low, states) - expected)[0, 1:].max() for low in (coarse, finer)]
+    assert errors[1] < errors[0] / 50
+    quantize(some, products(some), finer=["gate"])  # its input is read by another product too
+    assert np.abs(run(some, states) - expected)[0, 1:].max() < 1.5 * errors[0]
+
+
 def test_int8_takes_the_rounded_weights_that_it_is_given(states: NDArray[np.float32]) -> None:
     model = graph()
     quantize(model, products(model), rounded={"up": rounded_columns(UP) + np.int8(1)})

@@ -1,0 +1,108 @@
+"""int8 exports of the tiny checkpoint: what each token's product depends on, which products are taken finer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from darl_rerank.export import folder as export_folder
+from darl_rerank.export.sensitivity import sensitive
+
+from darl_rerank import Checkpoint, Reranker
+from darl_rerank.model.checkpoint import GRAPH
+from darl_rerank.trec.graded_pairs import GradedPair
+
+TEXTS = [
+    ("laptop", document)
+    for document in ("Dell XPS 13 notebook", "Garden hose", "Mouse", "A notebook with a long text " * 9)
+]
+
+
+@pytest.mark.parametrize("left", [1.0, 0.0])  # of the error: no product takes the finer way, all of them
+def test_int8_does_not_depend_on_the_batch(
+    left: float, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_folder, "LEFT", (left,))
+    monkeypatch.setitem(export_folder.BOUNDS, "int8", {"grade_agreement": 0.9})  # random weights round badly
+    parity = export_folder.export(Checkpoint.load(tiny_model), tmp_path / "int8", precision="int8")
+    assert parity.largest_difference > 1e-5  # something was quantised
+    kinds = Counter(n.op_type for n in onnx.load(str(tmp_path / "int8" / GRAPH), load_external_data=False).graph.node)
+    assert kinds["MatMulIntegerToFloat"] == (14 if left else 28)
+    reranker = Reranker.from_pretrained(tmp_path / "int8")
+    together = reranker.score_pairs(TEXTS)
+    alone = [reranker.score_pairs([pair]).logits[0] for pair in TEXTS]
+    np.testing.assert_allclose(together.logits, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("refused", "finer", "exact"),
+    [(0, [0], False), (1, range(1, 7), False), (len(export_folder.LEFT) - 1, [14], False), (1, [14], True)],
+)
+def test_int8_takes_more_products_finer_where_the_gate_asks_for_it(
+    refused: int, finer: Collection[int], exact: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate refuses the first attempts, then judges: random weights are not reliably better in blocks."""
+    if exact:
+        monkeypatch.setattr(export_folder, "LEFT", (0.0,))
+    faults, judge = [["too coarse"]] * refused, export_folder.violations
+    monkeypatch.setitem(export_folder.BOUNDS, "int8", {"largest_difference": 0.1})
+    monkeypatch.setattr(export_folder, "violations", lambda *found: faults.pop() if faults else judge(*found))
+    parity = export_folder.export(Checkpoint.load(tiny_model), tmp_path / "int8", precision="int8")
+    assert not faults
+    assert parity.largest_difference <= 0.1
+    made = Checkpoint.load(tmp_path / "int8").export
+    assert made is not None
+    assert len(made.finer_products) in finer
+    assert made.float_activations == exact
+    graph = onnx.load(str(tmp_path / "int8" / GRAPH), load_external_data=False).graph
+    levels = {a.i for node in graph.node if node.op_type == "MatMulNBits" for a in node.attribute if "level" in a.name}
+    assert levels == ({1} if exact else set())
+    rests = [node for node in graph.node if node.op_type == "MatMulIntegerToFloat" and node.name.endswith(".rest")]
+    assert len(rests) == (0 if exact else len(made.finer_products))
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_products_that_were_found_before_come_first(
+    refused: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"int8": ("layers.1.mlp.down_proj", "layers.99.mlp.down_proj")}
+    checkpoint = Checkpoint.load(tiny_model).replace(finer_products=known).save(tmp_path / "checkpoint")
+    judged: list[Any] = []
+    monkeypatch.setattr(export_folder, "violations", lambda *found: judged.append(found) or refused * (len(judged) < 2))
+    export_folder.export(checkpoint, tmp_path / "int8", precision="int8")
+    made = Checkpoint.load(tmp_path / "int8").export
+    assert made is not None
+    # Refused, the search begins with none.
+    assert made.finer_products == (() if refused else ("layers.1.mlp.down_proj",))
+    assert len(judged) == 1 + refused
+
+
+@pytest.mark.parametrize(("precision", "queries", "measured"), [("int8", 3, 6), ("int8", 1, 3), ("fp16", 3, 9)])
+def test_a_sample_of_ones_own_is_not_measured_on_what_was_fitted(
+    precision: str, queries: int, measured: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = [GradedPair(f"query {i // 3}", f"document {i}", i % 4, None, str(i // 3)) for i in range(3 * queries)]
+    fitted: list[Sequence[GradedPair]] = []
+    prepare = export_folder._calibration
+    monkeypatch.setattr(export_folder, "_calibration", lambda *given: fitted.append(given[1]) or prepare(*given))
+    monkeypatch.setitem(export_folder.BOUNDS, "int8", {})
+    parity = export_folder.export(Checkpoint.load(tiny_model), tmp_path / "out", precision=precision, sample=sample)
+    assert parity.pairs == measured
+    if precision == "int8":
+        assert {pair.qid for pair in fitted[0]}.isdisjoint({"0", "2"})
+        assert fitted[0]
+
+
+def test_the_most_sensitive_products_come_first() -> None:
+    moved = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 0.0}  # squares 1, 9, 4, 0
+    assert sensitive(moved, 1.0) == []
+    assert sensitive(moved, 5 / 14) == ["b"]
+    assert sensitive(moved, 0.35) == ["b", "c"]
+    assert sensitive(moved, 0.0) == ["a", "b", "c", "d"]
+    assert sensitive(moved, 5 / 14, {"a": 1, "b": 9, "c": 3, "d": 1}) == ["a", "b", "c"]  # per number 1, 1, 4/3, 0
+    assert sensitive({**moved, "unknown": np.inf}, 5 / 14) == ["b", "unknown"]
