@@ -4,7 +4,8 @@
 
 COLLECTION has topics.tsv, corpus.jsonl.gz, qrels.txt and runs/bm25.trec. Three parts, all on the CPU:
 
-- parity: each precision is exported with PAIRS judged pairs of the run as the sample; what its gate finds is kept.
+- parity: each precision is exported as `darl-rerank export` does it, and then compared with torch in float32 on PAIRS
+  judged pairs of the run, which it was not fitted to.
 - ranking: nDCG@10 of the whole run under torch in float32 and under each export.
 - prefix: the exports on the same documents with the prefix run once a query and with it in every sequence, in turns.
 
@@ -18,15 +19,18 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 from darl_rerank.export.folder import export
+from darl_rerank.export.parity import compare
 from provenance import write_result
 
 from darl_rerank import Checkpoint, Reranker
+from darl_rerank.engines.loading import Exit
 from darl_rerank.errors import CheckFailedError
 from darl_rerank.evaluation.ranking import evaluate_run
 from darl_rerank.files import atomic_write
@@ -67,7 +71,7 @@ def main(
         "pairs": len(sample), "depth": depth,
     }  # fmt: skip
     values["exports"] = {
-        name: kept(work / f"{name}.json", lambda name=name: exported(checkpoint, work / name, name, sample))  # type: ignore[misc]
+        name: kept(work / f"{name}.json", lambda name=name: exported(checkpoint, work, name, sample))  # type: ignore[misc]
         for name in precisions.split(",")
     }
     values["ranking"] = {}
@@ -104,27 +108,34 @@ def judged_sample(job: RerankJob, qrels: Qrels, count: int, seed: int) -> list[G
     return [judged[i] for i in sorted(chosen)]
 
 
-def exported(checkpoint: Checkpoint, folder: Path, precision: str, sample: list[GradedPair]) -> dict[str, Any]:
-    start = time.monotonic()
+def exported(checkpoint: Checkpoint, work: Path, precision: str, sample: list[GradedPair]) -> dict[str, Any]:
+    folder, start = work / precision, time.monotonic()
     try:
-        export(checkpoint, folder, precision=precision, sample=sample, overwrite=True)
+        export(checkpoint, folder, precision=precision, overwrite=True)
     except CheckFailedError as error:
         return {"failed": str(error), "seconds": time.monotonic() - start}
     seconds = time.monotonic() - start
-    report = json.loads((folder / "parity.json").read_text("utf-8"))
+    assert checkpoint.folder is not None
+    texts = [(pair.query, pair.document) for pair in sample]
+    exact, found = (
+        reranker(checkpoint.folder, work, name, exit="off").score_pairs(texts) for name in ("torch", precision)
+    )
     record = Checkpoint.load(folder).export
     assert record is not None
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
     return {
-        "seconds": seconds, **report, "finer products": list(record.finer_products), "bytes": sum(files.values()),
-        "graph bytes": files[GRAPH] + files[PREFIX_GRAPH], "weight bytes": files[f"{GRAPH}_data"],
+        "seconds": seconds, "precision": record.precision,
+        "gate": json.loads((folder / "parity.json").read_text("utf-8")),
+        "measures": asdict(compare(sample, exact, found)), "finer products": list(record.finer_products),
+        "bytes": sum(files.values()), "graph bytes": files[GRAPH] + files[PREFIX_GRAPH],
+        "weight bytes": files[f"{GRAPH}_data"],
     }  # fmt: skip
 
 
-def reranker(model: Path, work: Path, name: str) -> Reranker:
+def reranker(model: Path, work: Path, name: str, exit: Exit = "auto") -> Reranker:
     if name == "torch":
-        return Reranker.from_pretrained(model, engine="torch", device="cpu", precision="float32")
-    return Reranker.from_pretrained(work / name, engine="onnx", device="cpu")
+        return Reranker.from_pretrained(model, engine="torch", device="cpu", precision="float32", exit=exit)
+    return Reranker.from_pretrained(work / name, engine="onnx", device="cpu", exit=exit)
 
 
 def ranking(model: Reranker, job: RerankJob, qrels: Qrels, output: Path) -> dict[str, Any]:

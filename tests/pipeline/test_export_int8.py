@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 import pytest
 from darl_rerank.export import folder as export_folder
+from darl_rerank.export.precision import convert
+from darl_rerank.export.samples import calibration_sample, halves
 from darl_rerank.export.sensitivity import sensitive
 
 from darl_rerank import Checkpoint, Reranker
@@ -66,36 +68,48 @@ def test_int8_takes_more_products_finer_where_the_gate_asks_for_it(
     assert len(rests) == (0 if exact else len(made.finer_products))
 
 
-@pytest.mark.parametrize("refused", [False, True])
-def test_products_that_were_found_before_come_first(
-    refused: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_products_that_were_found_before_come_first_and_the_search_after(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = {"int8": ("layers.1.mlp.down_proj", "layers.99.mlp.down_proj")}
     checkpoint = Checkpoint.load(tiny_model).replace(finer_products=known).save(tmp_path / "checkpoint")
-    judged: list[Any] = []
-    monkeypatch.setattr(export_folder, "violations", lambda *found: judged.append(found) or refused * (len(judged) < 2))
+    attempts: list[tuple[str, ...]] = []
+
+    def noted(model: Any, precision: str, finer: tuple[str, ...], *others: Any, **settings: Any) -> None:
+        attempts.append(finer)
+        convert(model, precision, finer, *others, **settings)
+
+    monkeypatch.setattr(export_folder, "convert", noted)
+    monkeypatch.setattr(export_folder, "violations", lambda *_: ["too coarse"] if len(attempts) == 1 else [])
     export_folder.export(checkpoint, tmp_path / "int8", precision="int8")
-    made = Checkpoint.load(tmp_path / "int8").export
-    assert made is not None
-    # Refused, the search begins with none.
-    assert made.finer_products == (() if refused else ("layers.1.mlp.down_proj",))
-    assert len(judged) == 1 + refused
+    assert attempts == [("layers.1.mlp.down_proj",), ()]
 
 
-@pytest.mark.parametrize(("precision", "queries", "measured"), [("int8", 3, 6), ("int8", 1, 3), ("fp16", 3, 9)])
 def test_a_sample_of_ones_own_is_not_measured_on_what_was_fitted(
-    precision: str, queries: int, measured: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample = [GradedPair(f"query {i // 3}", f"document {i}", i % 4, None, str(i // 3)) for i in range(3 * queries)]
-    fitted: list[Sequence[GradedPair]] = []
-    prepare = export_folder._calibration
-    monkeypatch.setattr(export_folder, "_calibration", lambda *given: fitted.append(given[1]) or prepare(*given))
+    fitted: list[GradedPair] = []
+
+    def noted(checkpoint: Checkpoint, pairs: Sequence[GradedPair]) -> list[dict[str, Any]]:
+        fitted.extend(pairs)
+        return inputs(checkpoint, pairs)
+
+    inputs = export_folder._calibration
+    monkeypatch.setattr(export_folder, "_calibration", noted)
     monkeypatch.setitem(export_folder.BOUNDS, "int8", {})
-    parity = export_folder.export(Checkpoint.load(tiny_model), tmp_path / "out", precision=precision, sample=sample)
-    assert parity.pairs == measured
-    if precision == "int8":
-        assert {pair.qid for pair in fitted[0]}.isdisjoint({"0", "2"})
-        assert fitted[0]
+    parity = export_folder.export(Checkpoint.load(tiny_model), tmp_path / "out", precision="int8", sample=own_sample(3))
+    assert parity.pairs == 6
+    assert {pair.qid for pair in fitted} == {"1"}
+
+
+def test_a_single_query_is_measured() -> None:
+    sample = own_sample(1)
+    assert halves(sample) == (calibration_sample(), sample)
+
+
+def own_sample(queries: int) -> list[GradedPair]:
+    """Three documents a query."""
+    return [GradedPair(f"query {i // 3}", f"document {i}", i % 4, None, str(i // 3)) for i in range(3 * queries)]
 
 
 def test_the_most_sensitive_products_come_first() -> None:
