@@ -1,4 +1,4 @@
-"""Fills the table of docs/early-exit.md from results/early_exit.json.
+"""Fills the tables of docs/early-exit.md from results/early_exit.json and results/exit_tokens.json.
 
 python benchmarks/early_exit_tables.py [--check]
 """
@@ -31,7 +31,27 @@ def saved() -> str | None:
     return f"{table(head, lines)}\n\n{about}"
 
 
-TABLES = (saved,)
+def tokens() -> str | None:
+    values = result("exit_tokens")
+    if values is None:
+        return None
+    on = {"queries": "", "no web": ", no web passages", "collections": ", other collections"}
+    heads = sorted(values["heads"], key=lambda each: -each["layer"])
+    rows = [("18, as it ships", values["exit behind 18"])] + [
+        (f"{each['layer']}, {each['head']}{on[each['trained on']]}", each["rows"]) for each in heads
+    ]
+    names = list(values["exit behind 18"])
+    lines = [
+        [name, *(f"{row[of]['ndcg@10']:.2f}: {percent(row[of]['own']['left'])} ({percent(row[of]['common']['left'])})"
+                 for of in names)]
+        for name, row in rows
+    ]  # fmt: skip
+    whole = (f"{name} {row['ndcg@10 whole']:.2f} ({row['queries']})" for name, row in values["exit behind 18"].items())
+    about = f"The whole model's nDCG@10 (queries): {', '.join(whole)}. {source(values, 'exit_tokens')}"
+    return f"{table(['layer, head', *names], lines)}\n\n{about}"
+
+
+TABLES = (saved, tokens)
 
 
 if __name__ == "__main__":
