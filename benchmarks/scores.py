@@ -219,12 +219,19 @@ def candidate_ids(collection: Collection, stages: Mapping[str, Run], qrels: Qrel
 @main.command()
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--only", help="Names of collections, with commas between.")
+@click.option("--queries", type=click.IntRange(min=1), help="At most so many of each collection, drawn at random.")
 @click.option("--model", help="A checkpoint; the default one if not given.")
 @click.option("--engine", default="auto")
 @click.option("--device")
 @click.option("--precision")
 def judge(
-    work: Path, only: str | None, model: str | None, engine: str, device: str | None, precision: str | None
+    work: Path,
+    only: str | None,
+    queries: int | None,
+    model: str | None,
+    engine: str,
+    device: str | None,
+    precision: str | None,
 ) -> None:
     reranker = Reranker.from_pretrained(model, engine=engine, device=device, precision=precision, exit="off")
     for collection in COLLECTIONS:
@@ -234,7 +241,10 @@ def judge(
         output = work / f"{collection.name}.scores.jsonl"
         done = sum(1 for _ in whole_lines(output))
         with gzip.open(source, "rt", encoding="utf-8") as stream:
-            todo = [json.loads(line) for line in stream][done:]
+            whole = [json.loads(line) for line in stream]
+        if queries is not None and queries < len(whole):
+            whole = [whole[i] for i in sorted(random.Random(SEED).sample(range(len(whole)), queries))]
+        todo = whole[done:]
         with output.open("a", encoding="utf-8") as stream:
             for start in tqdm(range(0, len(todo), TOGETHER), desc=collection.name, mininterval=10):
                 some = todo[start : start + TOGETHER]
