@@ -1,14 +1,12 @@
-"""A training of train.py as a checkpoint: adapter in 8 bits, exits with their rule, calibration, grades, novelty.
+"""A training of train.py as a checkpoint: adapter in 8 bits, exits with their rule, calibration, grades.
 
-    python benchmarks/bundled/pack.py TRAINED START TEXTS CANDIDATES OUTPUT [--ends 22] [--exits 18]
+    python benchmarks/bundled/pack.py TRAINED START CANDIDATES OUTPUT [--ends 22] [--exits 18]
 
 TRAINED has train.json, adapter.safetensors, heads.safetensors and scores.npz (score.py), START is what it was trained
-from, TEXTS collect.py's folder, CANDIDATES that of benchmarks/scores.py. With --ends the model ends behind that exit.
+from, CANDIDATES benchmarks/scores.py's folder. With --ends the model ends behind that exit. novelty.py comes after it.
 Everything is fitted on development collections:
 
 - calibrations and the exits' rule on people's grades of trec-dl-2021; cut points between grades there and on selqa;
-- novelty on pairs that people judged in TEXTS and half of trec-dl-2021's queries, its percentiles on the other half;
-  the model runs on these here, and OUTPUT.work keeps the features;
 - the weight in a fusion on the development collections that CANDIDATES has, without novelty; depth="auto" on
   trec-dl-2021.
 """
@@ -17,7 +15,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import random
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -38,26 +35,19 @@ from decisions import fitted as fit_points
 from fusion import fusion_lists, lists
 from scores import COLLECTIONS, rounded
 
-from darl_rerank import Checkpoint, Reranker
+from darl_rerank import Checkpoint
 from darl_rerank.model.decisions import Decisions
 from darl_rerank.model.exits import ExitHead, Exits
 from darl_rerank.model.head import Head
-from darl_rerank.model.novelty import fit_novelty, middle_layer_weights
 from darl_rerank.model.reach import fit_reach
-from darl_rerank.training.data.features import extract_features
 from darl_rerank.training.decisions.decide import recalibrated
 from darl_rerank.training.decisions.exits import fit_exit_calibrations, fit_exit_rule
 from darl_rerank.training.decisions.fusion import fit_fusion
 from darl_rerank.training.model.lowrank import LowRank, mean_adapter, read_adapter, save_as_adapter
 from darl_rerank.training.model.temperature import fit_calibration
-from darl_rerank.trec.graded_pairs import GradedPair
 from darl_rerank.trec.qrels import Qrels
 
 WEB, SENTENCES = "trec-dl-2021", "selqa"
-# What people said of a document in TEXTS, not what was made up from titles: that is no traffic (docs/checkpoint.md).
-PEOPLE = ("chosen", "partly", "in what was chosen", "passed over")
-KNOWN = {"wikipedia": 1600, "products": 500, "films": 300}
-SEED = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +61,14 @@ class Query:
 @click.command(help=__doc__)
 @click.argument("trained", type=click.Path(exists=True, path_type=Path))
 @click.argument("start", type=click.Path(exists=True, path_type=Path))
-@click.argument("texts", type=click.Path(exists=True, path_type=Path))
 @click.argument("candidates", type=click.Path(exists=True, path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--ends", type=int, help="The layer of the exit that the model ends at; its last layer if not given.")
 @click.option("--exits", "chosen", default="18", show_default=True, help="Layers where pairs may leave.")
 @click.option("--share", default=0.02, show_default=True, help="Of relevant documents, how many may leave.")
 @click.option("--rank", default=60, show_default=True, help="Of the adapter.")
-@click.option("--feature-layer", default=14, show_default=True, help="Novelty looks at the states behind it.")
 def main(
-    trained: Path, start: Path, texts: Path, candidates: Path, output: Path, ends: int | None, chosen: str,
-    share: float, rank: int, feature_layer: int,
+    trained: Path, start: Path, candidates: Path, output: Path, ends: int | None, chosen: str, share: float, rank: int,
 ) -> None:  # fmt: skip
     facts = json.loads((trained / "train.json").read_text("utf-8"))
     work = output.with_name(f"{output.name}.work")
@@ -89,7 +76,7 @@ def main(
     trained_ones = differences(trained, Checkpoint.load(start), facts["scale"], ends)
     low_rank = mean_adapter([LowRank(trained_ones, rank, 1.0, ())])
     checkpoint = with_heads(Checkpoint.load(start), trained, facts["exits"], chosen, ends)
-    checkpoint = checkpoint.replace(feature_layer=feature_layer, trained=True)
+    checkpoint = checkpoint.replace(trained=True)
     place = {layer: i for i, layer in enumerate(facts["exits"])}
     last = len(place) if ends is None else place[ends]
 
@@ -122,7 +109,6 @@ def main(
             probabilities(final, query, last)[found] @ gains
             for query in web for found in [[int(i) for i, _ in hits] for hits in query.row["stages"].values()]
         ]),
-        novelty=novelty(final, known(texts, web), held_out(web), work),
         provenance={"training": facts, "pairs": facts["pairs"]},
     )  # fmt: skip
     saved = final.save(output, overwrite=True)
@@ -221,50 +207,6 @@ def fusion_weight(candidates: Path, folder: Path, gains: NDArray[np.float64]) ->
             for stage, found in lists(folder, collection.name, gains).items():
                 sets[f"{collection.name}, {stage}"] = fusion_lists(found, qrels)
     return fit_fusion(sets, with_novelty=False)
-
-
-def known(texts: Path, web: Sequence[Query]) -> list[GradedPair]:
-    """Pairs that are no news: of TEXTS those that people judged, a draw; and every second query of trec-dl-2021."""
-    rng = random.Random(SEED)
-    pairs = []
-    for name, count in KNOWN.items():
-        documents = list(_lines(texts / f"{name}.texts.jsonl.gz"))
-        judged = [
-            GradedPair(query["query"], documents[int(place)], 0, None, query["qid"])
-            for query in _lines(texts / f"{name}.queries.jsonl.gz")
-            for place, said in query["said"].items()
-            if said in PEOPLE and documents[int(place)].strip()
-        ]
-        pairs += sorted(rng.sample(judged, min(count, len(judged))), key=lambda pair: pair.qid)
-    return pairs + graded_pairs(web[::2], 12)
-
-
-def held_out(web: Sequence[Query]) -> list[GradedPair]:
-    return graded_pairs(web[1::2], 40)
-
-
-def graded_pairs(queries: Sequence[Query], most: int) -> list[GradedPair]:
-    """Up to `most` pairs a query of what people graded."""
-    rng = random.Random(SEED)
-    pairs = []
-    for query in queries:
-        row = query.row
-        places = [i for i, grade in enumerate(row["grades"]) if grade >= 0]
-        for i in rng.sample(places, min(most, len(places))):
-            pairs.append(
-                GradedPair(row["query"], row["texts"][i], row["grades"][i], None, row["qid"], row["docids"][i])
-            )
-    return pairs
-
-
-def novelty(final: Checkpoint, near: list[GradedPair], far: list[GradedPair], work: Path) -> Any:
-    final.save(work / "model", overwrite=True)
-    reranker = Reranker.from_pretrained(work / "model", engine="torch")
-    features = [
-        extract_features(reranker, pairs, work / f"{name}-features", description=name).features
-        for name, pairs in (("known", near), ("held out", far))
-    ]
-    return fit_novelty(*features, weights=middle_layer_weights(features[0].shape[1]), k=10, seed=SEED)
 
 
 def _lines(path: Path) -> Iterator[Any]:
