@@ -2,8 +2,8 @@
 
     python benchmarks/novelty_layers.py CHECKPOINT TEXTS CANDIDATES POOL --work FOLDER
 
-The arguments are those of benchmarks/bundled/novelty.py, and so are the known pairs and those that make the
-percentiles, but for every second or third of them. Compared are the mean over the query's tokens, over the document's,
+The arguments are those of benchmarks/bundled/fit_novelty.py, and so are the known pairs and those that make the
+percentiles, a third of them or less. Compared are the mean over the query's tokens, over the document's,
 over both, the last token's state, and the library's default: half the mean and the last token. All as parts of unit
 length, each behind several layers of the checkpoint.
 
@@ -30,11 +30,11 @@ from provenance import write_result
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "bundled"))
-from novelty import KNOWN, LISTS, SEED, WEB, judged, listed, pooled
+from fit_novelty import DIMENSIONS, KNOWN, LISTS, SEED, WEB, judged, listed, pooled
 
 from darl_rerank import Checkpoint
-from darl_rerank.engines.decoder_loading import load_body
 from darl_rerank.evaluation.detection import auroc
+from darl_rerank.model.base_weights import load_body
 from darl_rerank.model.novelty import fit_novelty
 from darl_rerank.trec.graded_pairs import GradedPair
 
@@ -99,13 +99,13 @@ def main(checkpoint: Path, texts: Path, candidates: Path, pool: Path, work: Path
 def samples(texts: Path, candidates: Path, pool: Path) -> Iterator[tuple[str, list[GradedPair]]]:
     start, found = 0, judged(texts)
     for kind, count in KNOWN.items():
-        yield f"judged/{kind}", found[start : start + count : 2]
+        yield f"judged/{kind}", found[start : start + count : 3]
         start += count
-    yield "pool", pooled(pool)[::2]
+    yield "pool", pooled(pool)[::3]
     for half in (0, 1):
-        yield f"{WEB}/{half}", listed(candidates, WEB, half)[::2]
+        yield f"{WEB}/{half}", listed(candidates, WEB, half)[::3]
         for name in LISTS:
-            yield f"{name}/{half}", listed(candidates, name, half)[::3]
+            yield f"{name}/{half}", listed(candidates, name, half)[::4]
     yield FORUM, [pair for half in (0, 1) for pair in listed(candidates, FORUM, half)][::2]
 
 
@@ -162,6 +162,7 @@ def screened(of: dict[str, NDArray[np.float32]]) -> dict[str, Any]:
         model = fit_novelty(
             np.concatenate([of[name] for name in known if name not in out]),
             np.concatenate([of[f"{name}/1"] for name in lists]),
+            dimensions=DIMENSIONS,
             k=10,
             seed=SEED,
         )

@@ -1,6 +1,6 @@
 """Fits a checkpoint's novelty: which pairs are no news to it.
 
-    python benchmarks/bundled/novelty.py CHECKPOINT TEXTS CANDIDATES POOL OUTPUT
+    python benchmarks/bundled/fit_novelty.py CHECKPOINT TEXTS CANDIDATES POOL OUTPUT
 
 TEXTS is collect.py's folder, CANDIDATES that of benchmarks/scores.py, POOL a collection of web passages with a BM25 run
 (trec-dl-2022, whose grades nobody looks at). Known are
@@ -46,6 +46,9 @@ POOL_PER_QUERY, POOL_DEPTH = 5, 100
 FEATURE_LAYER = 10
 # Of the mean of all tokens behind the feature layer, the last token there, the last token behind the last layer.
 PART_WEIGHTS = (0.0, 1.0, 0.0)
+# More directions tell other kinds of text no better, and those of little variance are what an int8 export's rounding
+# disturbs.
+DIMENSIONS = 32
 SEED = 1
 
 
@@ -73,7 +76,7 @@ def main(checkpoint: Path, texts: Path, candidates: Path, pool: Path, output: Pa
 
 def fit_last_token(known: NDArray[Any], held_out: NDArray[Any]) -> NoveltyModel:
     weights = np.repeat(np.array(PART_WEIGHTS, np.float32), known.shape[1] // len(PART_WEIGHTS))
-    return fit_novelty(known, held_out, weights=weights, k=10, seed=SEED)
+    return fit_novelty(known, held_out, weights=weights, dimensions=DIMENSIONS, k=10, seed=SEED)
 
 
 def up_to_features(checkpoint: Checkpoint, folder: Path) -> Reranker:
