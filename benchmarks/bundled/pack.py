@@ -3,7 +3,7 @@
     python benchmarks/bundled/pack.py TRAINED START CANDIDATES OUTPUT [--ends 22] [--exits 18]
 
 TRAINED has train.json, adapter.safetensors, heads.safetensors and scores.npz (score.py), START is what it was trained
-from, CANDIDATES benchmarks/scores.py's folder. With --ends the model ends behind that exit. fit_novelty.py comes after it.
+from, CANDIDATES benchmarks/scores.py's folder. With --ends the model ends behind that exit. fit_novelty.py comes after.
 Everything is fitted on development collections:
 
 - calibrations and the exits' rule on people's grades of trec-dl-2021; cut points between grades there and on selqa;
