@@ -1,4 +1,4 @@
-"""Fills the tables of docs/novelty.md from results/novelty_layers.json and bundled.json.
+"""Fills the table of docs/novelty.md from results/bundled.json.
 
 python benchmarks/novelty_tables.py [--check]
 """
@@ -8,26 +8,6 @@ from __future__ import annotations
 from page import DOCS, command, percent, result, source, table
 
 PAGE = DOCS / "novelty.md"
-LAYERS = "novelty_layers"
-AWAY = {"semeval-cqa-dev": "forum", "product-questions": "products", "msrd": "films"}
-NEW = {"msmarco-sample": "MS MARCO", "natural-questions": "NQ", "wiki-qa-mix": "wiki-qa-mix", "selqa": "selqa"}
-
-
-def layers() -> str | None:
-    values = result(LAYERS)
-    if values is None:
-        return None
-    rows = [
-        [
-            row["way"], row["layer"],
-            *(f"{row['away'][name]['auroc']:.3f}" for name in AWAY),
-            *(percent(row["new"][name]["warned"]) for name in NEW),
-        ]
-        for row in values["rows"]
-    ]  # fmt: skip
-    head = ["states", "layer", *(f"{name}, AUROC" for name in AWAY.values()), *(f"{name} new" for name in NEW.values())]
-    pairs = sum(values["pairs"].values())
-    return f"{table(head, rows)}\n\n{pairs:,} pairs {source(values, LAYERS)}."
 
 
 def tests() -> str | None:
@@ -46,7 +26,7 @@ def tests() -> str | None:
     return f"{table(['', 'AUROC against web passages', 'above 95'], rows)}\n\n{source(values, 'bundled')}"
 
 
-TABLES = (layers, tests)
+TABLES = (tests,)
 
 
 if __name__ == "__main__":
