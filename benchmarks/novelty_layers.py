@@ -3,7 +3,7 @@
     python benchmarks/novelty_layers.py CHECKPOINT TEXTS CANDIDATES POOL --work FOLDER
 
 The arguments are those of benchmarks/bundled/fit_novelty.py, and so are the known pairs and those that make the
-percentiles, a quarter of them or less. Compared are the mean over the query's tokens, over the document's,
+percentiles, every third of them. Compared are the mean over the query's tokens, over the document's,
 over both, the last token's state, and the library's default: half the mean and the last token. All as parts of unit
 length, each behind several layers of the checkpoint.
 
@@ -38,7 +38,7 @@ from darl_rerank.model.base_weights import load_body
 from darl_rerank.model.novelty import fit_novelty
 from darl_rerank.trec.graded_pairs import GradedPair
 
-LAYERS = (2, 4, 6, 8, 10, 12, 14)
+LAYERS = (4, 8, 10, 12, 14)
 QUERY, DOCUMENT, BOTH, LAST = "query", "document", "both", "last token"
 FORUM = "semeval-cqa-dev"
 KINDS = {"product-questions": "products", "msrd": "films"}
@@ -99,13 +99,13 @@ def main(checkpoint: Path, texts: Path, candidates: Path, pool: Path, work: Path
 def samples(texts: Path, candidates: Path, pool: Path) -> Iterator[tuple[str, list[GradedPair]]]:
     start, found = 0, judged(texts)
     for kind, count in KNOWN.items():
-        yield f"judged/{kind}", found[start : start + count : 5]
+        yield f"judged/{kind}", found[start : start + count : 3]
         start += count
-    yield "pool", pooled(pool)[::5]
+    yield "pool", pooled(pool)[::3]
     for half in (0, 1):
-        yield f"{WEB}/{half}", listed(candidates, WEB, half)[::4]
+        yield f"{WEB}/{half}", listed(candidates, WEB, half)[::3]
         for name in LISTS:
-            yield f"{name}/{half}", listed(candidates, name, half)[::6]
+            yield f"{name}/{half}", listed(candidates, name, half)[::3]
     yield FORUM, [pair for half in (0, 1) for pair in listed(candidates, FORUM, half)][::3]
 
 
