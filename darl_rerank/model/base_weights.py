@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import InputError, MissingDependencyError
 from .base_model import BaseModel
 from .head import Head
+from .hub import unreachable
 from .prompt import Prompt, PromptEncoder
 from .quiet_loading import quiet_loading
 from .scale import RelevanceScale
@@ -120,6 +121,11 @@ def load_causal_lm(base: BaseModel, dtype: torch.dtype) -> Any:
     return _from_pretrained(AutoModelForCausalLM, base.resolve(), base.revision, dtype).eval()
 
 
+def _only_cached(source: Any) -> bool:
+    """Whether transformers is to ask the hub's cache alone: SOURCE is no folder here, and the hub is not there."""
+    return not Path(source).is_dir() and unreachable() is not None
+
+
 def _from_pretrained(auto: Any, source: Any, revision: str | None, dtype: torch.dtype) -> Any:
     try:
         with quiet_loading():
@@ -130,6 +136,7 @@ def _from_pretrained(auto: Any, source: Any, revision: str | None, dtype: torch.
                 attn_implementation="sdpa",
                 use_safetensors=True,
                 trust_remote_code=False,
+                local_files_only=_only_cached(source),
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError) as error:
@@ -150,7 +157,9 @@ def read_base(base: str | Path, scale: RelevanceScale, prompt: Prompt | None) ->
     reference = BaseModel.locate(base)
     source = reference.resolve()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=reference.revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=reference.revision, trust_remote_code=False, local_files_only=_only_cached(source)
+        )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"the tokenizer of {base} could not be loaded: {str(error).splitlines()[0]}") from error
     if not tokenizer.is_fast:

@@ -58,22 +58,20 @@ def fetch(repository: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     with _clear_errors(repository, revision):
-        unreachable = _unreachable()
+        absent = unreachable()
         try:
-            manifest = Path(
-                hf_hub_download(repository, MANIFEST, revision=revision, local_files_only=bool(unreachable))
-            )
+            manifest = Path(hf_hub_download(repository, MANIFEST, revision=revision, local_files_only=bool(absent)))
         except LocalEntryNotFoundError as error:
-            raise error from unreachable or error.__cause__
+            raise error from absent or error.__cause__
     # A snapshot's folder is named after its commit: all files are of that one, even if the branch moves meanwhile.
     commit = manifest.parent.name
     with _clear_errors(repository, revision):
         for name in _files(manifest):
-            hf_hub_download(repository, name, revision=commit, local_files_only=bool(unreachable))
+            hf_hub_download(repository, name, revision=commit, local_files_only=bool(absent))
     return manifest.parent
 
 
-def _unreachable() -> Exception | None:
+def unreachable() -> Exception | None:
     """Why no connection to the hub can be made; None if one can, or if none is to be tried.
 
     Asked once: the hub's client tries six times, in half a minute, before it says so or looks into its cache.

@@ -270,6 +270,9 @@ def test_without_a_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     unplug(hub, monkeypatch)
     with pytest.raises(DarlRerankError, match=r"nor in the hub's cache, and the hub was not reached \(.*refused"):
         Checkpoint.load("shop/products")
+    result = CliRunner().invoke(cli, ["init", "new", "--base", "shop/llm"])
+    assert result.exit_code == 3
+    assert "the tokenizer of shop/llm could not be loaded" in result.output
     result = CliRunner().invoke(cli, ["push", "shop/products", "shop/other"])
     assert result.exit_code == 1
     assert "the hub was not reached" in result.output
