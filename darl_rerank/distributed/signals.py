@@ -40,4 +40,4 @@ def _action(number: signal.Signals) -> ctypes.Array[ctypes.c_char] | None:
         return None
     found = ctypes.create_string_buffer(_SIZE)
     ctypes.CDLL(None).sigaction(int(number), None, found)
-    return found if int.from_bytes(found[: ctypes.sizeof(ctypes.c_void_p)], "little") else None
+    return found if int.from_bytes(found.raw[: ctypes.sizeof(ctypes.c_void_p)], "little") else None
