@@ -1,4 +1,4 @@
-"""Fills the table of docs/novelty.md from results/bundled.json.
+"""Fills the tables of docs/novelty.md from results/bundled.json and novelty_layers.json.
 
 python benchmarks/novelty_tables.py [--check]
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 from page import DOCS, command, percent, result, source, table
 
 PAGE = DOCS / "novelty.md"
+AWAY = {"semeval-cqa-dev": "forum", "product-questions": "products", "msrd": "films"}
+NEW = ("msmarco-sample", "natural-questions", "wiki-qa-mix", "selqa")
 
 
 def tests() -> str | None:
@@ -26,7 +28,23 @@ def tests() -> str | None:
     return f"{table(['', 'AUROC against web passages', 'above 95'], rows)}\n\n{source(values, 'bundled')}"
 
 
-TABLES = (tests,)
+def layers() -> str | None:
+    values = result("novelty_layers")
+    if values is None:
+        return None
+    rows = [
+        [
+            row["way"], row["layer"], *(f"{row['away'][name]['auroc']:.3f}" for name in AWAY),
+            *(percent(row["new"][name]["warned"]) for name in NEW),
+        ]
+        for row in values["rows"]
+    ]  # fmt: skip
+    head = ["states", "layer", *(f"{name}, AUROC" for name in AWAY.values()), *(f"{name} warned of" for name in NEW)]
+    pairs = sum(values["pairs"].values())
+    return f"{table(head, rows)}\n\n{pairs:,} pairs {source(values, 'novelty_layers')}."
+
+
+TABLES = (tests, layers)
 
 
 if __name__ == "__main__":
