@@ -5,8 +5,8 @@
 FOLDER is scores.py's. The cut points are fitted on the two development collections at home whose pairs people judged
 both ways: trec-dl-2021 (grades 0 to 3, the pairs that BM25 found) and selqa (sentences that answer and sentences that
 don't: two grades each). For comparison on trec-dl-2021 alone, as many passages there are about the query without
-answering it. Measured on the pairs that BM25 found; --write puts cut points and prevalence into a manifest. Writes
-results/decisions.json.
+answering it. Measured on the pairs that BM25 found; --write puts cut points and prevalence into a manifest, without it those that the
+checkpoint has are measured. Writes results/decisions.json.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def main(work: Path, target: str | None, name: str) -> None:
     checkpoint = Checkpoint.load(target or DEFAULT)
     gains = checkpoint.scale.gains
     web, sentences = judged_pairs(work, "trec-dl-2021"), judged_pairs(work, "selqa")
-    ships, alone = fitted(web, sentences, gains), fitted(web, None, gains)
+    alone, ships = fitted(web, None, gains), checkpoint.decisions.grades
+    if target is not None or ships is None:
+        ships = fitted(web, sentences, gains)
     known = web.probabilities.mean(axis=0)
     values: dict[str, Any] = {
         "scores": json.loads((work / "scores.json").read_text("utf-8")), "seed": SEED,

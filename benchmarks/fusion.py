@@ -1,13 +1,10 @@
 """First stage, model, reciprocal ranks and fuse="auto": nDCG@10 of each, on collections at home and away.
 
-    python benchmarks/fusion.py DATA --work FOLDER [--write CHECKPOINT] [--mean-with SCORES]
-    python benchmarks/fusion.py DATA --work FOLDER --shipped --name fusion_shipped
+    python benchmarks/fusion.py DATA --work FOLDER [--write CHECKPOINT]
 
 FOLDER is scores.py's, DATA the folder of collections (for the judgements). The weight is fitted on the development
 collections; beside it a constant weight, and how both do on each development collection when fitted on the others.
---write puts the weight into a manifest. --mean-with takes for the model's score the mean of FOLDER's and of
-those in a scores.npz of bundled/score.py: that is what the heads of bundled/mean.py learned from. --shipped fits
-nothing and takes the weight of the checkpoint that ships. Collections that FOLDER lacks are left out. Writes
+--write puts the weight into a manifest. Collections that FOLDER lacks are left out. Writes
 results/fusion.json.
 """
 
@@ -23,7 +20,6 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from provenance import write_result
-from scipy.special import softmax
 from scores import COLLECTIONS, qrels_file, read_scores
 
 from darl_rerank import Checkpoint, icecat
@@ -53,22 +49,12 @@ class Found:
     novelty: float
 
 
-def lists(
-    work: Path, name: str, gains: NDArray[np.float64], others: Mapping[str, float] | None = None
-) -> dict[str, list[Found]]:
-    """By first stage what it found for every query of a collection; with `others` the mean of both scores.
-
-    A list with a document that `others`, by "qid\\tdocid", has no score of is left out.
-    """
+def lists(work: Path, name: str, gains: NDArray[np.float64]) -> dict[str, list[Found]]:
+    """By first stage what it found for every query of a collection."""
     found: dict[str, list[Found]] = {}
     for query in read_scores(work, name):
         score = query.probabilities.reshape(-1, len(gains)) @ gains
-        if others is not None:
-            theirs = [others.get(f"{query.qid}\t{docid}", np.nan) for docid in query.docids]
-            score = (score + np.array(theirs)) / 2
         for stage, (places, first) in query.stages.items():
-            if np.isnan(score[places]).any():
-                continue
             docids = [query.docids[i] for i in places]
             novelty = float(query.novelty[places].mean()) if len(places) else float("nan")
             found.setdefault(stage, []).append(Found(query.qid, docids, first, score[places], novelty))
@@ -143,32 +129,24 @@ def compared(found: list[Found], qrels: Qrels, weights: Mapping[str, FusionWeigh
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--write", "target", help="The checkpoint whose manifest gets the weight.")
-@click.option("--mean-with", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--shipped", is_flag=True)
 @click.option("--name", default="fusion", show_default=True)
-def main(data: Path, work: Path, target: str | None, mean_with: Path | None, shipped: bool, name: str) -> None:
+def main(data: Path, work: Path, target: str | None, name: str) -> None:
     checkpoint = Checkpoint.load(target or DEFAULT)
     found, qrels = {}, {}
     for collection in COLLECTIONS:
-        others = None if mean_with is None else expected_gains(mean_with, collection.name, checkpoint.scale.gains)
-        if not (work / f"{collection.name}.scores.jsonl").is_file() or (mean_with is not None and others is None):
+        if not (work / f"{collection.name}.scores.jsonl").is_file():
             continue
         folder = data / (collection.folder or collection.name)
         own = icecat.judgements() if collection.name == "icecat" else read_qrels(qrels_file(folder))
-        for stage, some in lists(work, collection.name, checkpoint.scale.gains, others).items():
+        for stage, some in lists(work, collection.name, checkpoint.scale.gains).items():
             found[collection.name, stage] = some
             qrels[collection.name] = own
     values: dict[str, Any] = {"scores": json.loads((work / "scores.json").read_text("utf-8")), "seed": SEED, "sets": {}}
-    weights: dict[str, FusionWeight] = {}
-    if shipped:
-        assert checkpoint.decisions.fusion is not None, "the checkpoint has no weight"
-        weights["auto"] = checkpoint.decisions.fusion
-    else:
-        development = {c.name for c in COLLECTIONS if c.role == "dev"}
-        sets = {key: fusion_lists(some, qrels[key[0]]) for key, some in found.items() if key[0] in development}
-        by_name = {f"{c}, {stage}": some for (c, stage), some in sets.items()}
-        weights = {"auto": fit_fusion(by_name), "constant": fit_fusion(by_name, with_novelty=False)}
-        values["fitted on the others"] = left_out(sets)
+    development = {c.name for c in COLLECTIONS if c.role == "dev"}
+    sets = {key: fusion_lists(some, qrels[key[0]]) for key, some in found.items() if key[0] in development}
+    by_name = {f"{c}, {stage}": some for (c, stage), some in sets.items()}
+    weights = {"auto": fit_fusion(by_name), "constant": fit_fusion(by_name, with_novelty=False)}
+    values["fitted on the others"] = left_out(sets)
     for way, weight in weights.items():
         values[way] = {"weight": weight.weight, "novelty_slope": weight.novelty_slope, "facts": weight.facts}
         click.echo(f"{way}: weight {weight.weight}, slope {weight.novelty_slope}")
@@ -191,15 +169,6 @@ def main(data: Path, work: Path, target: str | None, mean_with: Path | None, shi
             stream.write(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
         Checkpoint.load(target)
     click.echo(f"written: {write_result(name, values)}", err=True)
-
-
-def expected_gains(path: Path, name: str, gains: NDArray[np.float64]) -> dict[str, float] | None:
-    """By "qid\\tdocid" the expected gain by the last of a scores.npz's heads; None if it lacks the collection."""
-    arrays = np.load(path, allow_pickle=False)
-    if f"{name}.key" not in arrays:
-        return None
-    found = softmax(arrays[f"{name}.logits"][:, -1].astype(np.float64), axis=1) @ gains
-    return dict(zip(arrays[f"{name}.key"].tolist(), found.tolist(), strict=True))
 
 
 def left_out(sets: Mapping[tuple[str, str], list[FusionList]]) -> dict[str, Any]:

@@ -94,23 +94,6 @@ def fusion() -> str | None:
     return f"{table(head, rows)}\n\n{_source('fusion', values)}"
 
 
-def fusion_shipped() -> str | None:
-    """The weight of the model that ships, on tests."""
-    values = result("fusion_shipped")
-    if values is None:
-        return None
-    rows = []
-    for name, row in values["sets"].items():
-        changes = [
-            "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row["differences"][f"auto - {other}"])
-            for other in ("first stage", "model")
-        ]
-        measured = [f"{row['nDCG@10'][way]:.3f}" for way in ("first stage", "model", "auto")]
-        rows.append([name, f"{row['novelty']:.0f}", f"{row['mean weight']:.2f}", *measured, *changes])
-    head = ["collection, first stage", "novelty", "weight", "first stage", "model", "auto", "auto − first stage"]
-    return f"{table([*head, 'auto − model'], rows)}\n\n{_source('fusion_shipped', values)}"
-
-
 def drift() -> str | None:
     values = result("drift")
     if values is None:
@@ -127,7 +110,7 @@ def drift() -> str | None:
     return table(head, rows)
 
 
-TABLES = (grades, confusion, cuts, fusion, fusion_shipped, drift)
+TABLES = (grades, confusion, cuts, fusion, drift)
 
 
 if __name__ == "__main__":
