@@ -5,8 +5,8 @@
 FOLDER is scores.py's. The cut points are fitted on the two development collections at home whose pairs people judged
 both ways: trec-dl-2021 (grades 0 to 3, the pairs that BM25 found) and selqa (sentences that answer and sentences that
 don't: two grades each). For comparison on trec-dl-2021 alone, as many passages there are about the query without
-answering it. Measured on the pairs that BM25 found; --write puts cut points and prevalence into a manifest, without it those that the
-checkpoint has are measured. Writes results/decisions.json.
+answering it. Measured on the pairs that BM25 found; --write puts cut points and prevalence into a manifest, without it
+those that the checkpoint has are measured. Writes results/decisions.json.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def judged_pairs(work: Path, name: str) -> Pairs:
     for query in read_scores(work, name):
         found = query.stages["bm25"][0]
         found = found[query.grades[found] >= 0]
+        if not len(found):  # BM25 found nothing that people judged
+            continue
         grades.append(query.grades[found])
         probabilities.append(query.probabilities.reshape(-1, GRADES)[found])
         queries += [f"{name}/{query.qid}"] * len(found)
