@@ -77,6 +77,9 @@ class Checkpoint:
         reach: statistics for reranking to a depth="auto"; None if they were not fitted.
         exits: heads at earlier layers and the rule by which pairs leave there; None without.
         layers: behind which of the base's layers the model ends, counted from 1; None for the last.
+        prefill_layers: how many layers run all tokens. Behind them only the last token goes on, and the keys and values
+            of each later layer are made of what all tokens are here (SwiftKV's SingleInputKV, Qiao et al. 2024,
+            arXiv 2410.03960); None where each layer makes them of what the tokens are there.
         finer_products: by number format the products that an export was found to need in its finer way, which the next
             export tries first; they decide no result of the checkpoint itself.
         trained: False for a checkpoint that only `from_base` has made, which grades zero-shot.
@@ -100,6 +103,7 @@ class Checkpoint:
     reach: Reach | None = None
     exits: Exits | None = None
     layers: int | None = None
+    prefill_layers: int | None = None
     finer_products: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     trained: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -350,8 +354,9 @@ class Checkpoint:
             novelty = None
         return self.replace(
             head=end.head, layers=layer, feature_layer=min(self.feature_layer, layer), calibration=end.calibration,
-            exits=self.exits.before(layer), novelty=novelty, decisions=Decisions(fusion=self.decisions.fusion),
-            reach=None,
+            # No exit lies behind them, so all tokens run all layers that are left.
+            prefill_layers=None, exits=self.exits.before(layer), novelty=novelty, reach=None,
+            decisions=Decisions(fusion=self.decisions.fusion),
         )  # fmt: skip
 
     @property

@@ -57,9 +57,16 @@ def head_faults(head: Mapping[str, NDArray[Any]], parts: Mapping[str, Any]) -> l
 def layer_faults(parts: Mapping[str, Any]) -> list[str]:
     """Which layers lie behind the one that the model ends with."""
     last, exits, feature = parts.get("layers"), parts.get("exits"), parts.get("feature_layer")
-    if last is None:
-        return []
     faults = []
+    if (prefill := parts.get("prefill_layers")) is not None:
+        if feature is not None and feature > prefill:
+            faults.append(f"all tokens are run up to layer {prefill}, not up to its feature_layer {feature}")
+        if isinstance(exits, Exits) and exits.layers[-1] > prefill:
+            faults.append(f"all tokens are run up to layer {prefill}, not up to its exit behind {exits.layers[-1]}")
+        if last is not None and prefill >= last:
+            faults.append(f"prefill_layers {prefill} is not below the {last} layers that the model has")
+    if last is None:
+        return faults
     if feature is not None and feature > last:
         faults.append(f"the model ends behind layer {last}, before its feature_layer {feature}")
     if isinstance(exits, Exits) and exits.layers[-1] >= last:

@@ -32,6 +32,8 @@ def fingerprint(checkpoint: Checkpoint) -> str:
         values.append(decisions)
     if checkpoint.layers is not None or checkpoint.head.norm is not None:
         values.append([checkpoint.layers, None if checkpoint.head.norm is None else _digest(checkpoint.head.norm)])
+    if checkpoint.prefill_layers is not None:
+        values.append({"prefill_layers": checkpoint.prefill_layers})
     if checkpoint.exits is not None:
         tensors, settings = checkpoint.exits.to_tensors(checkpoint.scale)
         values.append([settings, {name: _digest(tensor) for name, tensor in sorted(tensors.items())}])

@@ -2,8 +2,8 @@
 number, and written.
 
 Format 1 has no `link`: its heads are read by softmax. Format 2 says how the head's outputs are read. Format 3 has
-`layers`: the model ends behind one of the base's layers. It is written for such a model alone; versions that would run
-all layers under its head refuse it so.
+`layers`: the model ends behind one of the base's layers. Format 4 has `prefill_layers`: behind it only the last token
+goes on. Each is written for such a model alone; versions that would run it otherwise refuse it so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .scale import RelevanceScale
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "checkpoint.json"
 
 
@@ -71,13 +71,13 @@ def manifest_values(
         files: digests by relative path.
     """
     return {
-        # The lowest that such a manifest can have, so that older versions read what they can run.
-        "format": FORMAT if checkpoint.layers is not None else 2,
+        "format": _format(checkpoint),
         "scale": checkpoint.scale.to_dict(),
         "prompt": checkpoint.prompt.to_dict(),
         "base": checkpoint.base.to_dict(),
         "feature_layer": checkpoint.feature_layer,
         **({} if checkpoint.layers is None else {"layers": checkpoint.layers}),
+        **({} if checkpoint.prefill_layers is None else {"prefill_layers": checkpoint.prefill_layers}),
         "link": checkpoint.link,
         "calibration": checkpoint.calibration.to_dict(),
         "novelty": settings.get("novelty"),
@@ -90,6 +90,13 @@ def manifest_values(
         **({} if checkpoint.export is None else {"export": checkpoint.export.to_dict()}),
         "files": files,
     }
+
+
+def _format(checkpoint: Checkpoint) -> int:
+    """The lowest that such a manifest can have, so that older versions read what they can run."""
+    if checkpoint.prefill_layers is not None:
+        return 4
+    return 2 if checkpoint.layers is None else 3
 
 
 def _read_1(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -127,6 +134,7 @@ _READERS: dict[int, Callable[[Mapping[str, Any]], tuple[dict[str, Any], list[str
     1: _read_1,
     2: _read_2,
     3: _read_2,
+    4: _read_2,
 }
 
 
@@ -190,6 +198,7 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
     "link": _link,
     "calibration": lambda value: Calibration.from_dict(_mapping(value)),
     "layers": lambda value: None if value is None else _layer(value),
+    "prefill_layers": lambda value: None if value is None else _layer(value),
     # Made sense of beside their tensors, see `Checkpoint.load`.
     "novelty": _mapping_or_none,
     "exits": _mapping_or_none,
@@ -203,6 +212,6 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
     "files": _files,
 }
 _OPTIONAL: dict[str, Any] = {
-    "layers": None, "novelty": None, "exits": None, "decisions": {}, "reach": None, "export": None, "provenance": {},
-    "finer_products": {},
+    "layers": None, "prefill_layers": None, "novelty": None, "exits": None, "decisions": {}, "reach": None,
+    "export": None, "provenance": {}, "finer_products": {},
 }  # fmt: skip

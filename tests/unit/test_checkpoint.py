@@ -71,7 +71,7 @@ def test_a_missing_or_changed_file_is_named(copy: Path) -> None:
     ("text", "message"),
     [
         ("{", "expected JSON"),
-        ("[]", "format 1, 2, 3, found None"),
+        ("[]", "format 1, 2, 3, 4, found None"),
         ('{"format": 99}', "found 99; a newer darl-rerank reads it"),
         ('{"format": 1}', "lacks base"),
     ],
