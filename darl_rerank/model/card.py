@@ -27,6 +27,20 @@ class Figure:
     value: float
 
 
+def whole_card(checkpoint: Checkpoint, text: str | None = None) -> str:
+    """The text, a short one if None, under the metadata that hubs read, unless it has some; see `Checkpoint.card`."""
+    if text is None:
+        text = _short_card(checkpoint)
+    if has_metadata(text):
+        return text
+    kind: Kind = "finetune"
+    if checkpoint.export is not None:
+        kind = "quantized" if checkpoint.export.precision.startswith("int") else kind
+    elif checkpoint.adapter_folder is not None:
+        kind = "adapter"
+    return f"{card_metadata(checkpoint, kind)}\n{text}"
+
+
 def card_metadata(
     checkpoint: Checkpoint,
     kind: Kind,
@@ -104,7 +118,7 @@ def with_license(card: str, license: str) -> str:
     return str(read)
 
 
-def short_card(checkpoint: Checkpoint) -> str:
+def _short_card(checkpoint: Checkpoint) -> str:
     """A card for a checkpoint that was saved without one, without the metadata."""
     grades = ", ".join(f"{i} {grade.name}" for i, grade in enumerate(checkpoint.scale.grades))
     state = (

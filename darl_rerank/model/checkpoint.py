@@ -1,21 +1,7 @@
-"""Checkpoint: reads and writes the folder that holds everything a model needs; the only place that knows its layout.
-
-    checkpoint.json       the manifest: scale, prompt, base model, link, calibration, novelty settings, provenance,
-                          sha256 of every file
-    tokenizer.json
-    head.safetensors      weight (K, hidden), bias (K,), float32; norm (hidden,) where it is not the base's final norm
-    novelty.safetensors   statistics of the training set's features, if it was trained with them
-    exits.safetensors     heads at earlier layers, if it has early exits; see `exits`
-    adapter/              a PEFT adapter on the base model, or
-    model/                the whole model's weights, merged; with neither, the base model itself is used
-    README.md             model card
-
-An exported folder (`darl_rerank.export`) adds its ONNX files beside these.
-"""
+"""Checkpoint: everything a model needs, as one value. `folder` reads and writes the folder that holds it."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,24 +9,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
-
 from ..errors import InputError
 from ..files import atomic_folder, check_output_folder
 from .base_model import BaseModel
 from .calibration import Calibration
-from .card import Kind, card_metadata, has_metadata, short_card, with_license
+from .card import whole_card, with_license
 from .decisions import Decisions, GradeCuts
-from .digests import file_sha256
 from .exits import Exits
 from .export_record import ExportRecord
-from .faults import HEAD, TOKENIZER, file_faults, head_faults, layer_faults, novelty_faults
+from .faults import file_faults
 from .fingerprint import fingerprint
+from .folder import read_folder, write_folder
 from .head import Head, Link
 from .hub import CARD, push
-from .manifest import MANIFEST, manifest_values, read_manifest
 from .novelty import NoveltyModel
 from .prompt import Prompt, PromptEncoder
 from .reach import Reach
@@ -51,12 +32,6 @@ GRAPH = "model.onnx"
 PREFIX_GRAPH = "model_with_prefix.onnx"
 # Of an export with early exits: its parts from exit to exit, counted from 0.
 SEGMENT_GRAPH = "model_segment_{}.onnx"
-_NOVELTY = "novelty.safetensors"
-_EXITS = "exits.safetensors"
-# Files of those parts that have tensors beside their values in the manifest.
-_TENSORS = {"novelty": _NOVELTY, "exits": _EXITS}
-# What a person may edit in place without the checkpoint becoming another model.
-_UNSEALED = {CARD, MANIFEST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,49 +147,7 @@ class Checkpoint:
             DarlRerankError: the hub was not reached, and its cache does not have the model.
         """
         folder = checkpoint_folder(model, revision)
-        parts, faults = read_manifest(folder)
-        faults += file_faults(folder, parts.get("files", {}))
-        tensors: dict[str, dict[str, NDArray[Any]]] = {}
-        of_parts = [name for part, name in _TENSORS.items() if parts.get(part) is not None]
-        for name in (HEAD, *of_parts):
-            try:
-                tensors[name] = load_file(folder / name)
-            except (SafetensorError, OSError) as error:
-                # A missing file is named already.
-                if (folder / name).is_file():
-                    faults.append(f"{name} could not be read: {error}")
-        if HEAD in tensors:
-            faults += head_faults(tensors[HEAD], parts)
-        if _NOVELTY in tensors:
-            try:
-                parts["novelty"] = NoveltyModel.from_tensors(tensors[_NOVELTY], parts["novelty"])
-                faults += novelty_faults(parts["novelty"], tensors.get(HEAD, {}))
-            except InputError as error:
-                faults.append(f"novelty: {error}")
-        weight = tensors.get(HEAD, {}).get("weight")
-        if _EXITS in tensors and "scale" in parts and weight is not None and weight.ndim == 2:
-            try:
-                parts["exits"] = Exits.from_tensors(
-                    tensors[_EXITS], parts["exits"], parts["scale"], int(weight.shape[1])
-                )
-            except InputError as error:
-                faults.append(f"exits: {error}")
-        faults += layer_faults(parts)
-        if "scale" in parts and "decisions" in parts:
-            try:
-                parts["decisions"] = Decisions.from_dict(parts["decisions"], parts["scale"])
-            except InputError as error:
-                faults.append(f"decisions: {error}")
-        if faults:
-            raise InputError("; ".join(faults), path=folder)
-        head = tensors[HEAD]
-        return cls(
-            tokenizer_json=(folder / TOKENIZER).read_text("utf-8"),
-            head=Head(head["weight"], head["bias"], head.get("norm")),
-            folder=folder,
-            sha256=parts.pop("files"),
-            **parts,
-        )
+        return cls(folder=folder, **read_folder(folder))
 
     def save(
         self,
@@ -254,31 +187,7 @@ class Checkpoint:
         self, folder: Path, *, adapter: Path | None = None, model: Path | None = None, card: str | None = None
     ) -> None:
         """Write the files into an existing folder and seal whatever else already is there (an export's ONNX files)."""
-        (folder / TOKENIZER).write_text(self.tokenizer_json, "utf-8")
-        norm = {} if self.head.norm is None else {"norm": self.head.norm}
-        (folder / HEAD).write_bytes(save({"weight": self.head.weight, "bias": self.head.bias, **norm}))
-        made: dict[str, tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]] = {}
-        if self.novelty is not None:
-            made["novelty"] = self.novelty.to_tensors()
-        if self.exits is not None:
-            made["exits"] = self.exits.to_tensors(self.scale)
-        for part, name in _TENSORS.items():
-            if part in made:
-                (folder / name).write_bytes(save(dict(made[part][0])))
-            else:
-                (folder / name).unlink(missing_ok=True)
-        settings = {part: values for part, (_, values) in made.items()}
-        for name, source in (("adapter", adapter), ("model", model)):
-            if source is not None:
-                _copy_weights(source, folder / name)
-        (folder / CARD).write_text(self.card() if card is None else card, "utf-8")
-        files = {
-            str(path.relative_to(folder)): file_sha256(path)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file() and str(path.relative_to(folder)) not in _UNSEALED
-        }
-        values = manifest_values(self, settings, files)
-        (folder / MANIFEST).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        write_folder(self, folder, adapter=adapter, model=model, card=card)
 
     def push_to_hub(
         self,
@@ -320,16 +229,7 @@ class Checkpoint:
         Args:
             text: Markdown.
         """
-        if text is None:
-            text = short_card(self)
-        if has_metadata(text):
-            return text
-        kind: Kind = "finetune"
-        if self.export is not None:
-            kind = "quantized" if self.export.precision.startswith("int") else kind
-        elif self.adapter_folder is not None:
-            kind = "adapter"
-        return f"{card_metadata(self, kind)}\n{text}"
+        return whole_card(self, text)
 
     def ending_at(self, layer: int) -> Checkpoint:
         """The model that ends behind an exit: its head is this one's, the base's later layers are not run.
@@ -397,14 +297,3 @@ class Checkpoint:
 def _encoder(prompt: Prompt, tokenizer_json: str) -> PromptEncoder:
     """Reranker and engine both want one, and reading a tokenizer takes a tenth of a second."""
     return PromptEncoder(prompt, tokenizer_json)
-
-
-def _copy_weights(source: Path, target: Path) -> None:
-    """Copy configuration and safetensors, nothing else: no pickle travels."""
-    target.mkdir()
-    copied = [*sorted(source.glob("*.json")), *sorted(source.glob("*.safetensors"))]
-    if not any(path.suffix == ".safetensors" for path in copied):
-        raise InputError("expected weights as *.safetensors; pickled weights are not read", path=source)
-    for path in copied:
-        if path.name not in (TOKENIZER, "tokenizer_config.json"):
-            (target / path.name).write_bytes(path.read_bytes())

@@ -199,10 +199,10 @@ _PARTS: dict[str, Callable[[Any], Any]] = {
     "calibration": lambda value: Calibration.from_dict(_mapping(value)),
     "layers": lambda value: None if value is None else _layer(value),
     "prefill_layers": lambda value: None if value is None else _layer(value),
-    # Made sense of beside their tensors, see `Checkpoint.load`.
+    # Made sense of beside their tensors, see `folder`.
     "novelty": _mapping_or_none,
     "exits": _mapping_or_none,
-    # Made sense of beside the scale, see `Checkpoint.load`.
+    # Made sense of beside the scale, see `folder`.
     "decisions": _mapping,
     "reach": lambda value: None if value is None else Reach.from_dict(_mapping(value)),
     "export": lambda value: ExportRecord.from_dict(_mapping(value)),
