@@ -78,18 +78,18 @@ class _Blocks:
     Attributes:
         queries: which of the T · (heads + 2 · key heads) rows stands where in a block (n, heads, L).
         keys_values: the same for keys and values, a block of (2, n, key heads, L).
+        keys_values_alone: the same where the rows have no queries, T · 2 · key heads of them.
         outputs: which of the block's n · heads · L rows stands where among the T · heads outputs.
         mask: 0 where query l may see key a, -inf elsewhere, shape (L, A); the same for all sequences, since the padding
             of shorter ones comes last, where causal attention does not see it.
-        last: where each sequence's last token stands, shape (n,).
         last_mask: the mask of each sequence's last token, shape (n, 1, 1, A).
     """
 
     queries: Tensor
     keys_values: Tensor
+    keys_values_alone: Tensor
     outputs: Tensor
     mask: Tensor
-    last: Tensor
     last_mask: Tensor
 
 
@@ -119,10 +119,10 @@ class BlockAttention:
         return _Blocks(
             queries=places[:, None] * heads.width + head[: heads.queries, None],
             keys_values=places[None, :, None] * heads.width + head[heads.queries :].view(2, 1, heads.keys, 1),
+            keys_values_alone=places[None, :, None] * (2 * heads.keys) + head[: 2 * heads.keys].view(2, 1, -1, 1),
             # Padding at the end reads some real token's output: finite, and nothing reads the padding's own.
             outputs=F.pad(rows[:, None] + head[: heads.queries] * longest, (0, 0, 0, packed.padding)),
             mask=mask,
-            last=packed.last,
             last_mask=mask[packed.lengths - 1][:, None, None],
         )
 
@@ -132,32 +132,53 @@ class BlockAttention:
         return before.shape[3]
 
     def kept(self, states: Tensor, plan: _Blocks) -> Tensor:
-        """Keys and values of the only sequence, to pass as `before`; `states` as for `attend`."""
-        return _taken(states.view(-1, self._heads.size), plan.keys_values)
+        """Keys and values, shape (2, n, key heads, L, size); of an only sequence, they are what `before` takes.
 
-    def attend(self, states: Tensor, plan: _Blocks, before: Tensor | None, *, last: bool) -> Tensor:
-        """What attention gives for all tokens, or for each sequence's last one.
+        Args:
+            states: as for `attend` or `attend_last`.
+            plan: of `plan`.
+        """
+        alone = states.shape[1] == 2 * self._heads.keys
+        return _taken(states.view(-1, self._heads.size), plan.keys_values_alone if alone else plan.keys_values)
+
+    def attend(self, states: Tensor, plan: _Blocks, before: Tensor | None) -> Tensor:
+        """What attention gives for all tokens.
 
         Args:
             states: queries, keys and values of each token, shape (T, heads + 2 · key heads, size).
             plan: of `plan`.
             before: the prefix's keys and values in this layer, if there is one.
-            last: for each sequence's last token alone.
 
         Returns:
-            shape (T, heads · size), or (n, heads · size).
+            shape (T, heads · size).
         """
-        rows = states.view(-1, self._heads.size)
-        keys_values = _taken(rows, plan.keys_values)
-        if before is not None:
-            count = keys_values.shape[1]
-            keys_values = torch.cat([before.expand(-1, count, -1, -1, -1), keys_values], dim=3)
-        if last:
-            queries = states[plan.last, : self._heads.queries].unsqueeze(2)
-            return self._attend(queries, keys_values, plan.last_mask).flatten(1)
+        keys_values = self._behind(before, self.kept(states, plan))
+        queries = _taken(states.view(-1, self._heads.size), plan.queries)
         # Fused kernels may return another memory layout than they were given.
-        found = self._attend(_taken(rows, plan.queries), keys_values, plan.mask).reshape(-1, self._heads.size)
+        found = self._attend(queries, keys_values, plan.mask).reshape(-1, self._heads.size)
         return _taken(found, plan.outputs).view(len(states), -1)
+
+    def attend_last(self, queries: Tensor, states: Tensor, plan: _Blocks, before: Tensor | None) -> Tensor:
+        """What attention gives for each sequence's last token.
+
+        Args:
+            queries: of the last tokens, shape (n, heads, size).
+            states: keys and values of each token, shape (T, 2 · key heads, size).
+            plan: of `plan`.
+            before: the prefix's keys and values in this layer, if there is one.
+
+        Returns:
+            shape (n, heads · size).
+        """
+        keys_values = self._behind(before, self.kept(states, plan))
+        return self._attend(queries.unsqueeze(2), keys_values, plan.last_mask).flatten(1)
+
+    @staticmethod
+    def _behind(before: Tensor | None, keys_values: Tensor) -> Tensor:
+        """Keys and values of each sequence, shape (2, n, key heads, L, size), behind the prefix's if there is one."""
+        if before is None:
+            return keys_values
+        return torch.cat([before.expand(-1, keys_values.shape[1], -1, -1, -1), keys_values], dim=3)
 
     def _attend(self, queries: Tensor, keys_values: Tensor, mask: Tensor) -> Tensor:
         """Attention of all blocks.

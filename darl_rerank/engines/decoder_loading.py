@@ -55,7 +55,7 @@ def load_decoder(
     elif not weights.fits(checkpoint.prompt.max_length):
         return load_decoder(checkpoint, dtype, device, fused=False)
     _check(checkpoint, weights.tensors["embed_tokens.weight"].shape[1], weights.shape.layers)
-    return FusedDecoder(weights, checkpoint.feature_layer, device)
+    return FusedDecoder(weights, checkpoint.feature_layer, device, prefill_layers=checkpoint.prefill_layers)
 
 
 def _check(checkpoint: Checkpoint, hidden: int, layers: int) -> None:

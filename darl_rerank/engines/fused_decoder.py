@@ -7,7 +7,8 @@ sequences of different lengths. Against transformers' forward pass:
 - queries, keys and values are one product; activation, gating and residual sums are done inside the products;
 - attention is two batched products and a softmax with one mask for all sequences; keys are not repeated for the query
   heads that share them;
-- of the last layer all but keys and values is computed for each sequence's last token only;
+- of the last layer all but keys and values is computed for each sequence's last token only, and so of all layers behind
+  the checkpoint's `prefill_layers`, whose keys and values are made of what all tokens are there;
 - sequences that leave early are taken out of the packing between two layers.
 
 benchmarks/torch_steps.py measures what each is worth. The result is transformers' own to within rounding, which tests
@@ -40,12 +41,18 @@ _TOKEN_MULTIPLE = 32
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """One layer's weights; the norms of queries and keys, shape (head size,), are None where there are none."""
+    """One layer's weights; the norms of queries and keys, shape (head size,), are None where there are none.
+
+    Attributes:
+        inputs: queries, keys and values of all tokens; keys and values alone where only the last tokens go on.
+        queries: those of the last tokens there.
+    """
 
     attention_norm: Tensor
     query_norm: Tensor | None
     key_norm: Tensor | None
-    qkv: Product
+    inputs: Product
+    queries: Product | None
     output: Product
     mlp_norm: Tensor
     gate: Product
@@ -60,9 +67,17 @@ class FusedDecoder:
         weights: a decoder's, in the precision it is to run in; they are taken out of it.
         feature_layer: the middle layer, counted from 1.
         device: where it runs.
+        prefill_layers: see `Checkpoint.prefill_layers`.
     """
 
-    def __init__(self, weights: FusedWeights, feature_layer: int, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        weights: FusedWeights,
+        feature_layer: int,
+        device: torch.device | None = None,
+        *,
+        prefill_layers: int | None = None,
+    ) -> None:
         shape, tensors = weights.shape, weights.tensors
         self._device = device or torch.device("cpu")
         self._heads = Heads(shape.heads, shape.key_heads, shape.size)
@@ -77,12 +92,14 @@ class FusedDecoder:
         self._attention: Any = VarlenAttention(self._heads) if packed else BlockAttention(self._heads, fused=not on_cpu)
         self._token_multiple = _TOKEN_MULTIPLE if on_cpu else 1
         kind = product_kind(self._device, self._dtype)
-        self._layers = [self._take(tensors, f"layers.{i}.", kind) for i in range(shape.layers)]
-        # The layer behind whose keys and values only the sequences' last tokens are run: the last one, or none where
-        # all tokens' states there are the middle ones.
-        self._shortened = shape.layers - (feature_layer < shape.layers)
+        # How many layers run all tokens. Without `prefill_layers` all but the last, whose states of other tokens nobody
+        # reads; it too where they are the middle ones.
+        self._prefill = prefill_layers or shape.layers - (feature_layer < shape.layers)
+        self._layers = [
+            self._take(tensors, f"layers.{i}.", kind, last=i >= self._prefill) for i in range(shape.layers)
+        ]  # fmt: skip
 
-    def _take(self, tensors: dict[str, Tensor], layer: str, kind: type[Product]) -> _Layer:
+    def _take(self, tensors: dict[str, Tensor], layer: str, kind: type[Product], *, last: bool) -> _Layer:
         def taken(name: str) -> Tensor | None:
             # The weights stand in the product afterwards, perhaps in another layout: once is enough.
             found = tensors.pop(layer + name, None)
@@ -101,7 +118,8 @@ class FusedDecoder:
             attention_norm=norm("input_layernorm"),
             query_norm=taken("self_attn.q_norm.weight"),
             key_norm=taken("self_attn.k_norm.weight"),
-            qkv=product("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            inputs=product(*([] if last else ["self_attn.q_proj"]), "self_attn.k_proj", "self_attn.v_proj"),
+            queries=product("self_attn.q_proj") if last else None,
             output=product("self_attn.o_proj"),
             mlp_norm=norm("post_attention_layernorm"),
             gate=product("mlp.gate_proj"),
@@ -125,15 +143,23 @@ class FusedDecoder:
         states = self._embedding[torch.tensor(flat, device=self._device)]
         kept: list[Tensor] = []
         middle = states
+        all_tokens = states
         for index, layer in enumerate(self._layers):
-            heads = layer.qkv(self._normed(states, layer.attention_norm)).view(len(states), -1, self._heads.size)
-            self._rotate(heads, layer, cos, sin)
+            if index == self._prefill:
+                all_tokens, states = self._scaled(states), states[packed.last]
+            prefix = None if before is None else before[index]
+            if layer.queries is None:
+                heads = self._heads_of(layer.inputs, self._normed(states, layer.attention_norm))
+                self._turn_all(heads, layer, cos, sin)
+                attended = self._attention.attend(heads, plan, prefix)
+            else:
+                heads = self._heads_of(layer.inputs, all_tokens * layer.attention_norm)
+                queries = self._heads_of(layer.queries, self._normed(states, layer.attention_norm))
+                self._turn(queries, layer.query_norm, cos[packed.last], sin[packed.last])
+                self._turn(heads[:, : self._heads.keys], layer.key_norm, cos, sin)
+                attended = self._attention.attend_last(queries, heads, plan, prefix)
             if keep:
                 kept.append(self._attention.kept(heads, plan))
-            last = index == self._shortened
-            attended = self._attention.attend(heads, plan, None if before is None else before[index], last=last)
-            if last:
-                states = states[packed.last]
             states = layer.output.plus(attended, states)
             normed = self._normed(states, layer.mlp_norm)
             states = layer.down.plus(layer.up.times(normed, layer.gate.swish(normed)), states)
@@ -147,7 +173,7 @@ class FusedDecoder:
                     states, sequences = self._without(gone, states, sequences)
                     packed = Packed.of(sequences, prefix_length, self._token_multiple, self._device)
                     plan, (cos, sin) = self._attention.plan(packed, self._dtype), self._factors(packed)
-        if self._shortened == len(self._layers):
+        if self._prefill == len(self._layers):
             states = states[packed.last]
         return DecoderStates(self._normed(states, self._norm), middle, kept)
 
@@ -171,17 +197,31 @@ class FusedDecoder:
 
     def _normed(self, states: Tensor, weight: Tensor) -> Tensor:
         """RMS norm over the last axis, taken in float32 (Zhang and Sennrich 2019), as transformers does it."""
+        return self._scaled(states) * weight
+
+    def _scaled(self, states: Tensor) -> Tensor:
+        """`states` of unit root mean square."""
         exact = states.float()
         scale = exact.square().mean(-1, keepdim=True).add_(self._epsilon).rsqrt_()
-        return (exact * scale).to(states.dtype) * weight
+        return (exact * scale).to(states.dtype)
 
-    def _rotate(self, heads: Tensor, layer: _Layer, cos: Tensor, sin: Tensor) -> None:
-        """Turn queries and keys of `heads`, shape (T, heads + 2 · key heads, size), by their positions, in place."""
-        turned = heads[:, : self._heads.queries + self._heads.keys]
-        if layer.query_norm is not None and layer.key_norm is not None:
-            queries, keys = turned[:, : self._heads.queries], turned[:, self._heads.queries :]
-            queries.copy_(self._normed(queries, layer.query_norm))
-            keys.copy_(self._normed(keys, layer.key_norm))
+    def _heads_of(self, product: Product, normed: Tensor) -> Tensor:
+        """Shape (tokens, heads, size)."""
+        return product(normed).view(len(normed), -1, self._heads.size)
+
+    def _turn_all(self, heads: Tensor, layer: _Layer, cos: Tensor, sin: Tensor) -> None:
+        """Queries and keys of `heads`, shape (tokens, heads + 2 · key heads, size): at once if they have no norms."""
+        queries, turned = self._heads.queries, self._heads.queries + self._heads.keys
+        if layer.query_norm is None and layer.key_norm is None:
+            self._turn(heads[:, :turned], None, cos, sin)
+        else:
+            self._turn(heads[:, :queries], layer.query_norm, cos, sin)
+            self._turn(heads[:, queries:turned], layer.key_norm, cos, sin)
+
+    def _turn(self, heads: Tensor, norm: Tensor | None, cos: Tensor, sin: Tensor) -> None:
+        """Turn heads, shape (tokens, heads, size), by their positions, in place, behind their norm if they have one."""
+        if norm is not None:
+            heads.copy_(self._normed(heads, norm))
         half = self._heads.size // 2
-        swapped = torch.cat([turned[..., half:], turned[..., :half]], dim=-1)
-        turned.mul_(cos).addcmul_(swapped, sin)
+        swapped = torch.cat([heads[..., half:], heads[..., :half]], dim=-1)
+        heads.mul_(cos).addcmul_(swapped, sin)

@@ -22,7 +22,6 @@ class _Lengths:
         query_ends, key_ends: how many queries (keys) the first i sequences have, i from 0 to n, int32.
         single: 0 to n, int32: the same for one query a sequence.
         places: where each of the n · P + T keys stands among the prefix's and the T; None without a prefix.
-        last: where each sequence's last token stands, shape (n,).
         longest, before: lengths of the longest sequence and of the prefix.
     """
 
@@ -30,7 +29,6 @@ class _Lengths:
     key_ends: Tensor
     single: Tensor
     places: Tensor | None
-    last: Tensor
     longest: int
     before: int
 
@@ -54,7 +52,7 @@ class VarlenAttention:
             inside = torch.arange(total, device=device) - (keys.cumsum(0) - keys)[sequence]
             places = inside + packed.starts[sequence].where(inside >= before, 0)
         single = torch.arange(count + 1, device=device, dtype=torch.int32)
-        return _Lengths(query_ends, key_ends, single, places, packed.last, packed.longest, before)
+        return _Lengths(query_ends, key_ends, single, places, packed.longest, before)
 
     @staticmethod
     def length(before: Tensor) -> int:
@@ -65,23 +63,30 @@ class VarlenAttention:
         """See `BlockAttention.kept`."""
         return torch.stack(self._keys_values(states))
 
-    def attend(self, states: Tensor, plan: _Lengths, before: Tensor | None, *, last: bool) -> Tensor:
+    def attend(self, states: Tensor, plan: _Lengths, before: Tensor | None) -> Tensor:
         """See `BlockAttention.attend`."""
+        queries = states[:, : self._heads.queries]
+        return self._attend(queries, states, plan, before, plan.query_ends, plan.longest)
+
+    def attend_last(self, queries: Tensor, states: Tensor, plan: _Lengths, before: Tensor | None) -> Tensor:
+        """See `BlockAttention.attend_last`."""
+        return self._attend(queries, states, plan, before, plan.single, 1)
+
+    def _attend(
+        self, queries: Tensor, states: Tensor, plan: _Lengths, before: Tensor | None, ends: Tensor, longest: int
+    ) -> Tensor:
         keys, values = self._keys_values(states)
         if before is not None and plan.places is not None:
             keys, values = (
                 torch.cat([first, own]).index_select(0, plan.places)
                 for first, own in zip(before, (keys, values), strict=True)
             )
-        queries = states[:, : self._heads.queries]
-        if last:
-            queries = queries[plan.last]
-        ends, longest = (plan.single, 1) if last else (plan.query_ends, plan.longest)
         return _varlen(queries, keys, values, ends, plan.key_ends, longest, plan.longest + plan.before).flatten(1)
 
     def _keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        first = self._heads.queries
-        return states[:, first : first + self._heads.keys], states[:, first + self._heads.keys :]
+        """Those of all tokens, which stand last in `states`, behind queries or without any."""
+        keys = self._heads.keys
+        return states[:, -2 * keys : -keys], states[:, -keys:]
 
 
 def _varlen(
@@ -129,7 +134,7 @@ def varlen_works(device: torch.device, dtype: torch.dtype) -> bool:
     before = torch.linspace(1, -1, 2 * 2 * 2 * 64, device=device).view(2, 2, 2, 64).to(dtype)
     try:
         attention = VarlenAttention(heads)
-        found = attention.attend(states, attention.plan(packed, dtype), before, last=False)
+        found = attention.attend(states, attention.plan(packed, dtype), before)
     except (
         ImportError,
         RuntimeError,
@@ -141,6 +146,6 @@ def varlen_works(device: torch.device, dtype: torch.dtype) -> bool:
 
     blocks = BlockAttention(heads, fused=False)
     exact = blocks.attend(
-        states.float(), blocks.plan(packed, torch.float32), before.float().transpose(1, 2)[:, None], last=False
-    )
+        states.float(), blocks.plan(packed, torch.float32), before.float().transpose(1, 2)[:, None]
+    )  # fmt: skip
     return torch.allclose(found.float(), exact, atol=0.02, rtol=0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,9 +42,11 @@ def load_body(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 
     weights = weights_of(checkpoint)
     if checkpoint.adapter_folder is None:
-        return ended(_from_pretrained(AutoModel, weights.resolve(), weights.revision, dtype).eval(), checkpoint)
-    body = with_adapter(load_causal_lm(weights, torch.float32), checkpoint)
-    return ended(body.merge_and_unload().base_model.to(dtype).eval(), checkpoint)
+        body = _from_pretrained(AutoModel, weights.resolve(), weights.revision, dtype)
+    else:
+        adapted = with_adapter(load_causal_lm(weights, torch.float32), checkpoint)
+        body = adapted.merge_and_unload().base_model.to(dtype)
+    return with_shared_states(ended(body.eval(), checkpoint), checkpoint.prefill_layers)
 
 
 def weights_of(checkpoint: Checkpoint) -> BaseModel:
@@ -94,6 +97,41 @@ def ended(body: Any, checkpoint: Checkpoint) -> Any:
         wanted = states.float() * states.float().square().mean().rsqrt() * norm.weight.float()
         if not torch.allclose(norm(states).float(), wanted, rtol=0.02, atol=0.02):
             raise InputError(f"{checkpoint.base.name}'s final norm is no RMS norm as a head with its own needs it")
+    return body
+
+
+def with_shared_states(body: Any, prefill_layers: int | None) -> Any:
+    """The decoder with keys and values behind `prefill_layers` made of what all tokens are there.
+
+    All tokens still run all layers, so this is slower than it could be; what the last token comes to is the same.
+
+    Args:
+        body: transformers' decoder, under LoRA or not; it is changed.
+        prefill_layers: see `Checkpoint.prefill_layers`.
+
+    Raises:
+        InputError: the decoder has no more layers than these, or none of the kind that can be changed.
+    """
+    if prefill_layers is None:
+        return body
+    layers = getattr(body, "layers", ())
+    parts = ("input_layernorm", "self_attn.k_proj", "self_attn.v_proj")
+    if len(layers) <= prefill_layers:
+        raise InputError(f"prefill_layers {prefill_layers} is not below the model's {len(layers)} layers")
+    try:
+        found = [[layer.get_submodule(part) for part in parts] for layer in layers[prefill_layers:]]
+    except AttributeError as error:
+        raise InputError(f"{body.config.model_type} can't have prefill_layers: {error}") from error
+    # Of each thread its own, as a decoder may be run by several.
+    shared = threading.local()
+
+    def keep(module: Any, arguments: Any, output: Any) -> None:
+        shared.states = output[0] if isinstance(output, tuple) else output
+
+    layers[prefill_layers - 1].register_forward_hook(keep)
+    for norm, *products in found:
+        for product in products:
+            product.register_forward_pre_hook(lambda module, arguments, norm=norm: (norm(shared.states),))
     return body
 
 

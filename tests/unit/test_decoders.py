@@ -22,7 +22,9 @@ from darl_rerank.engines.fused_weights import FusedWeights, cache_path
 from darl_rerank.engines.products import OneDnnProduct, Product, product_kind
 from darl_rerank.engines.torch_engine import TorchEngine
 from darl_rerank.engines.varlen_attention import VarlenAttention, varlen_works
+from darl_rerank.errors import InputError
 from darl_rerank.model.base_model import BaseModel
+from darl_rerank.model.base_weights import with_shared_states
 
 CPU = torch.device("cpu")
 PREFIX = [5, 9, 2, 30, 7]
@@ -59,19 +61,19 @@ def random_model(kind: str, dtype: torch.dtype = torch.float32) -> Any:
     return model.to(dtype)
 
 
-def fused_decoder(model: Any, feature_layer: int = 2) -> FusedDecoder:
+def fused_decoder(model: Any, feature_layer: int = 2, prefill_layers: int | None = None) -> FusedDecoder:
     weights = FusedWeights.of_model(model)
     assert weights is not None
-    return FusedDecoder(weights, feature_layer)
+    return FusedDecoder(weights, feature_layer, prefill_layers=prefill_layers)
 
 
 @torch.inference_mode()
 def both(
-    kind: str, dtype: torch.dtype = torch.float32, feature_layer: int = 2
+    kind: str, dtype: torch.dtype = torch.float32, feature_layer: int = 2, prefill_layers: int | None = None
 ) -> list[tuple[DecoderStates, DecoderStates]]:
     """States without a prefix and behind one, each by transformers and by the fused decoder."""
-    plain = PlainDecoder(random_model(kind, dtype), feature_layer)
-    fused = fused_decoder(random_model(kind, dtype), feature_layer)
+    plain = PlainDecoder(with_shared_states(random_model(kind, dtype), prefill_layers), feature_layer)
+    fused = fused_decoder(random_model(kind, dtype), feature_layer, prefill_layers)
     starts = [decoder.run([PREFIX], keep=True).keys_values for decoder in (plain, fused)]
     return [
         (plain.run(SEQUENCES), fused.run(SEQUENCES)),
@@ -88,6 +90,25 @@ def test_the_fused_decoder_gives_what_transformers_gives(kind: str) -> None:
     for (keys, values), kept in zip(plain.keys_values, fused.keys_values, strict=True):
         torch.testing.assert_close(kept[0], keys, atol=2e-5, rtol=1e-5)
         torch.testing.assert_close(kept[1], values, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_last_token_goes_on_behind_prefill_layers(kind: str) -> None:
+    for (plain, fused), (whole, _) in zip(both(kind, feature_layer=1, prefill_layers=1), both(kind), strict=True):
+        torch.testing.assert_close(fused.final, plain.final, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(fused.middle, plain.middle, atol=2e-5, rtol=1e-5)
+        assert not torch.allclose(plain.final, whole.final, atol=0.01)
+    for (keys, values), kept in zip(plain.keys_values, fused.keys_values, strict=True):
+        torch.testing.assert_close(kept[0], keys, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(kept[1], values, atol=2e-5, rtol=1e-5)
+
+
+def test_prefill_layers_up_to_the_last_are_the_whole_model() -> None:
+    for (plain, fused), (_, whole) in zip(both("qwen3", prefill_layers=2), both("qwen3"), strict=True):
+        torch.testing.assert_close(plain.final, whole.final, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(fused.final, whole.final, atol=0, rtol=0)
+    with pytest.raises(InputError, match="prefill_layers 3 is not below the model's 3 layers"):
+        with_shared_states(random_model("llama"), 3)
 
 
 @pytest.mark.parametrize("feature_layer", [1, 3])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers import LlamaForCausalLM
 
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.engines.attention import masked_attention
+from darl_rerank.engines.torch_engine import TorchEngine
+from darl_rerank.model.base_weights import load_body
 from darl_rerank.model.prompt import PromptGroup
 from darl_rerank.training.model.grade_model import GradeModel, load_grade_model
 from darl_rerank.training.model.packing import TOKEN_MULTIPLE, _attend, pack
@@ -36,6 +41,30 @@ def test_packed_logits_are_those_of_the_engine(tiny_model: Path, tiny_reranker: 
     expected = tiny_reranker.score_pairs(pairs).logits
     assert logits.shape == expected.shape
     assert abs(logits - expected).max() < 2e-5
+
+
+def test_training_runs_what_the_engine_runs_behind_prefill_layers(tiny_model: Path, tmp_path: Path) -> None:
+    """With the tiny model's two layers once more, two layers lie behind those that run all tokens."""
+    checkpoint = Checkpoint.load(tiny_model)
+    body = load_body(checkpoint, torch.float32)
+    body.layers.extend(deepcopy(body.layers))
+    body.config.num_hidden_layers = 4
+    LlamaForCausalLM(body.config).save_pretrained(tmp_path / "model")
+    weights = {f"model.{name}": value.contiguous() for name, value in body.state_dict().items()}
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    shallow = checkpoint.replace(prefill_layers=2, novelty=None).save(tmp_path / "saved", model=tmp_path / "model")
+    assert shallow.prefill_layers == 2
+    packed = pack(groups(shallow))
+    pairs = [(query, document) for i, query in enumerate(QUERIES) for document in DOCUMENTS[: i + 2]]
+    expected = Reranker(shallow, TorchEngine(shallow, device="cpu", precision="float32")).score_pairs(pairs).logits
+    for trainable in (Trainable("all"), Trainable(rank=2)):
+        model = load_grade_model(shallow, trainable).eval()
+        with torch.inference_mode():
+            (logits,) = model(packed.last, **packed.inputs()).numpy()
+        assert abs(logits - expected).max() < 2e-5
+    whole = shallow.replace(prefill_layers=None)
+    other = Reranker(whole, TorchEngine(whole, device="cpu", precision="float32")).score_pairs(pairs).logits
+    assert abs(other - expected).max() > 0.01
 
 
 def test_a_shared_beginning_stands_once(tiny_model: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from darl_rerank.errors import InputError, MissingDependencyError
-from darl_rerank.model.base_weights import ended, load_causal_lm, weights_of, with_adapter
+from darl_rerank.model.base_weights import ended, load_causal_lm, weights_of, with_adapter, with_shared_states
 from darl_rerank.model.checkpoint import Checkpoint
 from darl_rerank.model.exits import EPSILON, ExitHead, Exits
 from darl_rerank.model.head import Head, Link
@@ -150,6 +150,8 @@ def load_grade_model(
         raise InputError(f"layers = {trainable.layers}, but {checkpoint.base.name} has {count}")
     if exits and max(exits) >= count:
         raise InputError(f"exits stand before the last of {count} layers, got {max(exits)}")
+    if exits and max(exits) > (checkpoint.prefill_layers or count):
+        raise InputError(f"exits stand no later than prefill_layers, {checkpoint.prefill_layers}, got {max(exits)}")
     first = 0 if trainable.layers is None else count - trainable.layers
     if lora and adapted:
         for layer in layers[:first]:
@@ -161,6 +163,7 @@ def load_grade_model(
             for module in layer.modules():
                 if isinstance(module, nn.Linear):
                     module.weight.requires_grad_(True)
+    with_shared_states(_decoder(lm), checkpoint.prefill_layers)
     model = GradeModel(lm, checkpoint.head, checkpoint.link, _begun(checkpoint, exits, _decoder(lm)))
     register()
     model.body.config._attn_implementation = ATTENTION

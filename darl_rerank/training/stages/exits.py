@@ -167,6 +167,8 @@ def _begun(checkpoint: Checkpoint, layers: Sequence[int], *, trains: bool) -> li
     if max(layers) >= count:
         raise InputError(f"an exit stands before the last layer, of which {checkpoint.base.name} has {count}; "
                          f"got {max(layers)}")  # fmt: skip
+    if max(layers) > (checkpoint.prefill_layers or count):
+        raise InputError(f"an exit stands no later than prefill_layers, {checkpoint.prefill_layers}; got {max(layers)}")
     norm = getattr(getattr(body, "norm", None), "weight", None)
     hidden = checkpoint.head.weight.shape[1]
     scale = np.ones(hidden, np.float32) if norm is None else norm.detach().float().numpy().copy()
