@@ -17,6 +17,8 @@ from ..errors import DarlRerankError, InputError, MissingDependencyError, Outdat
 from .model import Model
 from .signals import handlers_kept
 
+log = logging.getLogger(__name__)
+
 # What this was written on. Before 2.54 any web page could run code on a cluster through a browser on its network
 # (CVE-2026-27482).
 OLDEST = "2.60"
@@ -68,6 +70,8 @@ def connected(address: str) -> Iterator[None]:
         options["include_dashboard"] = False
     elif address != "auto":
         _check_address(address)
+    # For a cluster of this machine alone Ray starts eight processes, which takes long where the cores are busy.
+    log.info(f"waiting for Ray {'to start on this machine' if address == 'local' else f'(--ray {address})'}")
     try:
         with handlers_kept():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)

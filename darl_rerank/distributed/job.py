@@ -29,6 +29,8 @@ from .plan import Lookup, Plan, Task, plan
 from .storage import Parts, exists, is_url, whole_output
 from .worker import PartWorker, from_json
 
+log = logging.getLogger(__name__)
+
 # Tasks that Ray is given: each costs the driver some kilobytes and milliseconds.
 _TASKS = 4000
 
@@ -133,8 +135,10 @@ def rerank_on_ray(
                 inputs.append(name)
             size = _sized(workers or Workers(), task.model)
             nodes = nodes_for(size.cpus, size.gpus or 0)
+            log.info(f"waiting for the nodes ({len(nodes)}): version, files and checkpoint are looked at on each")
             check_nodes(nodes, [path for path in inputs if not is_url(path)], task.model)
             size = replace(size, count=size.count or sum(node.workers for node in nodes))
+            log.info("waiting for a worker to load the model and read the run")
             planned = _planned(task, size)
             task = replace(task, model=replace(task.model, fingerprint=planned.fingerprint))
             done = parts.go_on(_identity(task, planned))
@@ -201,6 +205,8 @@ def _judge(task: Task, planned: Plan, done: set[int], workers: Workers, progress
     left = [number for number in range(len(planned.parts)) if number not in done]
     total = int(planned.parts[:, 2].sum())
     finished = total - int(planned.parts[left, 2].sum())
+    if left:
+        log.info(f"waiting for the workers ({min(workers.count or 1, len(left))}) to load the model")
     with progress_bar("reranking", total, unit="doc", done=finished, progress=progress) as bar:
         if not left:
             return

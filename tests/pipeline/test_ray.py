@@ -81,6 +81,8 @@ def test_the_bytes_are_those_of_one_machine(whole: Path, tmp_path: Path, tiny_mo
     assert outputs(tmp_path) == outputs(whole / "here")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.trec"]
     assert json.loads(result.stdout)["queries"] == len(QUERIES)
+    waited = [line for line in result.stderr.splitlines() if line.startswith("waiting for")]
+    assert [line.split()[3] for line in waited] == ["nodes", "worker", "workers"], result.stderr
 
 
 def on_ray(files: Path, out: Path, model: Path, **options: Any) -> None:

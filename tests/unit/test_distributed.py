@@ -96,6 +96,18 @@ def test_an_address_without_a_cluster_is_an_error(monkeypatch: pytest.MonkeyPatc
             pass
 
 
+def test_it_says_that_it_waits_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(**_: object) -> None:
+        assert caplog.messages == ["waiting for Ray to start on this machine"]
+        raise ConnectionError("not today")
+
+    monkeypatch.setattr("ray.init", start)
+    with caplog.at_level("INFO", "darl_rerank"), pytest.raises(InputError, match="not today"), connected("local"):
+        pass
+
+
 def test_the_configuration_for_kubernetes_is_one_that_serve_and_the_application_take() -> None:
     service, policy = yaml.safe_load_all((DOCS / "ray-service.yaml").read_text("utf-8"))
     assert (service["kind"], policy["kind"]) == ("RayService", "NetworkPolicy")
