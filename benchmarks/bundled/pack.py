@@ -147,13 +147,14 @@ def with_heads(start: Checkpoint, trained: Path, layers: Sequence[int], chosen: 
 
 
 def read(candidates: Path, trained: Path, name: str) -> list[Query]:
+    """The queries that have scores."""
     with np.load(trained / "scores.npz") as stored:
-        logits = stored[f"{name}.logits"]
-    found, begin = [], 0
+        logits, place = stored[f"{name}.logits"], {str(key): i for i, key in enumerate(stored[f"{name}.key"])}
+    found = []
     for row in _lines(candidates / f"{name}.candidates.jsonl.gz"):
-        found.append(Query(row, logits[begin : begin + len(row["docids"])]))
-        begin += len(row["docids"])
-    assert begin == len(logits), name
+        keys = [f"{row['qid']}\t{docid}" for docid in row["docids"]]
+        if keys[0] in place:
+            found.append(Query(row, logits[[place[key] for key in keys]]))
     return found
 
 

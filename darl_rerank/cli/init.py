@@ -25,11 +25,13 @@ log = logging.getLogger(__name__)
 )
 @click.option("--max-length", type=click.IntRange(min=32),
               help="Longest sequence in tokens.  [default: 512; with --from its authors' own]")  # fmt: skip
+@click.option("--prefill-layers", type=click.IntRange(min=1),
+              help="With --base: run all tokens through so many layers, the last one through all.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
 @json_option
 def init(
     folder: Path, base: str | None, reranker: str | None, family: str | None, task: str | None, scale: str | None,
-    prompt_file: Path | None, max_length: int | None, overwrite: bool, as_json: bool,
+    prompt_file: Path | None, max_length: int | None, prefill_layers: int | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a checkpoint in FOLDER.
 
@@ -46,9 +48,9 @@ def init(
         file = Path(scale)
         chosen = RelevanceScale.from_dict(_read_json(file)) if file.is_file() else RelevanceScale.named(scale)
     if reranker is not None:
-        if base is not None or prompt_file is not None:
+        if base is not None or prompt_file is not None or prefill_layers is not None:
             raise click.UsageError(
-                "--from can't be given with --base or --prompt: the reranker has a prompt of its own"
+                "--from can't be given with --base, --prompt or --prefill-layers: the reranker stays as it is"
             )
         checkpoint = Checkpoint.from_reranker(reranker, family=family, task=task, scale=chosen, max_length=max_length)
         state, source = f"reranker ({checkpoint.provenance['reranker']['family']})", reranker
@@ -57,7 +59,8 @@ def init(
             raise click.UsageError("--family and --task go with --from")
         prompt = None if prompt_file is None else Prompt.from_dict(_read_json(prompt_file))
         state, source = "untrained checkpoint", base or "smollm2"
-        checkpoint = Checkpoint.from_base(source, chosen or RelevanceScale.named("trec4"), prompt)
+        checkpoint = Checkpoint.from_base(source, chosen or RelevanceScale.named("trec4"), prompt,
+                                          prefill_layers=prefill_layers)  # fmt: skip
         if max_length is not None:
             changed = Prompt.from_dict({**checkpoint.prompt.to_dict(), "max_length": max_length})
             checkpoint = checkpoint.replace(prompt=changed)

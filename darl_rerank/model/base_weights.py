@@ -186,7 +186,9 @@ def _from_pretrained(auto: Any, source: Any, revision: str | None, dtype: torch.
     return model
 
 
-def read_base(base: str | Path, scale: RelevanceScale, prompt: Prompt | None) -> dict[str, Any]:
+def read_base(
+    base: str | Path, scale: RelevanceScale, prompt: Prompt | None, prefill_layers: int | None
+) -> dict[str, Any]:
     """What an untrained checkpoint takes from its base model; see `Checkpoint.from_base`."""
     require_torch()
     import torch
@@ -214,12 +216,15 @@ def read_base(base: str | Path, scale: RelevanceScale, prompt: Prompt | None) ->
     encoder = PromptEncoder(prompt, tokenizer_json)
     head = head_from_words(model.get_output_embeddings(), scale, encoder, base=str(base))
     layers = int(model.config.get_text_config().num_hidden_layers)
+    if prefill_layers is not None and not 1 <= prefill_layers < layers:
+        raise InputError(f"prefill_layers must lie between 1 and {layers - 1} for {base}, got {prefill_layers}")
     return {
         "prompt": prompt,
         "tokenizer_json": tokenizer_json,
         "head": head,
         "base": reference,
-        "feature_layer": max(1, layers // 2),
+        "feature_layer": max(1, min(layers // 2, prefill_layers or layers)),
+        "prefill_layers": prefill_layers,
     }
 
 

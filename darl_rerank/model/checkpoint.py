@@ -87,21 +87,25 @@ class Checkpoint:
     sha256: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def from_base(cls, base: str | Path, scale: RelevanceScale, prompt: Prompt | None = None) -> Checkpoint:
+    def from_base(
+        cls, base: str | Path, scale: RelevanceScale, prompt: Prompt | None = None, *, prefill_layers: int | None = None
+    ) -> Checkpoint:
         """An untrained checkpoint whose head comes from the grade words' rows of the base model's LM head.
 
         Args:
             base: "smollm2", a local folder with a transformers decoder LLM, or a hub id.
             scale: the grades; two grades whose words begin with the same token can't be told apart.
             prompt: `Prompt.default(scale)` if None.
+            prefill_layers: see the class; such a model has to be trained before its scores mean anything.
 
         Raises:
-            InputError: the base can't be read, or the grade words collide under its tokenizer.
+            InputError: the base can't be read, it has no more layers than `prefill_layers`, or the grade words collide
+                under its tokenizer.
             MissingDependencyError: torch or transformers is not installed.
         """
         from .base_weights import read_base
 
-        return cls(scale=scale, **read_base(base, scale, prompt))
+        return cls(scale=scale, **read_base(base, scale, prompt, prefill_layers))
 
     @classmethod
     def from_reranker(

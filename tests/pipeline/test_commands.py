@@ -97,6 +97,13 @@ def test_init_makes_a_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     made = Checkpoint.load(tmp_path / "made")
     assert (len(made.scale), made.prompt.max_length, made.trained) == (4, 64, False)
+    assert made.prefill_layers is None
+    result = call("init", tmp_path / "shallow", "--base", base, "--prefill-layers", 1)
+    assert result.exit_code == 0, result.output
+    assert Checkpoint.load(tmp_path / "shallow").prefill_layers == 1
+    result = call("init", tmp_path / "none", "--base", base, "--prefill-layers", 2)
+    assert result.exit_code == 3
+    assert "prefill_layers must lie between 1 and 1" in result.stderr
     again = call("init", tmp_path / "made", "--base", base)
     assert again.exit_code == 3
     assert "already exists" in again.stderr

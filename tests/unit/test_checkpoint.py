@@ -55,6 +55,18 @@ def test_novelty_statistics_travel(tiny_model: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(saved.novelty.score(features), model.score(features))
 
 
+def test_layers_that_do_not_fit_prefill_layers_are_named(tiny_model: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.load(tiny_model)
+    saved = checkpoint.replace(prefill_layers=1, feature_layer=1).save(tmp_path / "new")
+    assert saved.prefill_layers == 1
+    assert saved.fingerprint != checkpoint.replace(feature_layer=1).fingerprint
+    assert json.loads((tmp_path / "new" / "checkpoint.json").read_text())["format"] == 4
+    with pytest.raises(InputError) as caught:
+        checkpoint.replace(prefill_layers=1, feature_layer=2, layers=1).save(tmp_path / "faulty")
+    for message in ("not up to its feature_layer 2", "prefill_layers 1 is not below the 1 layers"):
+        assert message in str(caught.value)
+
+
 def test_a_missing_or_changed_file_is_named(copy: Path) -> None:
     weights = copy / "model" / "model.safetensors"
     data = bytearray(weights.read_bytes())
