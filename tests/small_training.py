@@ -53,6 +53,7 @@ pairs = "ood_test.jsonl"
 epochs = 3
 [select]
 budget = 10
+strategy = "dasa"
 labels = "{labels}"
 annotations = "graded.jsonl"
 band = [5, 99]

@@ -40,7 +40,7 @@ _COMMANDS = {
     "evaluate": "Measure runs, or a model on graded pairs.",
     "train": "Train with DaRL.",
     "calibrate": "Refit a checkpoint's calibration on graded pairs.",
-    "select": "Choose unlabelled pairs worth labelling (DASA).",
+    "select": "Choose unlabelled pairs worth labelling.",
     "drift": "Say whether traffic is what a checkpoint was calibrated on.",
     "exits": "Let irrelevant documents leave a checkpoint's model early.",
     "export": "Export a checkpoint to ONNX and prove parity.",

@@ -41,8 +41,12 @@ _PATH = click.Path(path_type=Path)
     help="What to do if the pool shares queries with --exclude.",
 )
 @click.option("--budget", type=click.IntRange(min=1), required=True, help="Pairs that can be labelled.")
-@click.option("--strategy", default="dasa", show_default=True, help="dasa, random, novel, uncertainty, knn, kcenter …")
-@click.option("--band", type=float, nargs=2, default=(80.0, 99.5), show_default=True, help="Novelty percentiles.")
+@click.option(
+    "--strategy", default="random", show_default=True, help="random, novel, uncertainty, dasa, knn, kcenter …"
+)
+@click.option(
+    "--band", type=float, nargs=2, default=(80.0, 99.5), show_default=True, help="Novelty percentiles, for dasa."
+)
 @click.option(
     "--per-query",
     type=click.IntRange(min=0),
@@ -138,6 +142,7 @@ def select(
     write_annotations(output, (Annotation(found[row], new, p.tolist()) for row, new, p in picked))
     with atomic_write(output.with_name(output.name + ".summary.json")) as stream:
         json.dump(summary, stream, indent=1, ensure_ascii=False)
+    log.info(summary["reason"])
     for warning in summary["warnings"]:
         log.warning(warning)
     log.info(f"{output}: {len(chosen.rows)} pairs to grade ({', '.join(names)})")
@@ -177,7 +182,7 @@ def _print(summary: dict[str, Any]) -> None:
         [
             "",
             f"{pool['new_share_at_least']:.1%}",
-            "unlike the labelled set, at least; `--strategy novel` draws among them",
+            "unlike the labelled set, at least",
         ],
         ["not eligible", f"{cut['below_band']:,}", "below the band"],
         ["", f"{cut['above_band']:,}", "above the band"],

@@ -45,6 +45,7 @@ def test_pool_to_annotation_file(files: Path, tiny_model: Path) -> None:
     result = run(files, tiny_model, "--band", "0", "100", "--per-query", "2", "--exclude", str(files / "test.jsonl"),
                  "--overlap", "skip")  # fmt: skip
     assert result.exit_code == 0, result.output
+    assert "strategy random: no other is shown to train a better model" in result.stderr
     rows = [json.loads(line) for line in (files / "out.jsonl").read_text("utf-8").splitlines()]
     assert len(rows) == len({(row["query"], row["document"]) for row in rows}) == 10
     assert all(row["grade"] is None and 0 < row["novelty"] < 100 for row in rows)

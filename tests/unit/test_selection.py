@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
+from darl_rerank.cli.select import select as select_command
 from darl_rerank.errors import InputError
 from darl_rerank.model.novelty import fit_novelty
-from darl_rerank.training.recipe.settings import SelectionSettings
+from darl_rerank.training.recipe.settings import DEFAULT_STRATEGY, SelectionSettings, SelectStage
 from darl_rerank.training.selection.candidates import Candidates, describe_pool, normalised_entropy
 from darl_rerank.training.selection.coverage import Coverage, Farthest, QueryCap, lazy_greedy
 from darl_rerank.training.selection.select import estimated_share, select
+from darl_rerank.training.selection.select_pairs import select_pairs
 from darl_rerank.training.selection.strategies import STRATEGIES
 
 DIMENSIONS = 12
@@ -108,6 +111,31 @@ def test_more_above_the_band_than_junk_accounts_for_is_warned_of(above: int, war
     assert select(pool, 10, "random", settings).summary["warnings"] == []
     whole = SelectionSettings(per_query=None, band=(80.0, 100.0))
     assert select(pool, 10, "dasa", whole).summary["warnings"] == []
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.0, False), (0.1, True), (0.4, False)])
+def test_the_default_is_a_random_draw_and_says_when_novel_pairs_are_worth_labelling(share: float, said: bool) -> None:
+    rng = np.random.default_rng(5)
+    new = rng.random(4000) < share
+    novelty = np.where(new, rng.uniform(98, 100, 4000), rng.uniform(0, 100, 4000))
+    pool = candidates_of(np.ones((4000, DIMENSIONS)), novelty=novelty)
+    found = select(pool, 10)
+    np.testing.assert_array_equal(found.rows, select(pool, 10, "random").rows)
+    assert found.summary["reason"].startswith("strategy random: no other is shown to train a better model")
+    assert ("to calibrate for it, take the strategy novel" in found.summary["reason"]) == said
+    assert select(pool, 10, "novel").summary["reason"] == "strategy novel, as asked"
+
+
+def test_every_door_has_the_same_default() -> None:
+    (option,) = (each for each in select_command.params if each.name == "strategy")
+    assert option.default == SelectStage(budget=1).strategy == DEFAULT_STRATEGY
+    assert signature(select_pairs).parameters["strategy"].default == DEFAULT_STRATEGY
+
+
+def test_a_band_that_has_no_effect_is_warned_of(pool: Candidates) -> None:
+    settings = SelectionSettings(band=(60.0, 100.0))
+    assert select(pool, 10, settings=settings).summary["warnings"] == ["the band has no effect on the strategy random"]
+    assert select(pool, 10, "dasa", settings).summary["warnings"] == []
 
 
 def test_random_draws_every_pair_alike() -> None:

@@ -47,6 +47,8 @@ StrategyName = Literal[
     "knn",
     "kcenter",
 ]
+# No other way to choose is shown to train a better model, whatever the share of new pairs (docs/rare-shift.md).
+DEFAULT_STRATEGY: StrategyName = "random"
 ALPHAS = tuple(i / 10 for i in range(11))
 
 
@@ -135,7 +137,7 @@ class SelectStage:
     """
 
     budget: Count
-    strategy: StrategyName = "dasa"
+    strategy: StrategyName = DEFAULT_STRATEGY
     settings: SelectionSettings = field(default_factory=SelectionSettings)
     labels: Literal["annotations", "teacher", "pool"] = "annotations"
     # Annotators fill the file in after the first run, so it need not be there yet.

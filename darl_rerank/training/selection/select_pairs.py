@@ -17,7 +17,7 @@ from darl_rerank.reranker import Reranker
 from darl_rerank.trec.graded_pairs import GradedPair
 
 from ..data.features import PairFeatures, extract_features, open_features
-from ..recipe.settings import SelectionSettings
+from ..recipe.settings import DEFAULT_STRATEGY, SelectionSettings
 from .candidates import describe_pool
 from .select import select
 
@@ -49,9 +49,9 @@ def select_pairs(
     features: Reranker,
     folder: Path,
     *,
-    strategy: str,
     budget: int,
     settings: SelectionSettings,
+    strategy: str = DEFAULT_STRATEGY,
     rows: NDArray[np.intp] | None = None,
     pool_features: Path | None = None,
     progress: Progress = True,
@@ -65,7 +65,7 @@ def select_pairs(
         model: the current model, whose uncertainty counts.
         features: the base model, whose features count; may be `model`.
         folder: for features; the same call after a kill goes on from there.
-        strategy, budget, settings: as in `select.select`.
+        budget, settings, strategy: as in `select.select`.
         rows: numbers of the pairs of `pool` that may be chosen, shape (n,); all if None.
         pool_features: a folder with the finished features of `pool`, from an earlier selection or `extract_features`;
             they are computed, to `folder`, if None.

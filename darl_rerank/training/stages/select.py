@@ -1,4 +1,4 @@
-"""Select: which pairs of the pool to have labelled (DASA or another strategy), written as a file for annotators."""
+"""Select: which pairs of the pool to have labelled, by DASA or another strategy, written as a file for annotators."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def run(context: Context, folder: Path) -> dict[str, Any]:
         folder / ANNOTATIONS,
         (Annotation(*item) for item in zip(blank, chosen.novelty, chosen.predicted, strict=True)),
     )
+    log.info("select: %s", chosen.summary["reason"])
     for warning in chosen.summary["warnings"]:
         log.warning("select: %s", warning)
     return {"rows": rows, **chosen.summary}
