@@ -30,10 +30,12 @@ import torch
 from ..errors import InputError
 from ..model.base_weights import load_body
 from ..model.checkpoint import Checkpoint
+from .blocks import Blocks, KeysValues, LastQueries, OneRow, rows_of
 from .graph_exits import GraphExit, exits_of, grade_logits, linear
-from .last_tokens import run_last_tokens_only
+from .last_tokens import LastTokens, layers_of_all_tokens
 from .names import OUTPUTS, PREFIX_INPUTS, segment_outputs
 from .packing import TABLES, pack, tables
+from .product import Product
 from .rotation import rotate
 from .simplification import simplify
 
@@ -43,125 +45,6 @@ OPSET = 23
 FUSED_OPSET = 23
 OLDEST_OPSET = 18
 _IMPLEMENTATION = "darl_rerank_export"
-
-
-class _Prefix:
-    """What the decoder takes for a cache: keeps the keys and values of the packed tokens, shape (1, heads, T, size)."""
-
-    def __init__(self, length: Any) -> None:
-        self._length = length
-        self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.own[layer_idx] = keys, values
-        return keys, values
-
-    def get_seq_length(self, layer_idx: int = 0) -> Any:
-        return self._length
-
-
-class _Blocks:
-    """Gathers packed rows into blocks for attention, behind the prefix, and its results back.
-
-    Args:
-        places: of n rows' L tokens among the T packed ones, shape (n, L).
-        rows, inside: of each packed token its row and its place there, shape (T,).
-        prefix: keys and values before each row, shape (layers, 2, heads, P, size); None if there are none.
-    """
-
-    def __init__(
-        self, places: torch.Tensor, rows: torch.Tensor, inside: torch.Tensor, prefix: torch.Tensor | None
-    ) -> None:
-        self._places, self._rows, self._inside, self._prefix = places, rows, inside, prefix
-        # Made once for all layers, which have the same heads.
-        self._taken: dict[tuple[int, bool], torch.Tensor] = {}
-        self._returned: dict[int, torch.Tensor] = {}
-        self._masks: dict[int | None, torch.Tensor] = {}
-
-    def queries(self, packed: torch.Tensor) -> torch.Tensor:
-        """(1, heads, T, size) to (n, heads, L, size)."""
-        return self._take(packed, None)
-
-    def keys_values(
-        self, keys: torch.Tensor, values: torch.Tensor, layer: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """Each (1, heads, T, size) to (n, heads, P + L, size)."""
-        first, second = (None, None) if self._prefix is None else (self._prefix[layer, 0], self._prefix[layer, 1])
-        return self._take(keys, first), self._take(values, second)
-
-    def packed(self, blocks: torch.Tensor) -> torch.Tensor:
-        """(n, heads, L, size) to (1, T, heads, size)."""
-        _, heads, length, size = blocks.shape
-        if heads not in self._returned:
-            head = torch.arange(heads)
-            self._returned[heads] = (self._rows[:, None] * heads + head) * length + self._inside[:, None]
-        table = self._returned[heads]
-        return _rows(blocks.reshape(-1, size), table)[None]
-
-    def mask(self, queries: int, keys: int, window: int | None) -> torch.Tensor:
-        """True where query i may see key j, shape (1, 1, queries, keys); made once for all layers of a kind."""
-        if window not in self._masks:
-            row = (torch.arange(queries) + (keys - queries))[:, None]
-            column = torch.arange(keys)[None]
-            seen = column <= row
-            if window is not None:
-                seen = seen & (column > row - window)
-            self._masks[window] = seen[None, None]
-        return self._masks[window]
-
-    def _take(self, own: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
-        """Rows of `own`, shape (1, heads, T, size), behind `before`, shape (heads, P, size): one gather of both."""
-        _, heads, tokens, size = own.shape
-        count = self._places.shape[0]
-        key = heads, before is not None
-        if key not in self._taken:
-            head = torch.arange(heads)[None, :, None]
-            table = head * tokens + self._places[:, None]
-            if before is not None:
-                first = before.shape[1]
-                shared = (head * first + torch.arange(first)).expand(count, -1, -1)
-                table = torch.cat([shared, table + heads * first], dim=2)
-            self._taken[key] = table
-        table = self._taken[key]
-        stored = own.reshape(-1, size)
-        if before is not None:
-            stored = torch.cat([before.reshape(-1, size), stored])
-        return _rows(stored, table)
-
-
-class _OneRow(_Blocks):
-    """A single row without padding or prefix: its tokens are one block already."""
-
-    def queries(self, packed: torch.Tensor) -> torch.Tensor:
-        return packed
-
-    def keys_values(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return keys, values
-
-    def packed(self, blocks: torch.Tensor) -> torch.Tensor:
-        return blocks.transpose(1, 2)
-
-
-def _rows(stored: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """`stored[table]`, of the table's shape and one axis more."""
-    # Of the operators that gather rows the one that becomes Gather alone.
-    return torch.nn.functional.embedding(table, stored)
-
-
-class Product(torch.nn.Module):
-    """A linear layer y = x W + b whose weight, shape (in, out), is what the traced MatMul reads, under its own name."""
-
-    def __init__(self, linear: torch.nn.Linear) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(linear.weight.detach().T, requires_grad=False)
-        self.bias = linear.bias
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """`states`, shape (…, in), to (…, out)."""
-        product = states @ self.weight
-        return product if self.bias is None else product + self.bias
 
 
 class GradeGraph(torch.nn.Module):
@@ -195,7 +78,8 @@ class GradeGraph(torch.nn.Module):
         self.link = checkpoint.link
         self.instruction_length = checkpoint.encoder().instruction_length
         self.attention = attention
-        self.blocks: _Blocks | None = None
+        self.last_tokens = LastTokens(layers, layers_of_all_tokens(checkpoint, layers))
+        self.blocks: list[Blocks | LastQueries] = []
         self.one_row = False
         self._feature_layer = checkpoint.feature_layer
         self.exits = exits_of(checkpoint, len(layers))
@@ -242,18 +126,22 @@ class GradeGraph(torch.nn.Module):
             prefix_keys_values, prefix_own_sum: see the module.
         """
         before = 0 if prefix_keys_values is None else prefix_keys_values.shape[3]
-        kind = _OneRow if self.one_row else _Blocks
-        self.blocks = kind(places, rows, inside, prefix_keys_values)
-        prefix, positions = _Prefix(before), inside + before
+        blocks = (OneRow if self.one_row else Blocks)(places, rows, inside, prefix_keys_values)
+        all_tokens, later = self.last_tokens.layers
+        self.blocks = [blocks] * all_tokens + [LastQueries(blocks, lengths, before)] * later
+        self.last_tokens.places = last
+        prefix, positions = KeysValues(before), inside + before
         states = self.body(
             input_ids=ids[None], position_ids=positions[None], past_key_values=prefix, use_cache=True
         ).last_hidden_state
         middle = self._states[self._feature_layer]
-        final = self.back_final(states.index_select(1, last).squeeze(0).float())
+        if not later:
+            states = states.index_select(1, last)
+        final = self.back_final(states.squeeze(0).float())
         logits = grade_logits(self.link, self.head(final))
         own = middle.squeeze(0) * (positions >= self.instruction_length)[:, None].to(middle.dtype)
         real = torch.arange(places.shape[1])[None] < lengths[:, None]
-        total = (_rows(own, places) * real[..., None].to(middle.dtype)).sum(1)
+        total = (rows_of(own, places) * real[..., None].to(middle.dtype)).sum(1)
         if prefix_own_sum is not None:
             total = total + prefix_own_sum
         count = (lengths + before - self.instruction_length).clamp(min=1)
@@ -306,10 +194,12 @@ def _attend(
         raise InputError(f"{graph.config.model_type} can't be exported: capped logits and attention sinks are not")
     window = options.get("sliding_window", getattr(module, "sliding_window", None))
     scale = options.get("scaling") or query.shape[-1] ** -0.5
-    assert graph.blocks is not None
-    query = graph.blocks.queries(query)
-    key, value = graph.blocks.keys_values(key, value, module.layer_idx)
-    mask = graph.blocks.mask(query.shape[2], key.shape[2], window)
+    if graph.last_tokens.collecting:
+        return query.transpose(1, 2), None
+    blocks = graph.blocks[module.layer_idx]
+    query = blocks.queries(query)
+    key, value = blocks.keys_values(key, value, module.layer_idx)
+    mask = blocks.mask(query.shape[2], key.shape[2], window)
     if graph.attention == "fused":
         output = torch.onnx.ops.attention(query, key, value, mask, scale=scale)[0]
     else:
@@ -320,7 +210,7 @@ def _attend(
         additive = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
         weights = torch.softmax((query * scale) @ key.transpose(2, 3) + additive, dim=-1)
         output = weights @ value
-    return graph.blocks.packed(output), None
+    return blocks.packed(output), None
 
 
 @contextlib.contextmanager
@@ -376,7 +266,6 @@ def trace(graph: GradeGraph, path: Path, *, opset: int = OPSET) -> None:
         raise InputError(f"{graph.config.model_type} can't be exported to ONNX: {reason}") from error
     model = onnx.load(str(path), load_external_data=False)
     _name_products(model, {f"body.{name}.weight": name for name in graph.products()})
-    run_last_tokens_only(model)
     pack(model)
     path.write_bytes(model.SerializeToString())
 

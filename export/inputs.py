@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .graph import GradeGraph, Product
+from .graph import GradeGraph
+from .product import Product
 from .smoothing import channel_sizes, unit_tokens
 
 
@@ -72,7 +73,11 @@ def forward(
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def keep(name: str) -> Any:
-        return lambda _, given, output: seen.__setitem__(name, (given[0], output))
+        def hook(module: Product, given: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            if not module.idle:
+                seen[name] = given[0], output
+
+        return hook
 
     hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     if torch.is_grad_enabled():

@@ -1,87 +1,102 @@
-"""Behind the last layer's attention only each row's last token is run: nobody reads the others.
+"""Behind the layers that run all tokens only each row's last token goes on: nobody reads the others.
 
-The traced graph takes the last tokens at its end. Here that step moves up, past every operator that treats each token
-on its own.
+A later layer takes its keys and values of all tokens from what these are behind the last layer that runs them all
+(SwiftKV's SingleInputKV; Qiao et al. 2024, arXiv 2410.03960). Of a model that knows nothing of this only the last
+layer is a later one, and this is what it computes anyway.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from onnx import helper
+import torch
 
-# Operators whose result for a token depends on that token alone, and besides on constants.
-_BY_TOKEN = {
-    "Add", "Cast", "Div", "Gelu", "MatMul", "Mul", "Pow", "RMSNormalization", "Reciprocal", "ReduceMean", "Sigmoid",
-    "Sqrt", "Tanh",
-}  # fmt: skip
-LAST = "last"
+from ..model.checkpoint import Checkpoint
+from .product import Product
+
+_PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-def run_last_tokens_only(model: Any) -> None:
-    """Take last tokens as soon as no other token is needed, in place.
+def layers_of_all_tokens(checkpoint: Checkpoint, layers: Sequence[Any]) -> int:
+    """How many of the decoder's layers run all tokens.
 
     Args:
-        model: a traced graph, in which last tokens are taken by `Gather` on axis 1, with the indices `LAST`.
+        checkpoint: whose decoder it is, as `load_body` gives it.
+        layers: of the decoder, their products as `Product`.
     """
-    graph = model.graph
-    indices = {LAST} | {node.output[0] for node in graph.node if node.op_type == "Reshape" and node.input[0] == LAST}
-    takes = [node for node in graph.node if node.op_type == "Gather" and node.input[1] in indices and _axis(node) == 1]
-    for output in [node.output[0] for node in takes]:
-        _move_up(graph, output)
+    if checkpoint.prefill_layers is not None:
+        return checkpoint.prefill_layers
+    last = len(layers)
+    # Some families make queries, keys and values in one product.
+    apart = all(isinstance(getattr(layers[-1].self_attn, name, None), Product) for name in _PRODUCTS)
+    return max(checkpoint.feature_layer, last - 1) if apart else last
 
 
-def _move_up(graph: Any, output: str) -> None:
-    """Let the operators before the one that makes `output`, which takes last tokens, have no others either."""
-    constants, readers = _constants(graph), _readers(graph)
-    shortened = {output}  # what is there for last tokens only
-    for node in reversed(graph.node):
-        name = node.output[0]
-        by_token = node.op_type in _BY_TOKEN and not (node.op_type == "MatMul" and node.input[1] not in constants)
-        if name not in constants and (by_token and all(reader in shortened for reader in readers.get(name, "?"))):
-            shortened.add(name)
-    shortened.remove(output)
-    if not shortened:
-        return
-    nodes: list[Any] = []
-    taken: set[str] = set()
-    for node in graph.node:
-        if node.output[0] == output:
-            nodes.append(helper.make_node("Identity", [node.input[0]], [output]))
-            continue
-        if node.output[0] in shortened:
-            for place, name in enumerate(node.input):
-                if name in constants or name in shortened:
-                    continue
-                node.input[place] = f"{name}.{LAST}"
-                if name not in taken:
-                    taken.add(name)
-                    nodes.append(helper.make_node("Gather", [name, LAST], [f"{name}.{LAST}"], axis=1))
-        nodes.append(node)
-    # Their shapes, as the tracer noted them, no longer hold.
-    for value in [value for value in graph.value_info if value.name in shortened]:
-        graph.value_info.remove(value)
-    del graph.node[:]
-    graph.node.extend(nodes)
+class LastTokens:
+    """Lets the layers of a decoder behind the first ones run last tokens only.
+
+    Args:
+        layers: of the decoder; hooks are put on them.
+        first: how many run all tokens.
+
+    Attributes:
+        layers: how many run all tokens, and how many the last ones.
+        places: where each row's last token stands among the packed ones, shape (n,); set before the decoder runs.
+        collecting: whether a later layer's attention makes keys and values of all tokens, and has no queries yet.
+    """
+
+    def __init__(self, layers: Sequence[Any], first: int) -> None:
+        self.layers = first, len(layers) - first
+        self.places: torch.Tensor | None = None
+        self.collecting = False
+        self._later = list(layers[first:])
+        # For each later layer the first one with the same norm, which all have that were rotated: it is computed once.
+        self._like = {id(layer): next(other for other in self._later if _alike(other, layer)) for layer in self._later}
+        self._states: torch.Tensor | None = None
+        self._normed: dict[int, torch.Tensor] = {}
+        for layer in self._later:
+            layer.register_forward_pre_hook(self._begin, with_kwargs=True)
+
+    def _begin(self, layer: Any, given: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """A later layer is to run: it makes the keys and values of all tokens, then takes the last ones."""
+        assert self.places is not None
+        states, *others = given
+        if layer is self._later[0]:
+            self._states, self._normed = states, {}
+            states = states.index_select(1, self.places)
+        attention = layer.self_attn
+        self._let(attention, collect=True)
+        attention(hidden_states=self._read(layer), **options)
+        self._let(attention, collect=False)
+        cosine, sine = options["position_embeddings"]
+        options |= {
+            "position_embeddings": (cosine.index_select(1, self.places), sine.index_select(1, self.places)),
+            "position_ids": options["position_ids"].index_select(1, self.places),
+        }
+        return (states, *others), options
+
+    def _let(self, attention: Any, *, collect: bool) -> None:
+        """An attention is to make keys and values of all tokens, or all else of the last ones."""
+        self.collecting = collect
+        attention.q_proj.idle = attention.o_proj.idle = collect
+        attention.k_proj.idle = attention.v_proj.idle = not collect
+
+    def _read(self, layer: Any) -> torch.Tensor:
+        """What a later layer's keys and values are made of, shape (1, T, hidden)."""
+        assert self._states is not None
+        norm = getattr(self._like[id(layer)], "input_layernorm", None)
+        if norm is None:
+            return self._states
+        if id(norm) not in self._normed:
+            self._normed[id(norm)] = norm(self._states)
+        return self._normed[id(norm)]
 
 
-def _axis(node: Any) -> int:
-    return next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), 0)
-
-
-def _readers(graph: Any) -> dict[str, list[str]]:
-    """What is made of each tensor, by name; an output of the graph is read by someone unknown."""
-    found: dict[str, list[str]] = {value.name: ["?"] for value in graph.output}
-    for node in graph.node:
-        for name in node.input:
-            found.setdefault(name, []).append(node.output[0])
-    return found
-
-
-def _constants(graph: Any) -> set[str]:
-    """Tensors that no input decides."""
-    found = {tensor.name for tensor in graph.initializer} | {""}
-    for node in graph.node:
-        if all(name in found for name in node.input):
-            found.update(node.output)
-    return found
+def _alike(first: Any, second: Any) -> bool:
+    """Whether two layers' norms before attention give the same."""
+    norms = [getattr(layer, "input_layernorm", None) for layer in (first, second)]
+    states = [{} if norm is None else norm.state_dict() for norm in norms]
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(value, states[1][name]) for name, value in states[0].items()
+    )

@@ -151,8 +151,8 @@ def layer_differences(graph: GradeGraph, made: Any, path: Path, inputs: dict[str
         for hook in hooks:
             hook.remove()
     found = activations(path, names, [inputs])[0]
-    # Of the last layer the graph may have the last token alone.
-    exact = [states.numpy()[:, -found[name].shape[1] :] for name, states in zip(names, seen, strict=True)]
+    # Of later layers both have the last token alone.
+    exact = [states.numpy() for states in seen]
     return [
         float(np.linalg.norm(found[name] - e) / max(float(np.linalg.norm(e)), 1e-12))
         for name, e in zip(names, exact, strict=True)

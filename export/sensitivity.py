@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .graph import GradeGraph, Product
+from .graph import GradeGraph
 from .inputs import forward
 from .int8 import Rounded, quantized_tokens
 from .precision import quantized_blocks
+from .product import Product
 from .rounding import column_scales, rounded_columns
 
 # Products take the finer way until this share of the squared movement is left; the next is tried where the graph as a

@@ -31,13 +31,13 @@ TEXTS = [(QUERY, document) for document in DOCUMENTS]
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Four random layers with exits behind the first and the third; a fifth of the pairs leaves at the first."""
+    """Five random layers with exits behind the first and the third, behind which only last tokens are run."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(1)
     config = LlamaConfig.from_pretrained(tiny_model / "model")
-    config.num_hidden_layers = 4
+    config.num_hidden_layers = 5
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "weights")
     tiny = Checkpoint.load(tiny_model)
     rng = np.random.default_rng(0)
@@ -50,7 +50,9 @@ def checkpoint(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ch
     def ruled(threshold: float) -> Exits:
         return Exits(heads, Cut(Promise("recall", 0.9, 2), threshold))
 
-    saved = tiny.replace(feature_layer=2, exits=ruled(0.5)).save(folder / "checkpoint", model=folder / "weights")
+    saved = tiny.replace(feature_layer=2, prefill_layers=3, exits=ruled(0.5)).save(
+        folder / "checkpoint", model=folder / "weights"
+    )
     engine = TorchEngine(saved, device="cpu", precision="float32")
     # A threshold that no pair is near, at which some leave behind each exit and some stay.
     for threshold in np.linspace(0.05, 0.95, 91):
@@ -121,7 +123,7 @@ def test_no_two_segments_need_the_same_product(exported: Path) -> None:
         seen += [
             tensor.name for tensor in graph.initializer if len(tensor.dims) == 2 and tensor.name.startswith("layers.")
         ]
-    assert len(seen) == len(set(seen)) == 4 * 7
+    assert len(seen) == len(set(seen)) == 5 * 7
     # One file of weights.
     assert len(list(exported.glob("*data*"))) == 1
 
