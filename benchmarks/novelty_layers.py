@@ -4,8 +4,8 @@
 
 The arguments are those of benchmarks/bundled/fit_novelty.py, and so are the known pairs and those that make the
 percentiles, every third of them. Compared are the mean over the query's tokens, over the document's,
-over both, the last token's state, and the library's default: half the mean and the last token. All as parts of unit
-length, each behind several layers of the checkpoint.
+over both, the last token's state, and the library's default up to version 0.5: half the mean and the last token. All as
+parts of unit length, each behind several layers of the checkpoint.
 
 - "away" collections are to be told from half of trec-dl-2021 (web passages), by AUROC: a forum, and products and films
   as if nothing of their kind had been known.

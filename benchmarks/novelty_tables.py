@@ -1,4 +1,4 @@
-"""Fills the tables of docs/novelty.md from results/bundled.json and novelty_layers.json.
+"""Fills the tables of docs/novelty.md from results/bundled.json, novelty_layers.json and novelty_trained.json.
 
 python benchmarks/novelty_tables.py [--check]
 """
@@ -44,7 +44,28 @@ def layers() -> str | None:
     return f"{table(head, rows)}\n\n{pairs:,} pairs {source(values, 'novelty_layers')}."
 
 
-TABLES = (tests, layers)
+def trained() -> str | None:
+    values = result("novelty_trained")
+    if values is None:
+        return None
+    told = {
+        ("forum", "forum/away | home"): "other topics of a forum, from its own",
+        ("home", "forum/away | trec-dl-2021"): "forum from web",
+        ("wikipedia", "product-questions/train | trec-dl-2021"): "products from web",
+        ("wikipedia", "product-questions/train | home"): "products from questions",
+    }
+    states = {"1/0/0": "mean of both", "0/1/0": "last token", "0.5/1/0": "half the mean, last token"}
+    rows = []
+    for parts, name in states.items():
+        key = f"parts {parts}, 128 dimensions"
+        found = [values["tables"][question][key]["novelty"][pair]["auroc"] for question, pair in told]
+        rows.append([name, *(f"{value:.3f}" for value in found)])
+    pairs = sum(values["pairs"].values())
+    head = ["states", *(f"{name}, AUROC" for name in told.values())]
+    return f"{table(head, rows)}\n\n{pairs:,} pairs, layer {values['layer']} {source(values, 'novelty_trained')}."
+
+
+TABLES = (tests, layers, trained)
 
 
 if __name__ == "__main__":

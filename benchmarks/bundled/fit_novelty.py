@@ -24,12 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.model.decisions import Decisions
-from darl_rerank.model.novelty import NoveltyModel, fit_novelty
+from darl_rerank.model.novelty import fit_novelty, middle_layer_weights
 from darl_rerank.training.data.features import extract_features
 from darl_rerank.trec.corpora import load_documents
 from darl_rerank.trec.graded_pairs import GradedPair
@@ -44,8 +42,6 @@ KNOWN = {"wikipedia": 600, "products": 300, "films": 200}
 JUDGED_PER_QUERY, FOUND_PER_QUERY = 12, 3
 POOL_PER_QUERY, POOL_DEPTH = 5, 100
 FEATURE_LAYER = 10
-# Of the mean of all tokens behind the feature layer, the last token there, the last token behind the last layer.
-PART_WEIGHTS = (0.0, 1.0, 0.0)
 # More directions tell other kinds of text no better, and those of little variance are what an int8 export's rounding
 # disturbs.
 DIMENSIONS = 32
@@ -68,15 +64,11 @@ def main(checkpoint: Path, texts: Path, candidates: Path, pool: Path, output: Pa
         extract_features(reranker, pairs, work / name, description=name).features
         for name, pairs in (("known", known), ("held out", held_out))
     ]
-    novelty = fit_last_token(*features)
+    weights = middle_layer_weights(features[0].shape[1])
+    novelty = fit_novelty(*features, weights=weights, dimensions=DIMENSIONS, k=10, seed=SEED)
     saved = final.replace(novelty=novelty).save(output, overwrite=True)
     share = float((novelty.score(features[1]) > 95).mean())
     click.echo(f"{output}: {saved.fingerprint}; {novelty.settings}; above 95 of the held-out pairs: {share:.3f}")
-
-
-def fit_last_token(known: NDArray[Any], held_out: NDArray[Any]) -> NoveltyModel:
-    weights = np.repeat(np.array(PART_WEIGHTS, np.float32), known.shape[1] // len(PART_WEIGHTS))
-    return fit_novelty(known, held_out, weights=weights, dimensions=DIMENSIONS, k=10, seed=SEED)
 
 
 def up_to_features(checkpoint: Checkpoint, folder: Path) -> Reranker:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from darl_rerank.model.checkpoint import Checkpoint
-from darl_rerank.model.novelty import NoveltyModel, fit_novelty, middle_layer_weights
+from darl_rerank.model.novelty import NoveltyModel, fit_novelty
 from darl_rerank.training.loop.probe import fit_probe
 from darl_rerank.training.recipe.settings import SelectionSettings
 from darl_rerank.training.selection.candidates import Candidates, describe_pool
@@ -20,6 +20,10 @@ from .collections_by_role import Collections, Rows, SeedSets, seed_sets
 from .measured import temperature
 from .settings import Study
 from .states import BaseStates
+
+# Of the features' parts: half the middle layer's mean and its last token, what novelty looked at up to version 0.5, so
+# that the study can be repeated. Today's default is in `darl_rerank.model.novelty`.
+PART_WEIGHTS = (0.5, 1.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ def prepare_pool(
     novelty = fit_novelty(
         features[train],
         features[dev],
-        weights=middle_layer_weights(features.shape[1]),
+        weights=np.repeat(np.array(PART_WEIGHTS, np.float32), features.shape[1] // len(PART_WEIGHTS)),
         k=min(10, len(train) - 1),
         seed=number,
     )

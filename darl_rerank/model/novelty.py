@@ -43,9 +43,9 @@ _BLOCK_ROWS = 512
 # Bank rows whose smallest distance is looked at first, in the search for the k-th neighbour.
 _GROUP = 50
 # Of the middle layer's mean, the middle layer's last token and the final layer's last token; see
-# `middle_layer_weights`. The mean tells near domains apart, the last token far ones from web passages
-# (benchmarks/novelty.py).
-PART_WEIGHTS = (0.5, 1.0, 0.0)
+# `middle_layer_weights`. The last token tells another kind of text best: the longer a text, the closer its mean lies to
+# all others. Of one kind, other topics of one forum, the mean sees more (docs/novelty.md).
+PART_WEIGHTS = (0.0, 1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class NoveltyModel:
     """What the training set looks like, small enough to travel with a checkpoint.
 
     With F features, of which C count, r kept directions and m bank rows it takes 4·F + C·(2·r + 4) + 4·r + 2·m·r bytes
-    and a little: 2.9 MB at F = 1728, C = 1152, r = 128, m = 10,000.
+    and a little: 2.7 MB at F = 1728, C = 576, r = 128, m = 10,000.
 
     Attributes:
         weights: what each feature is multiplied by; those of weight 0 are not looked at; shape (F,), float32.
@@ -222,7 +222,8 @@ _ARRAYS: dict[str, type[np.floating[Any]]] = {
 
 
 def middle_layer_weights(feature_size: int) -> NDArray[np.float32]:
-    """Weights of an engine's F features, shape (F,), that leave the middle layer's: the first two of its three parts.
+    """Weights of an engine's F features, shape (F,), that leave the second of its three parts, the middle layer's last
+    token.
 
     The last layer is seldom the best for novelty (Darrin et al., AAAI 2024), and once fine-tuned it holds the grade.
     """

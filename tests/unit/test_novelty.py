@@ -79,10 +79,11 @@ def test_features_count_by_their_weights() -> None:
     np.testing.assert_allclose(scaled.score((held_out * weights)[:, :8]), model.score(held_out), atol=0.5)
 
 
-def test_the_middle_layers_parts_count() -> None:
+def test_the_middle_layers_last_token_counts() -> None:
     weights = middle_layer_weights(1728)
     assert weights.shape == (1728,)
-    assert (weights[:1152] > 0).all()
+    assert (weights[576:1152] == 1).all()
+    assert not weights[:576].any()
     assert not weights[1152:].any()
 
 
