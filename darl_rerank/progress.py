@@ -23,6 +23,8 @@ Progress = bool | Callable[[str, int, int | None], None]
 # Seconds until the first line where stderr is no terminal; each further one comes after twice as long, up to the second
 # number.
 _FIRST_LINE, _LONGEST = 5.0, 80.0
+# Columns.
+_ROOM_FOR_A_BAR = 72
 
 _silent = False
 _lock = threading.Lock()
@@ -162,21 +164,28 @@ def _shared_display() -> Iterator[Display]:
 def _new_display() -> Display:
     from rich import progress
     from rich.console import Console
+    from rich.table import Column
     from rich.text import Text
+
+    def in_one_line() -> Column:
+        return Column(no_wrap=True)
 
     class Rate(progress.ProgressColumn):
         def render(self, task: progress.Task) -> Text:
             rate = task.finished_speed or task.speed
             return Text("" if rate is None else f"{_rate(rate)} {task.fields['unit']}/s", style="progress.data.speed")
 
+    console = Console(stderr=True)
+    # A narrow terminal has room for the numbers only.
+    bar = [progress.BarColumn(bar_width=30)] if console.width >= _ROOM_FOR_A_BAR else []
     return progress.Progress(
         progress.TextColumn("{task.description}"),
-        progress.BarColumn(bar_width=30),
-        progress.MofNCompleteColumn(),
-        Rate(),
-        progress.TimeRemainingColumn(elapsed_when_finished=True),
+        *bar,
+        progress.MofNCompleteColumn(table_column=in_one_line()),
+        Rate(table_column=in_one_line()),
+        progress.TimeRemainingColumn(elapsed_when_finished=True, table_column=in_one_line()),
         progress.TextColumn("{task.fields[status]}"),
-        console=Console(stderr=True),
+        console=console,
     )
 
 

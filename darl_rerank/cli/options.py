@@ -79,6 +79,11 @@ class PlaceParameter(click.ParamType[Place]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
         return value if "://" in str(value) else Path(value)
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        return click.Path().shell_complete(ctx, param, incomplete)
+
 
 def ray_options(command: _Command) -> _Command:
     """Add --ray, --workers, --cpus-per-worker and --gpus-per-worker."""

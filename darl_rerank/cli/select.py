@@ -22,6 +22,13 @@ log = logging.getLogger(__name__)
 _PATH = click.Path(path_type=Path)
 
 
+def _strategies(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    """What a shell offers for --strategy."""
+    from ..training.selection.strategies import STRATEGIES
+
+    return [name for name in STRATEGIES if name.startswith(incomplete)]
+
+
 @click.command()
 @click.argument("output", type=_PATH)
 @click.option("--labelled", type=_PATH, required=True, help="JSONL of graded pairs: what there is to train on.")
@@ -42,7 +49,11 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--budget", type=click.IntRange(min=1), required=True, help="Pairs that can be labelled.")
 @click.option(
-    "--strategy", default="random", show_default=True, help="random, novel, uncertainty, dasa, knn, kcenter …"
+    "--strategy",
+    default="random",
+    show_default=True,
+    help="random, novel, uncertainty, dasa, knn, kcenter …",
+    shell_complete=_strategies,
 )
 @click.option(
     "--band", type=float, nargs=2, default=(80.0, 99.5), show_default=True, help="Novelty percentiles, for dasa."

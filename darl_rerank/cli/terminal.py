@@ -126,7 +126,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str | Text]], *, 
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         columns = [0, *block]
         for column in columns:
-            table.add_column(header[column], justify="left" if column in left else "right", no_wrap=True)
+            # Prose goes on in the next line; the first column and numbers would be cut rather than broken.
+            prose = column > 0 and column in left
+            table.add_column(header[column], justify="left" if column in left else "right", no_wrap=not prose)
         for row in rows:
             table.add_row(*(row[column] for column in columns))
         show(table)

@@ -129,24 +129,38 @@ def test_a_table_in_a_file_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-_TABLE = f"from darl_rerank.cli.terminal import print_table; print_table({HEADER}, {ROWS})"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_a_terminal_that_is_too_narrow_gets_the_columns_in_two_tables() -> None:
+def on_a_narrow_terminal(*arguments: object) -> list[str]:
+    """The lines of `print_table` on a terminal of 30 columns."""
     import pty
 
     main, other = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "30", "NO_COLOR": "1"}
-    subprocess.run([sys.executable, "-c", _TABLE], stdout=other, env=environment, check=True)
+    script = f"from darl_rerank.cli.terminal import print_table; print_table(*{arguments[:2]}, left={arguments[2]})"
+    subprocess.run([sys.executable, "-c", script], stdout=other, env=environment, check=True)
     os.close(other)
     lines = os.read(main, 65536).decode().replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
     os.close(main)
+    return lines
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_terminal_that_is_too_narrow_gets_the_columns_in_two_tables() -> None:
+    lines = on_a_narrow_terminal(HEADER, ROWS, (0,))
     assert [line.split() for line in lines] == [
         ["run", "nDCG@10", "RR@10"], ["first.trec", "0.5123", "0.7001"], ["2nd", "0.6", "0.7"], [],
         ["run", "AP", "R@100"], ["first.trec", "0.3456", "0.4567"], ["2nd", "0.3", "0.4"],
     ]  # fmt: skip
     assert max(map(len, lines)) <= 30
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_prose_in_a_narrow_table_goes_on_in_the_next_line() -> None:
+    rows = [["novel", "above the labelled set's 80th percentile"], ["chosen", "of 10 queries"]]
+    lines = on_a_narrow_terminal(["", "what it is"], rows, (0, 1))
+    assert max(map(len, lines)) <= 30
+    assert " ".join(" ".join(lines).split()) == (
+        "what it is novel above the labelled set's 80th percentile chosen of 10 queries"
+    )
 
 
 def test_json_is_read_back_whatever_the_terminal_can_write(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +190,8 @@ def test_a_character_that_the_terminal_lacks_costs_only_itself(tmp_path: Path) -
     ("bash", {"COMP_WORDS": "darl-rerank re", "COMP_CWORD": "1"}, "plain,rerank"),
     ("zsh", {"COMP_WORDS": "darl-rerank index l", "COMP_CWORD": "2"}, "lucene"),
     ("fish", {"COMP_WORDS": "darl-rerank rerank --fu", "COMP_CWORD": "--fu"}, "--fuse"),
+    ("bash", {"COMP_WORDS": "darl-rerank rerank bm", "COMP_CWORD": "2"}, "file,bm"),
+    ("bash", {"COMP_WORDS": "darl-rerank select --strategy unc", "COMP_CWORD": "3"}, "plain,uncertainty"),
 ])  # fmt: skip
 def test_shells_complete_commands_and_options(shell: str, words: dict[str, str], expected: str) -> None:
     environment = {**os.environ, **words, "_DARL_RERANK_COMPLETE": f"{shell}_complete"}
