@@ -187,7 +187,7 @@ def _from_pretrained(auto: Any, source: Any, revision: str | None, dtype: torch.
 
 
 def read_base(
-    base: str | Path, scale: RelevanceScale, prompt: Prompt | None, prefill_layers: int | None
+    base: str | Path, scale: RelevanceScale, prompt: Prompt | None, prefill_layers: int | None = None
 ) -> dict[str, Any]:
     """What an untrained checkpoint takes from its base model; see `Checkpoint.from_base`."""
     require_torch()
