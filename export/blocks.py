@@ -38,7 +38,10 @@ class Blocks:
     def __init__(
         self, places: torch.Tensor, rows: torch.Tensor, inside: torch.Tensor, prefix: torch.Tensor | None
     ) -> None:
-        self._places, self._rows, self._inside, self._prefix = places, rows, inside, prefix
+        self._places, self._rows, self._inside = places, rows, inside
+        self._before = 0 if prefix is None else prefix.shape[3]
+        # One layer's keys, or its values, are then one entry, with all heads' rows.
+        self._prefix = None if prefix is None else prefix.flatten(0, 1).flatten(1, 2)
         # Made once for all layers, which have the same heads.
         self._taken: dict[tuple[int, bool], torch.Tensor] = {}
         self._returned: dict[int, torch.Tensor] = {}
@@ -48,12 +51,17 @@ class Blocks:
         """(1, heads, T, size) to (n, heads, L, size)."""
         return self._take(packed, None)
 
+    def first_row(self, packed: torch.Tensor) -> torch.Tensor:
+        """(1, heads, T, size) to (1, heads, L, size)."""
+        return packed.transpose(1, 2).index_select(1, self._places[0]).transpose(1, 2)
+
     def keys_values(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """Each (1, heads, T, size) to (n, heads, P + L, size)."""
-        first, second = (None, None) if self._prefix is None else (self._prefix[layer, 0], self._prefix[layer, 1])
-        return self._take(keys, first), self._take(values, second)
+        if self._prefix is None:
+            return self._take(keys, None), self._take(values, None)
+        return self._take(keys, self._prefix[2 * layer]), self._take(values, self._prefix[2 * layer + 1])
 
     def packed(self, blocks: torch.Tensor) -> torch.Tensor:
         """(n, heads, L, size) to (1, T, heads, size)."""
@@ -64,10 +72,16 @@ class Blocks:
         table = self._returned[heads]
         return rows_of(blocks.reshape(-1, size), table)[None]
 
-    def mask(self, queries: int, keys: int, window: int | None) -> torch.Tensor:
-        """True where query i may see key j, shape (1, 1, queries, keys); made once for all layers of a kind."""
+    def mask(self, queries: int, keys: int, window: int | None, times: int) -> torch.Tensor:
+        """True where query i may see key j, shape (1, 1, times · queries, keys); made once for all layers of a kind.
+
+        Args:
+            queries, keys: how many each row has.
+            window: how many of the last keys a query may see; None for all.
+            times: as often queries stand there one behind the other.
+        """
         if window not in self._masks:
-            row = (torch.arange(queries) + (keys - queries))[:, None]
+            row = (torch.arange(queries) + (keys - queries)).repeat(times)[:, None]
             column = torch.arange(keys)[None]
             seen = column <= row
             if window is not None:
@@ -76,22 +90,23 @@ class Blocks:
         return self._masks[window]
 
     def _take(self, own: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
-        """Rows of `own`, shape (1, heads, T, size), behind `before`, shape (heads, P, size): one gather of both."""
-        _, heads, tokens, size = own.shape
+        """Rows of `own`, shape (1, heads, T, size), behind `before`, shape (heads · P, size): one gather of both."""
+        _, heads, _, size = own.shape
         count = self._places.shape[0]
         key = heads, before is not None
         if key not in self._taken:
             head = torch.arange(heads)[None, :, None]
-            table = head * tokens + self._places[:, None]
+            table = self._places[:, None] * heads + head
             if before is not None:
-                first = before.shape[1]
+                first = self._before
                 shared = (head * first + torch.arange(first)).expand(count, -1, -1)
                 table = torch.cat([shared, table + heads * first], dim=2)
             self._taken[key] = table
         table = self._taken[key]
-        stored = own.reshape(-1, size)
+        # As the product gave them, in which form they need not be moved: see `simplification`.
+        stored = own.transpose(1, 2).reshape(-1, size)
         if before is not None:
-            stored = torch.cat([before.reshape(-1, size), stored])
+            stored = torch.cat([before, stored])
         return rows_of(stored, table)
 
 
@@ -125,20 +140,22 @@ class LastQueries:
 
     def queries(self, packed: torch.Tensor) -> torch.Tensor:
         """(1, heads, n, size) to (n, heads, 1, size)."""
-        return packed.transpose(0, 2)
+        _, heads, count, size = packed.shape
+        return packed.transpose(1, 2).reshape(count, heads, 1, size)
 
     def packed(self, blocks: torch.Tensor) -> torch.Tensor:
         """(n, heads, 1, size) to (1, n, heads, size)."""
-        return blocks.permute(2, 0, 1, 3)
+        count, heads, _, size = blocks.shape
+        return blocks.reshape(1, count, heads, size)
 
-    def mask(self, queries: int, keys: int, window: int | None) -> torch.Tensor:
-        """True where a row's last token may see key j, which padding lies behind, shape (n, 1, 1, keys)."""
+    def mask(self, queries: int, keys: int, window: int | None, times: int) -> torch.Tensor:
+        """True where a row's last token may see key j, which padding lies behind, shape (n, 1, times, keys)."""
         if window not in self._masks:
             column = torch.arange(keys)[None]
             seen = column < self._ends
             if window is not None:
                 seen = seen & (column >= self._ends - window)
-            self._masks[window] = seen[:, None, None]
+            self._masks[window] = seen[:, None, None].expand(-1, 1, times, keys)
         return self._masks[window]
 
 

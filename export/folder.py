@@ -43,6 +43,8 @@ from .weights import write_graphs, write_weights
 
 # What rounding looks at; smoothing and the search for sensitive products take one in three of these.
 _CALIBRATION_PAIRS, _STRIDE = 24, 3
+# Of a document, about: of products that only its last token needs the time counts once for so many.
+_TOKENS = 64
 # What has products that take a finer way.
 _SEARCHED = ("int8", "int4")
 # What gains by rotation; blocks of 32 have scales of their own, and lose by it.
@@ -260,8 +262,12 @@ class _Traced:
         return products(self.model())
 
     def sizes(self) -> dict[str, int]:
-        """How many numbers each product's weight has."""
-        return {name: module.weight.numel() for name, module in self.graph.products().items()}
+        """How many numbers of each product's weight there are for a token that is run, at least one."""
+        alone = self.graph.last_tokens.products()
+        return {
+            name: max(1, module.weight.numel() // (_TOKENS if module in alone else 1))
+            for name, module in self.graph.products().items()
+        }
 
     def prepare(self, calibration: Sequence[Mapping[str, Any]]) -> None:
         """Find factors of `smoothing` and rounded weights for int8, from inputs of the plain graph."""

@@ -150,7 +150,7 @@ class GradeGraph(torch.nn.Module):
         features = torch.cat(units, dim=-1)
         if prefix_keys_values is None:
             return logits, features
-        pairs = [torch.cat([keys, values]) for _, (keys, values) in sorted(prefix.own.items())]
+        pairs = [torch.cat([*map(blocks.first_row, pair)]) for _, pair in sorted(prefix.own.items())]
         found = logits, features, torch.stack(pairs), total[0]
         if not self.exits:
             return found
@@ -199,17 +199,17 @@ def _attend(
     blocks = graph.blocks[module.layer_idx]
     query = blocks.queries(query)
     key, value = blocks.keys_values(key, value, module.layer_idx)
-    mask = blocks.mask(query.shape[2], key.shape[2], window)
+    rows, heads, length, size = query.shape
+    # Heads that share keys and values stand one behind the other: fewer and larger products.
+    shared = key.shape[1]
+    query = query.reshape(rows, shared, -1, size)
+    mask = blocks.mask(length, key.shape[2], window, heads // shared)
     if graph.attention == "fused":
         output = torch.onnx.ops.attention(query, key, value, mask, scale=scale)[0]
     else:
-        repeat = query.shape[1] // key.shape[1]
-        rows, heads, keys, size = key.shape
-        shape = (rows, heads, repeat, keys, size)
-        key, value = (t[:, :, None].expand(shape).reshape(rows, heads * repeat, keys, size) for t in (key, value))
         additive = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
-        weights = torch.softmax((query * scale) @ key.transpose(2, 3) + additive, dim=-1)
-        output = weights @ value
+        output = torch.softmax((query * scale) @ key.transpose(2, 3) + additive, dim=-1) @ value
+    output = output.reshape(rows, heads, length, size)
     return blocks.packed(output), None
 
 

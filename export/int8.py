@@ -9,7 +9,8 @@ A product x·W becomes, with s = max |x| / 127 for each token:
 
     round(x / s) + 128  as uint8  ->  MatMulIntegerToFloat (com.microsoft)  ->  times s
 
-The last step is left to the next product's scale where nothing but a gate stands between the two. Before, `smoothing`
+The last step is left to the next product's scale where nothing but a gate stands between the two, and to the cosines
+and sines that queries and keys are multiplied with. Before, `smoothing`
 evens out the channels that a product reads.
 
 Almost all of the error that is left is the activations', where a token has a few channels far larger than the others.
@@ -27,16 +28,18 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from .packing import COUNTED
 from .rounding import column_scales, rounded_columns
 from .weights import values
 
 # Weights in whole steps of `rounding.column_scales`, shape (in, out), by the product's name.
 Rounded = Mapping[str, NDArray[np.int8]]
 _TINY = 1e-12
+_LEVELS = 127
 _CONSTANTS = {
     "int8.axis": np.array([-1], dtype=np.int64),
-    "int8.step": np.array(1 / 127, dtype=np.float32),
-    "int8.tiny": np.array(_TINY, dtype=np.float32),
+    "int8.step": np.array(1 / _LEVELS, dtype=np.float32),
+    "int8.tiny": np.array(_TINY * _LEVELS, dtype=np.float32),
     "int8.one": np.array(1, dtype=np.float32),
     "int8.zero": np.array(128, dtype=np.uint8),
     "int8.flat": np.array([-1], dtype=np.int64),
@@ -74,19 +77,23 @@ def quantize(
     for value in stale:
         model.graph.value_info.remove(value)
     late = _scaled_late(model, chosen)
-    unscaled = {product for product, _ in late.values()}
+    turned = _turned(model, chosen)
+    unscaled = {product for product, _ in late.values()} | {product for product, _ in turned.values()}
+    zeros = _Zeros(model)
     nodes: list[Any] = []
     done: set[str] = set()
     for node in model.graph.node:
+        if node.output[0] in turned:
+            nodes += _scale_angles(node, turned[node.output[0]][1], done)
         if node.op_type != "MatMul" or node.input[1] not in chosen:
             nodes.append(node)
             continue
         source, name = node.input
         if source not in done:  # products of one input share its quantised form
-            nodes += _quantize_tokens(source, late.get(source))
+            nodes += _quantize_tokens(source, late.get(source), zeros)
             done.add(source)
         if name in finer and f"{source}.rest" not in done:
-            nodes += _quantize_rest(source)
+            nodes += _quantize_rest(source, zeros.of(source)[0])
             done.add(f"{source}.rest")
         nodes += _product(node, finer=name in finer, scaled=node.output[0] not in unscaled)
     del model.graph.node[:]
@@ -141,32 +148,91 @@ def _scaled_late(model: Any, chosen: Mapping[str, Any]) -> dict[str, tuple[str, 
     return found
 
 
-def _quantize_tokens(source: str, late: tuple[str, str] | None) -> list[Any]:
+def _turned(model: Any, chosen: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Outputs of rotary embeddings that are all that reads a product: the product, and its input."""
+    readers: dict[str, list[Any]] = {value.name: [None] for value in model.graph.output}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found: dict[str, tuple[str, str]] = {}
+    for node in chosen.values():
+        only = [node]
+        while len(only) == 1 and only[0] is not None and (only[0] is node or only[0].op_type == "Reshape"):
+            only = readers.get(only[0].output[0], [])
+        if len(only) != 1 or only[0] is None or only[0].op_type != "RotaryEmbedding":
+            continue
+        # What is not turned would not be scaled.
+        if all(a.i == 0 for a in only[0].attribute if a.name == "rotary_embedding_dim"):
+            found[only[0].output[0]] = node.output[0], node.input[0]
+    return found
+
+
+def _scale_angles(rotary: Any, source: str, done: set[str]) -> list[Any]:
+    """Cosines and sines, shape (1, tokens, size / 2), times the scale of `source`, which `rotary` reads from now on."""
+    nodes = []
+    for place in (1, 2):
+        name = f"{rotary.input[place]}.{source}"
+        if name not in done:
+            nodes.append(helper.make_node("Mul", [rotary.input[place], f"{source}.scale"], [name]))
+            done.add(name)
+        rotary.input[place] = name
+    return nodes
+
+
+class _Zeros:
+    """Zero points for every token: made once for all activations of as many tokens, where that is known of them.
+
+    Args:
+        model: the graph, which `packing` has put tables in front of, or another.
+    """
+
+    def __init__(self, model: Any) -> None:
+        made = {name for node in model.graph.node for name in node.output}
+        tables = {dimension: table for dimension, table in COUNTED.items() if table in made}
+        self._tables: dict[str, str] = {}
+        for value in model.graph.value_info:
+            shape = value.type.tensor_type.shape.dim
+            if len(shape) == 3 and shape[0].dim_value == 1 and shape[1].dim_param in tables:
+                self._tables[value.name] = tables[shape[1].dim_param]
+        self._done: set[str] = set()
+
+    def of(self, source: str) -> tuple[str, list[Any]]:
+        """Their name for an activation, whose scales are there, and what has yet to be done to make them."""
+        counted = self._tables.get(source, f"{source}.scales")
+        if counted in self._done:
+            return f"{counted}.zeros", []
+        self._done.add(counted)
+        return f"{counted}.zeros", [
+            helper.make_node("Shape", [counted], [f"{counted}.count"]),
+            helper.make_node("Expand", ["int8.zero", f"{counted}.count"], [f"{counted}.zeros"]),
+        ]
+
+
+def _quantize_tokens(source: str, late: tuple[str, str] | None, zeros: _Zeros) -> list[Any]:
     """`source`.int8 and `source`.scale of an activation, shape (1, tokens, in) and (1, tokens, 1)."""
     node = helper.make_node
     scale = f"{source}.own_scale" if late else f"{source}.scale"
+    zero, made = zeros.of(source)
     nodes = [
         # Both read only, where the absolute values would have to be written first.
         node("ReduceMax", [source, "int8.axis"], [f"{source}.highest"], keepdims=1),
         node("ReduceMin", [source, "int8.axis"], [f"{source}.lowest"], keepdims=1),
         node("Neg", [f"{source}.lowest"], [f"{source}.depth"]),
-        node("Max", [f"{source}.highest", f"{source}.depth"], [f"{source}.largest"]),
-        node("Mul", [f"{source}.largest", "int8.step"], [f"{source}.step"]),
-        node("Max", [f"{source}.step", "int8.tiny"], [scale]),
+        node("Max", [f"{source}.highest", f"{source}.depth", "int8.tiny"], [f"{source}.largest"]),
+        node("Mul", [f"{source}.largest", "int8.step"], [scale]),
         # An axis takes its scales in one dimension, each with a zero point.
         node("Reshape", [scale, "int8.flat"], [f"{source}.scales"]),
-        node("Shape", [f"{source}.scales"], [f"{source}.count"]),
-        node("Expand", ["int8.zero", f"{source}.count"], [f"{source}.zeros"]),
-        node("QuantizeLinear", [source, f"{source}.scales", f"{source}.zeros"], [f"{source}.int8"], axis=-2),
+        *made,
+        node("QuantizeLinear", [source, f"{source}.scales", zero], [f"{source}.int8"], axis=-2),
     ]
     if late:
         nodes.append(node("Mul", [scale, f"{late[1]}.scale"], [f"{source}.scale"]))
     return nodes
 
 
-def _quantize_rest(source: str) -> list[Any]:
+def _quantize_rest(source: str, zeros: str) -> list[Any]:
     """`source`.rest: what `source`.int8 leaves of an activation, in steps of `int8.part` of its token's scale."""
-    node, scales, zeros = helper.make_node, f"{source}.scales", f"{source}.zeros"
+    node, scales = helper.make_node, f"{source}.scales"
     return [
         node("DequantizeLinear", [f"{source}.int8", scales, zeros], [f"{source}.taken"], axis=-2),
         node("Sub", [source, f"{source}.taken"], [f"{source}.left"]),
@@ -177,6 +243,6 @@ def _quantize_rest(source: str) -> list[Any]:
 
 def quantized_tokens(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """What the graph makes of activations, shape (tokens, in), brought back to float32."""
-    scale = np.maximum(np.abs(values).max(axis=1, keepdims=True) / 127, _TINY)
+    scale = np.maximum(np.abs(values).max(axis=1, keepdims=True) / _LEVELS, _TINY)
     rounded: NDArray[np.float32] = np.rint(values / scale) * scale
     return rounded

@@ -58,6 +58,11 @@ class LastTokens:
         for layer in self._later:
             layer.register_forward_pre_hook(self._begin, with_kwargs=True)
 
+    def products(self) -> set[Product]:
+        """Those that run last tokens alone."""
+        found = {part for layer in self._later for part in layer.modules() if isinstance(part, Product)}
+        return found - {part for layer in self._later for part in (layer.self_attn.k_proj, layer.self_attn.v_proj)}
+
     def _begin(self, layer: Any, given: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """A later layer is to run: it makes the keys and values of all tokens, then takes the last ones."""
         assert self.places is not None

@@ -12,6 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 # places: where the L tokens of each row stand among the T, shape (n, L); padding takes the row's last token.
 # lengths, last: of each row its real tokens, and where the last of them stands among the T, shape (n,).
 TABLES = ("ids", "rows", "inside", "places", "lengths", "last")
+# Of the traced graph's dimensions a table that is as long.
+COUNTED = {"tokens": "rows", "rows": "lengths"}
 _CONSTANTS = {
     "packing.zero": np.array(0, np.int64),
     "packing.one": np.array(1, np.int64),

@@ -129,8 +129,8 @@ def sensitive(moved: Mapping[str, float], left: float, sizes: Mapping[str, int] 
     Args:
         moved: from `effects`; products of infinite effect are taken always, and all are if `left` is 0.
         left: 0 to 1.
-        sizes: of the weights, which a product's time is in proportion to: those come first that take away most for it.
-            All alike if None.
+        sizes: of the weights, for as many tokens as run through them, which a product's time is in proportion to: those
+            come first that take away most for it. All alike if None.
     """
     squares = {name: effect**2 for name, effect in moved.items() if np.isfinite(effect)}
     chosen = [name for name in moved if name not in squares]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from darl_rerank.export.graph import GradeGraph, trace
 from darl_rerank.export.inputs import forward
+from darl_rerank.export.precision import convert
 from darl_rerank.export.weights import without_prefix
 from numpy.typing import NDArray
 
@@ -96,6 +97,10 @@ def test_later_layers_run_last_tokens_on_keys_and_values_of_the_states_before(
     behind = run(model, ROWS, prefix_keys_values=before["keys_values"], prefix_own_sum=before["own_sum"])
     for name in ("logits", "features"):
         np.testing.assert_allclose(behind[name], whole[name], atol=1e-4)
+    # Of more rows the first one's keys and values come back.
+    two = run(model, ROWS[:2], prefix_keys_values=nothing[0], prefix_own_sum=nothing[1])["keys_values"]
+    one = run(model, ROWS[:1], prefix_keys_values=nothing[0], prefix_own_sum=nothing[1])["keys_values"]
+    np.testing.assert_allclose(two, one, atol=1e-4)
     # As it is differentiated: one row, without blocks.
     with torch.no_grad():
         alone = graph.of_row(torch.from_numpy(ROWS[1])[None])
@@ -119,6 +124,16 @@ def test_all_tokens_have_two_products_in_a_later_layer(rotated: bool, tiny_model
     assert kinds["Attention"] == LAYERS
     if rotated:
         assert kinds["RMSNormalization"] == 2 * LAYERS + 2
+    # In int8 each tensor is quantised once, with zero points that are made once for all tokens and once for last ones.
+    convert(low := onnx.ModelProto.FromString(model.SerializeToString()), "int8")
+    exact, found = (run(without_prefix(one), ROWS)["logits"] for one in (model, low))
+    assert np.linalg.norm(found - exact) < 0.3 * np.linalg.norm(exact)  # random weights round badly
+    kinds = Counter(node.op_type for node in low.graph.node)
+    assert kinds["QuantizeLinear"] == len(set(read.values()))
+    assert sum(node.input[0] == "int8.zero" for node in low.graph.node) == 2
+    # The scales of queries and keys are in their cosines and sines.
+    unscaled = [node.input[0] for node in low.graph.node if node.op_type == "Mul" and ".unscaled" in node.input[0]]
+    assert len(unscaled) == LAYERS * 4  # values, o_proj, gate_proj, down_proj
     # What calibration sees are those tensors, and last tokens elsewhere.
     batch = {"input_ids": ROWS[1][None]}
     _, seen = forward(graph, graph.products(), batch)
