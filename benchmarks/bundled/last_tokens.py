@@ -20,6 +20,7 @@ from darl_rerank.model.smollm2 import smollm2_folder
 from darl_rerank.training.model.lowrank import read_adapter
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+NORMS = ("input_layernorm", "post_attention_layernorm")
 MODULES = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 
 
@@ -64,35 +65,37 @@ class LastTokens(nn.Module):
         self.size = self.hidden // self.heads
         theta = float((config.get("rope_parameters") or config)["rope_theta"])
         angles = torch.outer(torch.arange(1024).float(), theta ** (-torch.arange(0, self.size, 2).float() / self.size))
-        self._cos = torch.cat([angles.cos()] * 2, dim=1)
-        self._sin = torch.cat([-angles.sin(), angles.sin()], dim=1)
-        self._norms, self._frozen = {}, {}
+        self._cos: Tensor
+        self._sin: Tensor
+        self._constant("_cos", torch.cat([angles.cos()] * 2, dim=1))
+        self._constant("_sin", torch.cat([-angles.sin(), angles.sin()], dim=1))
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         factors = read_adapter(checkpoint.adapter_folder).factors
         for layer in self.layers:
-            names = (f"model.layers.{layer}.{part}.weight" for part in ("input_layernorm", "post_attention_layernorm"))
-            self._norms[layer] = tuple(weights[name].float() for name in names)
+            for part in NORMS:
+                self._constant(f"{part}_{layer}", weights[f"model.layers.{layer}.{part}.weight"])
             for module in MODULES:
                 name = full_name(layer, module)
-                self._frozen[f"{layer}:{module}"] = weights[f"{name}.weight"].float()
+                self._constant(f"{module}_{layer}", weights[f"{name}.weight"])
                 a, b = factors[name]
                 self.down[f"{layer}:{module}"] = nn.Parameter(a.float().clone())
                 self.up[f"{layer}:{module}"] = nn.Parameter(b.float().clone())
-        self._norm = torch.from_numpy(checkpoint.head.norm).float()
+        self._norm: Tensor
+        self._constant("_norm", torch.from_numpy(checkpoint.head.norm))
         self.rows = nn.Parameter(torch.from_numpy(checkpoint.head.weight).float().clone())
         self.biases = nn.Parameter(torch.from_numpy(checkpoint.head.bias).float().clone())
 
     def factors(self) -> Mapping[str, tuple[Tensor, Tensor]]:
         """A and B of each module's difference by transformers' name, as `LowRank.factors`."""
         return {
-            full_name(int(key.split(":")[0]), key.split(":")[1]): (a.detach(), self.up[key].detach())
+            full_name(int(key.split(":")[0]), key.split(":")[1]): (a.detach().cpu(), self.up[key].detach().cpu())
             for key, a in self.down.items()
         }
 
     def forward(self, batch: Sequence[States]) -> tuple[Tensor, Tensor]:
         """Final states, shape (n, hidden), and logits, (n, K), of all queries' documents."""
         states, positions, places, lasts = [], [], [], []
-        begin = 0
+        begin, device = 0, self.rows.device
         for each in batch:
             before, first = torch.arange(len(each.prefix)), begin + len(each.prefix)
             states += [each.prefix, each.tokens]
@@ -104,15 +107,15 @@ class LastTokens(nn.Module):
                 first += length
                 lasts.append(first - 1)
             begin = first
-        every, position = torch.cat(states).float(), torch.cat(positions)
-        last = torch.tensor(lasts)
+        every, position = torch.cat(states).float(), torch.cat(positions).to(device)
+        last = torch.tensor(lasts, device=device)
         # Rows of documents' keys, filled up with any; a mask keeps these out.
-        rows = nn.utils.rnn.pad_sequence(places, batch_first=True)
-        lengths = torch.tensor([len(each) for each in places])
-        seen = (torch.arange(rows.shape[1]) < lengths[:, None])[:, None, None]
+        rows = nn.utils.rnn.pad_sequence(places, batch_first=True).to(device)
+        lengths = torch.tensor([len(each) for each in places], device=device)
+        seen = (torch.arange(rows.shape[1], device=device) < lengths[:, None])[:, None, None]
         unit, x = self._unit(every), every[last]
         for layer in self.layers:
-            first_norm, second_norm = self._norms[layer]
+            first_norm, second_norm = (getattr(self, f"{part}_{layer}") for part in NORMS)
             both = torch.cat([self._weight(layer, "k_proj"), self._weight(layer, "v_proj")])
             keys, values = F.linear(unit * first_norm, both).view(len(every), 2, self.key_heads, self.size).unbind(1)
             keys = self._turned(keys, position)
@@ -130,7 +133,11 @@ class LastTokens(nn.Module):
 
     def _weight(self, layer: int, module: str) -> Tensor:
         key = f"{layer}:{module}"
-        return self._frozen[key] + self.up[key] @ self.down[key]
+        frozen: Tensor = getattr(self, f"{module}_{layer}")
+        return frozen + self.up[key] @ self.down[key]
+
+    def _constant(self, name: str, values: Tensor) -> None:
+        self.register_buffer(name, values.float(), persistent=False)
 
     def _unit(self, states: Tensor) -> Tensor:
         return states * torch.rsqrt(states.square().mean(-1, keepdim=True) + self.epsilon)

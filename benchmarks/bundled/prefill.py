@@ -8,7 +8,8 @@ people said is used. Only the later layers' adapter and the head change, so nove
 
 Queries, drawn by collection, get documents that people judged and such that share words with them; an eighth of the
 Wikipedia queries get long ones, some passages together. OUTPUT/states keeps what the whole model gives them, a query a
-file; what is there is not run again. Of the queries with states the first --held-out are measured on, not trained on.
+file; what is there is not run again. On a GPU they stay in its memory instead, some 80 KiB a pair. Of the queries the
+first --held-out are measured on, not trained on.
 
 OUTPUT gets the checkpoint, in OUTPUT/model, with the calibration of the model it learned from, without exits and what
 else was fitted to scores, which refit.py fits; and train.json.
@@ -21,7 +22,8 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,9 @@ SHARES = {"films": 9, "products": 16, "wikipedia": 45}
 # Documents of a query: at most so many that people judged, then so many of the first by shared words, down to a place.
 JUDGED, PLACES = 2, ((3, 0, 6), (2, 6, 40), (1, 40, 200))
 LONG, LONGEST = 0.12, 4
-TOKENS = 1024
-TOGETHER = 6  # queries a step
+# Tokens that the whole model runs together, and queries of a step of training, on a CPU and on a GPU.
+TOKENS = {"cpu": 1024, "cuda": 32768}
+TOGETHER = {"cpu": 6, "cuda": 48}
 
 
 @click.command(help=__doc__)
@@ -60,23 +63,24 @@ TOGETHER = 6  # queries a step
 @click.option("--queries", default=7000, show_default=True)
 @click.option("--held-out", default=60, show_default=True, help="Queries that are measured on.")
 @click.option("--epochs", default=4.0, show_default=True)
-@click.option("--learning-rate", default=1e-3, show_default=True)
+@click.option("--learning-rate", default=2e-4, show_default=True, help="1e-3 was far too much.")
 @click.option("--precision", default="bfloat16", show_default=True, help="Of the whole model, for the labels.")
 def main(
     texts: Path, output: Path, model: str, layers: int, queries: int, held_out: int, epochs: float,
     learning_rate: float, precision: str,
 ) -> None:  # fmt: skip
     torch.manual_seed(SEED)
+    torch.set_float32_matmul_precision("high")
     teacher = Checkpoint.load(model)
-    folder = output / "states"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_states(drawn(texts, queries), teacher, layers, folder, precision)
-    paths = sorted(folder.glob("*.safetensors"), key=lambda path: int(path.stem))
-    student = LastTokens(teacher, layers)
-    facts: dict[str, Any] = {"before": measured(student, paths[:held_out])}
+    output.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = states_of(drawn(texts, queries), teacher, layers, output / "states", device, precision)
+    student = LastTokens(teacher, layers).to(device)
+    facts: dict[str, Any] = {"before": measured(student, found[:held_out])}
     click.echo(f"before: {facts['before']}", err=True)
-    facts |= train(student, paths[held_out:], epochs, learning_rate)
-    facts |= {"after": measured(student, paths[:held_out]), "learned from": teacher.fingerprint, "layers": layers}
+    facts |= train(student, found[held_out:], epochs, learning_rate, TOGETHER[device])
+    facts |= {"after": measured(student, found[:held_out]), "learned from": teacher.fingerprint, "layers": layers}
+    facts["device"] = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     click.echo(f"after: {facts['after']}", err=True)
     save(student, teacher, layers, output, facts)
 
@@ -113,37 +117,51 @@ def _chosen(query: dict[str, Any], order: Sequence[int], rng: random.Random) -> 
     return found
 
 
-def write_states(
-    rows: Sequence[tuple[str, list[str]]], teacher: Checkpoint, layers: int, folder: Path, precision: str
-) -> None:
-    """What the whole model makes of each query's documents; see `States`."""
-    missing = [number for number in range(len(rows)) if not (folder / f"{number}.safetensors").is_file()]
-    if not missing:
-        return
+def states_of(
+    rows: Sequence[tuple[str, list[str]]], teacher: Checkpoint, layers: int, folder: Path, device: str, precision: str
+) -> list[Callable[[], States]]:
+    """What the whole model makes of each query's documents: on a CPU in files, a query each, on a GPU in its memory."""
+    on_disk = device == "cpu"
+    paths = [folder / f"{number}.safetensors" for number in range(len(rows))]
+    if on_disk:
+        folder.mkdir(exist_ok=True)
+    missing = [number for number, path in enumerate(paths) if not (on_disk and path.is_file())]
+    kept: dict[int, States] = {}
     # All tokens' states of the middle layer are what the decoder gives besides the last ones.
-    engine = TorchEngine(teacher.replace(feature_layer=layers, exits=None, novelty=None), precision=precision)
-    encoder = teacher.encoder()
-    weight, bias = torch.from_numpy(teacher.head.weight), torch.from_numpy(teacher.head.bias)
+    teacher = teacher.replace(feature_layer=layers, exits=None, novelty=None)
+    engine = TorchEngine(teacher, device=device, precision=precision) if missing else None
     with progress_bar("states", len(rows), unit="query", done=len(rows) - len(missing), progress=True) as bar:
         for number in missing:
-            query, documents = rows[number]
-            group = encoder.encode(query, documents)
-            with torch.inference_mode():
-                prefix = engine.decoder.run([group.prefix], keep=True)
-                parts = [engine.decoder.run(batch, prefix.keys_values) for batch in batches_of(group.suffixes)]
-            final = torch.cat([part.final for part in parts]).float()
-            save_states(folder / f"{number}.safetensors", States(
-                prefix.middle, torch.cat([part.middle for part in parts]),
-                torch.tensor([len(suffix) for suffix in group.suffixes]), F.linear(final, weight, bias), final,
-            ))  # fmt: skip
+            assert engine is not None
+            states = run(engine, teacher, *rows[number], TOKENS[device])
+            if on_disk:
+                save_states(paths[number], states)
+            else:
+                kept[number] = states
             bar.update(1)
+    if on_disk:
+        return [partial(read_states, path) for path in paths]
+    return [partial(kept.__getitem__, number) for number in range(len(rows))]
 
 
-def batches_of(suffixes: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    """In order, at most `TOKENS` tokens together."""
+@torch.inference_mode()
+def run(engine: TorchEngine, teacher: Checkpoint, query: str, documents: list[str], tokens: int) -> States:
+    group = teacher.encoder().encode(query, documents)
+    prefix = engine.decoder.run([group.prefix], keep=True)
+    parts = [engine.decoder.run(batch, prefix.keys_values) for batch in batches_of(group.suffixes, tokens)]
+    final = torch.cat([part.final for part in parts]).float()
+    weight, bias = (torch.from_numpy(part).to(final) for part in (teacher.head.weight, teacher.head.bias))
+    return States(
+        prefix.middle.bfloat16(), torch.cat([part.middle for part in parts]).bfloat16(),
+        torch.tensor([len(suffix) for suffix in group.suffixes]), F.linear(final, weight, bias), final.bfloat16(),
+    )  # fmt: skip
+
+
+def batches_of(suffixes: Sequence[Sequence[int]], tokens: int) -> Iterator[list[Sequence[int]]]:
+    """In order, at most `tokens` together."""
     batch: list[Sequence[int]] = []
     for suffix in suffixes:
-        if batch and sum(map(len, batch)) + len(suffix) > TOKENS:
+        if batch and sum(map(len, batch)) + len(suffix) > tokens:
             yield batch
             batch = []
         batch.append(suffix)
@@ -152,8 +170,6 @@ def batches_of(suffixes: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]
 
 def save_states(path: Path, states: States) -> None:
     tensors = {name: getattr(states, name) for name in States.__slots__}
-    for name in ("prefix", "tokens", "final"):
-        tensors[name] = tensors[name].bfloat16()
     temporary = path.with_suffix(".part")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
     temporary.rename(path)
@@ -164,17 +180,19 @@ def read_states(path: Path) -> States:
         return States(**{name: stored.get_tensor(name) for name in States.__slots__})
 
 
-def train(student: LastTokens, paths: Sequence[Path], epochs: float, learning_rate: float) -> dict[str, Any]:
+def train(
+    student: LastTokens, found: Sequence[Callable[[], States]], epochs: float, learning_rate: float, together: int
+) -> dict[str, Any]:
     """Cross-entropy with the whole model's probabilities and the relative squared error of its last states."""
     optimiser = torch.optim.AdamW(student.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    rng, order = random.Random(SEED), list[Path]()
-    steps = round(epochs * len(paths) / TOGETHER)
+    rng, order = random.Random(SEED), list[Callable[[], States]]()
+    steps = round(epochs * len(found) / together)
     began, pairs, log = time.monotonic(), 0, list[dict[str, float]]()
     with progress_bar("training", steps, unit="step", done=0, progress=True) as bar:
         for step in range(steps):
-            while len(order) < TOGETHER:
-                order += rng.sample(paths, len(paths))
-            batch = [read_states(order.pop(0)) for _ in range(TOGETHER)]
+            while len(order) < together:
+                order += rng.sample(found, len(found))
+            batch = [order.pop(0)() for _ in range(together)]
             rate = learning_rate * min((step + 1) / (0.05 * steps), (steps - step) / (0.95 * steps))
             for group in optimiser.param_groups:
                 group["lr"] = rate
@@ -191,21 +209,21 @@ def train(student: LastTokens, paths: Sequence[Path], epochs: float, learning_ra
                 log.append({"step": step, "loss": loss.item(), "divergence": divergence.item()})
             bar.update(1)
     return {
-        "queries": len(paths), "pairs": pairs, "steps": steps, "epochs": epochs, "learning rate": learning_rate,
+        "queries": len(found), "pairs": pairs, "steps": steps, "epochs": epochs, "learning rate": learning_rate,
         "seconds": time.monotonic() - began, "seed": SEED, "log": log, "torch": torch.__version__,
     }  # fmt: skip
 
 
 @torch.inference_mode()
-def measured(student: LastTokens, paths: Sequence[Path]) -> dict[str, float]:
+def measured(student: LastTokens, found: Sequence[Callable[[], States]]) -> dict[str, float]:
     """Mean divergence in nats, and the correlation and mean distance of both expected gains."""
-    rows = [(each.logits, student([each])[1]) for each in map(read_states, paths)]
-    wanted, found = (torch.cat([row[i] for row in rows]) for i in (0, 1))
+    rows = [(each.logits, student([each])[1]) for each in (load() for load in found)]
+    wanted, given = (torch.cat([row[i] for row in rows]).cpu() for i in (0, 1))
     gains = torch.arange(float(wanted.shape[1]))
-    both = torch.stack([each.softmax(-1) @ gains for each in (wanted, found)])
+    both = torch.stack([each.softmax(-1) @ gains for each in (wanted, given)])
     return {
         "pairs": len(wanted),
-        "divergence": round(_divergence(wanted, found).mean().item(), 4),
+        "divergence": round(_divergence(wanted, given).mean().item(), 4),
         "correlation": round(torch.corrcoef(both)[0, 1].item(), 4),
         "distance": round((both[0] - both[1]).abs().mean().item(), 4),
     }
@@ -220,7 +238,7 @@ def save(student: LastTokens, teacher: Checkpoint, layers: int, output: Path, fa
     assert teacher.adapter_folder is not None
     stored = read_adapter(teacher.adapter_folder)
     factors = {**stored.factors, **student.factors()}
-    head = Head(student.rows.detach().numpy(), student.biases.detach().numpy(), teacher.head.norm)
+    head = Head(student.rows.detach().cpu().numpy(), student.biases.detach().cpu().numpy(), teacher.head.norm)
     checkpoint = teacher.replace(
         head=head, prefill_layers=layers, exits=None, reach=None, finer_products={},
         decisions=Decisions(fusion=teacher.decisions.fusion),
