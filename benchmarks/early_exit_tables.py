@@ -1,4 +1,4 @@
-"""Fills the tables of docs/early-exit.md from results/early_exit.json and results/exit_tokens.json.
+"""Fills the tables of docs/early-exit.md from results/early_exit.json, exit_tokens.json and prefill_layers.json.
 
 python benchmarks/early_exit_tables.py [--check]
 """
@@ -51,7 +51,33 @@ def tokens() -> str | None:
     return f"{table(['layer, head', *names], lines)}\n\n{about}"
 
 
-TABLES = (saved, tokens)
+def prefilled() -> str | None:
+    values = result("prefill_layers")
+    if values is None:
+        return None
+    rows = values["rows"]
+    lines = []
+    for name in next(iter(rows.values()))["models"]:
+        each = [row["models"][name] for row in rows.values()]
+        cells = [f"{one['ndcg@10']:.3f}, r {one['correlation']:.2f}" for one in each]
+        whole = (
+            f"all {values['last layer']}" if name == "whole" else name.removesuffix(" layers").replace(" layers,", ",")
+        )
+        lines.append([whole, *cells, f"{each[0]['time']:.2f}"])
+    heads = [
+        f"{name} ({row['queries']} queries), nDCG@10; first stage {row['first stage']:.3f}"
+        for name, row in rows.items()
+    ]
+    taught = "; ".join(
+        f"{facts['layers']}: {facts['pairs']:,} pairs of {facts['queries']} queries in {facts['seconds'] / 60:.1f} min"
+        for facts in values["taught"].values()
+    )
+    about = f"{values['model']}, {values['engine']}, BM25's first {values['depth']}; time on {next(iter(rows))}. "
+    rows_of = table(["layers of all tokens", *heads, "time"], lines)
+    return f"{rows_of}\n\n{about}Taught: {taught}. {source(values, 'prefill_layers')}"
+
+
+TABLES = (saved, tokens, prefilled)
 
 
 if __name__ == "__main__":

@@ -137,6 +137,13 @@ def scaling() -> str | None:
             memory = [mib for _, mib in r.get("resident_mib", ())]
             spread = f"{memory[0]} to {memory[-1]}" if memory else "-"
             lines.append([named, r["engine"], r["pairs"], f"{r['pairs_per_second']:.1f}", spread, r["peak_mib"]])
+    if (values := result("long_run")) is not None:
+        first, last = values["samples"][0], values["samples"][-1]
+        lines.append([
+            "SmolLM2-135M, product titles", "ONNX Runtime, int8", values["pairs_done"],
+            f"{last['pairs'] / last['seconds']:.1f}", f"{first['resident_mib']:.0f} to {last['resident_mib']:.0f}",
+            f"{last['peak_mib']:.0f}",
+        ])  # fmt: skip
     head = ["model", "engine", "pairs", "pairs a second", "memory from first to last sample, MiB", "peak, MiB"]
     return table(head, lines) if lines else None
 
