@@ -43,7 +43,7 @@ def ranking_table(
         ranking: what to show, in order.
         titles: what to call each document; white space is folded and what does not fit is cut, with "…".
         old_ranks: the place, from 1, that each document had before reranking, None where it is not known.
-        width: cells of a line. Where that is too narrow for some cells of title, the terminal wraps the line.
+        width: cells of a line. Where that leaves too few for the titles, bars, old places and scores are left out.
         blocks: draw bars with block characters; if not, tenths are written as digits. If None, by what the standard
             output can encode.
     """
@@ -56,15 +56,22 @@ def ranking_table(
         columns.append(("was", "right", ["-" if old is None else str(old) for old in old_ranks]))
     columns.append(("score", "right", ["-" if r.score is None else f"{r.score:.3f}" for r in ranking]))
     columns.append(("grade", "left", [ranked.grade_name or "not judged" for ranked in ranking]))
-    numbers = " ".join(f"{grade:<2}" for grade in range(grades))
-    columns.append((numbers, "left", [_bars(ranked.probabilities, blocks) for ranked in ranking]))
+    bars = " ".join(f"{grade:<2}" for grade in range(grades))
+    columns.append((bars, "left", [_bars(ranked.probabilities, blocks) for ranked in ranking]))
     if any(ranked.novelty is not None for ranked in ranking):
         columns.append(("novelty", "left", [_novelty(ranked.novelty) for ranked in ranking]))
     # The titles take what the other columns leave.
-    taken = Console(width=10_000).measure(_table(columns)).maximum + 2
-    room = max(width - taken, _NARROWEST_TITLE)
+    for name in (bars, "was", "score"):
+        if _room(columns, width) < _NARROWEST_TITLE:
+            columns = [column for column in columns if column[0] != name]
+    room = max(_room(columns, width), _NARROWEST_TITLE)
     columns.append(("document", "left", [_cut(title, room, "…" if blocks else "...") for title in titles]))
     return _table(columns)
+
+
+def _room(columns: Sequence[_Column], width: int) -> int:
+    """Cells that these columns leave to one more."""
+    return width - Console(width=10_000).measure(_table(columns)).maximum - 2
 
 
 def _table(columns: Sequence[_Column]) -> Table:

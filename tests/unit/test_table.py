@@ -58,7 +58,7 @@ def test_what_is_not_known_has_no_column() -> None:
     assert ranking_table([], []) == "(no documents)"
 
 
-@pytest.mark.parametrize("width", [62, 70, 80, 200])
+@pytest.mark.parametrize("width", [40, 62, 70, 80, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     wide = "日本語のタイトル" * 30
     table = ranking_table(RANKING, [wide, TITLES[1], "é" * 300], old_ranks=[1, 2, 3], width=width, blocks=True)
@@ -69,6 +69,9 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 def test_a_narrow_terminal_still_shows_some_title() -> None:
     assert "Dell XPS 13…" in ranking_table(RANKING, TITLES, width=10, blocks=True)
+    for width, header in ((50, "# was score grade novelty document"), (40, "# grade novelty document")):
+        table = ranking_table(RANKING, TITLES, old_ranks=[1, 2, 3], width=width, blocks=True).split("\n")
+        assert table[0].split() == header.split()
 
 
 def test_without_block_characters_bars_are_tenths(monkeypatch: pytest.MonkeyPatch) -> None:
