@@ -26,8 +26,15 @@ class KeysValues:
         return self._length
 
 
+# Queries, keys, values of rows, (n, heads, …, size) each, and which queries may see which keys. Queries of heads that
+# share keys and values stand one behind the other, (n, heads, times · queries, size): fewer and larger products.
+Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 class Blocks:
     """Gathers packed rows into blocks for attention, behind the prefix, and its results back.
+
+    Each row's queries are two parts: those of the first half have nothing to do with the second half's keys.
 
     Args:
         places: of n rows' L tokens among the T packed ones, shape (n, L).
@@ -39,17 +46,39 @@ class Blocks:
         self, places: torch.Tensor, rows: torch.Tensor, inside: torch.Tensor, prefix: torch.Tensor | None
     ) -> None:
         self._places, self._rows, self._inside = places, rows, inside
-        self._before = 0 if prefix is None else prefix.shape[3]
+        # Where each part of a row's queries begins and ends; of an odd number the one in the middle is in both, so that
+        # neither is empty.
+        longest = places.shape[1]
+        self._spans: list[tuple[Any, Any]] = [(0, longest - longest // 2), (longest // 2, longest)]
+        self.before = 0 if prefix is None else prefix.shape[3]
         # One layer's keys, or its values, are then one entry, with all heads' rows.
         self._prefix = None if prefix is None else prefix.flatten(0, 1).flatten(1, 2)
         # Made once for all layers, which have the same heads.
-        self._taken: dict[tuple[int, bool], torch.Tensor] = {}
+        self._tables: dict[tuple[int, int | None], torch.Tensor] = {}
         self._returned: dict[int, torch.Tensor] = {}
-        self._masks: dict[int | None, torch.Tensor] = {}
+        self._masks: dict[tuple[int, int | None], torch.Tensor] = {}
 
-    def queries(self, packed: torch.Tensor) -> torch.Tensor:
-        """(1, heads, T, size) to (n, heads, L, size)."""
-        return self._take(packed, None)
+    @property
+    def keys(self) -> Any:
+        """How many keys each row has, P + L."""
+        return self.before + self._places.shape[1]
+
+    def parts(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: int, window: int | None
+    ) -> list[Part]:
+        """What has to be attended, of packed ones, shape (1, heads, T, size) each.
+
+        Args:
+            queries, keys, values: of one layer.
+            layer: its number, from 0.
+            window: how many of the last keys a query may see; None for all.
+        """
+        keys, values = self.keys_values(keys, values, layer)
+        count, shared, heads, size = self._places.shape[0], keys.shape[1], queries.shape[1], queries.shape[3]
+        first, second = (self._take(queries, part).reshape(count, shared, -1, size) for part in range(len(self._spans)))
+        masks = [self._mask(part, window, heads // shared) for part in range(len(self._spans))]
+        seen = masks[0].shape[3]
+        return [(first, keys[:, :, :seen], values[:, :, :seen], masks[0]), (second, keys, values, masks[1])]
 
     def first_row(self, packed: torch.Tensor) -> torch.Tensor:
         """(1, heads, T, size) to (1, heads, L, size)."""
@@ -60,102 +89,118 @@ class Blocks:
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """Each (1, heads, T, size) to (n, heads, P + L, size)."""
         if self._prefix is None:
-            return self._take(keys, None), self._take(values, None)
-        return self._take(keys, self._prefix[2 * layer]), self._take(values, self._prefix[2 * layer + 1])
+            return self._take(keys), self._take(values)
+        first, second = self._prefix[2 * layer], self._prefix[2 * layer + 1]
+        return self._take(keys, before=first), self._take(values, before=second)
 
-    def packed(self, blocks: torch.Tensor) -> torch.Tensor:
-        """(n, heads, L, size) to (1, T, heads, size)."""
-        _, heads, length, size = blocks.shape
+    def packed(self, parts: list[torch.Tensor], heads: int) -> torch.Tensor:
+        """Of `parts` the results, for so many heads of queries, to (1, T, heads, size)."""
         if heads not in self._returned:
-            head = torch.arange(heads)
-            self._returned[heads] = (self._rows[:, None] * heads + head) * length + self._inside[:, None]
-        table = self._returned[heads]
-        return rows_of(blocks.reshape(-1, size), table)[None]
+            (_, half), (start, _) = self._spans
+            inside, head = self._inside[:, None], torch.arange(heads)
+            first = (self._rows[:, None] * heads + head) * half + inside
+            second = first + (self._places.shape[0] * heads * half - start)
+            self._returned[heads] = torch.where(inside < half, first, second)
+        stored = torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+        return rows_of(stored, self._returned[heads])[None]
 
-    def mask(self, queries: int, keys: int, window: int | None, times: int) -> torch.Tensor:
-        """True where query i may see key j, shape (1, 1, times · queries, keys); made once for all layers of a kind.
+    def _mask(self, part: int, window: int | None, times: int) -> torch.Tensor:
+        """True where a query of a part may see a key, shape (1, 1, times · queries, keys until the part's end).
 
-        Args:
-            queries, keys: how many each row has.
-            window: how many of the last keys a query may see; None for all.
-            times: as often queries stand there one behind the other.
+        Made once for all layers of a kind.
         """
-        if window not in self._masks:
-            row = (torch.arange(queries) + (keys - queries)).repeat(times)[:, None]
-            column = torch.arange(keys)[None]
+        key = part, window
+        if key not in self._masks:
+            start, end = self._spans[part]
+            row = torch.arange(start, end).repeat(times)[:, None] + self.before
+            column = torch.arange(self.before + end)[None]
             seen = column <= row
             if window is not None:
                 seen = seen & (column > row - window)
-            self._masks[window] = seen[None, None]
-        return self._masks[window]
+            self._masks[key] = seen[None, None]
+        return self._masks[key]
 
-    def _take(self, own: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
-        """Rows of `own`, shape (1, heads, T, size), behind `before`, shape (heads · P, size): one gather of both."""
+    def _take(self, own: torch.Tensor, part: int | None = None, before: torch.Tensor | None = None) -> torch.Tensor:
+        """Of packed ones, shape (1, heads, T, size), the blocks, shape (n, heads, …, size): one gather.
+
+        Args:
+            own: what is packed.
+            part: of each row; None for all of it.
+            before: what comes before each row, shape (heads · P, size).
+        """
         _, heads, _, size = own.shape
-        count = self._places.shape[0]
-        key = heads, before is not None
-        if key not in self._taken:
+        key = heads, part
+        if key not in self._tables:
+            start, end = (0, self._places.shape[1]) if part is None else self._spans[part]
             head = torch.arange(heads)[None, :, None]
-            table = self._places[:, None] * heads + head
+            table = self._places[:, None, start:end] * heads + head
             if before is not None:
-                first = self._before
-                shared = (head * first + torch.arange(first)).expand(count, -1, -1)
-                table = torch.cat([shared, table + heads * first], dim=2)
-            self._taken[key] = table
-        table = self._taken[key]
+                shared = (head * self.before + torch.arange(self.before)).expand(self._places.shape[0], -1, -1)
+                table = torch.cat([shared, table + heads * self.before], dim=2)
+            self._tables[key] = table
         # As the product gave them, in which form they need not be moved: see `simplification`.
         stored = own.transpose(1, 2).reshape(-1, size)
         if before is not None:
             stored = torch.cat([before, stored])
-        return rows_of(stored, table)
+        return rows_of(stored, self._tables[key])
 
 
 class OneRow(Blocks):
-    """A single row without padding or prefix: its tokens are one block already."""
+    """A single row without padding or prefix: its tokens are one block already, and one part."""
 
-    def queries(self, packed: torch.Tensor) -> torch.Tensor:
-        return packed
+    def parts(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: int, window: int | None
+    ) -> list[Part]:
+        _, heads, length, size = queries.shape
+        self._spans, shared = [(0, length)], keys.shape[1]
+        mask = self._mask(0, window, heads // shared)
+        return [(queries.reshape(1, shared, -1, size), keys, values, mask)]
 
     def keys_values(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         return keys, values
 
-    def packed(self, blocks: torch.Tensor) -> torch.Tensor:
-        return blocks.transpose(1, 2)
+    def packed(self, parts: list[torch.Tensor], heads: int) -> torch.Tensor:
+        (whole,) = parts
+        return whole.reshape(1, heads, -1, whole.shape[-1]).transpose(1, 2)
 
 
 class LastQueries:
-    """One query a row, its last token's, behind the keys and values of `blocks`.
+    """One query a row, its last token's, behind the keys and values of `blocks`; see there for the methods.
 
     Args:
         blocks: of all tokens.
         lengths: of each row its tokens, shape (n,).
-        before: length of the prefix.
     """
 
-    def __init__(self, blocks: Blocks, lengths: torch.Tensor, before: Any) -> None:
-        self.keys_values = blocks.keys_values
+    def __init__(self, blocks: Blocks, lengths: torch.Tensor) -> None:
+        self._blocks = blocks
         # A row without any token sees one rather than failing.
-        self._ends = (lengths + before).clamp(min=1)[:, None]
+        self._ends = (lengths + blocks.before).clamp(min=1)[:, None]
         self._masks: dict[int | None, torch.Tensor] = {}
 
-    def queries(self, packed: torch.Tensor) -> torch.Tensor:
-        """(1, heads, n, size) to (n, heads, 1, size)."""
-        _, heads, count, size = packed.shape
-        return packed.transpose(1, 2).reshape(count, heads, 1, size)
+    def parts(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: int, window: int | None
+    ) -> list[Part]:
+        """`queries` of last tokens, shape (1, heads, n, size), keys and values of all."""
+        keys, values = self._blocks.keys_values(keys, values, layer)
+        _, heads, count, size = queries.shape
+        shared = keys.shape[1]
+        queries = queries.transpose(1, 2).reshape(count, shared, heads // shared, size)
+        return [(queries, keys, values, self._mask(window, heads // shared))]
 
-    def packed(self, blocks: torch.Tensor) -> torch.Tensor:
-        """(n, heads, 1, size) to (1, n, heads, size)."""
-        count, heads, _, size = blocks.shape
-        return blocks.reshape(1, count, heads, size)
+    def packed(self, parts: list[torch.Tensor], heads: int) -> torch.Tensor:
+        """To (1, n, heads, size)."""
+        (whole,) = parts
+        return whole.reshape(1, -1, heads, whole.shape[-1])
 
-    def mask(self, queries: int, keys: int, window: int | None, times: int) -> torch.Tensor:
-        """True where a row's last token may see key j, which padding lies behind, shape (n, 1, times, keys)."""
+    def _mask(self, window: int | None, times: int) -> torch.Tensor:
+        """True where a row's last token may see a key, which padding lies behind, shape (n, 1, times, P + L)."""
         if window not in self._masks:
-            column = torch.arange(keys)[None]
+            column = torch.arange(self._blocks.keys)[None]
             seen = column < self._ends
             if window is not None:
                 seen = seen & (column >= self._ends - window)
-            self._masks[window] = seen[:, None, None].expand(-1, 1, times, keys)
+            self._masks[window] = seen[:, None, None].expand(-1, 1, times, -1)
         return self._masks[window]
 
 

@@ -22,6 +22,7 @@ _FOLLOWS = {
     "Transpose": (0,),
     "Unsqueeze": (0,),
     "Gather": (0,),
+    "Slice": (0,),
     "Sigmoid": (0,),
     "RotaryEmbedding": (0, 1, 2),
 }

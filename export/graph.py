@@ -30,7 +30,7 @@ import torch
 from ..errors import InputError
 from ..model.base_weights import load_body
 from ..model.checkpoint import Checkpoint
-from .blocks import Blocks, KeysValues, LastQueries, OneRow, rows_of
+from .blocks import Blocks, KeysValues, LastQueries, OneRow, Part, rows_of
 from .graph_exits import GraphExit, exits_of, grade_logits, linear
 from .last_tokens import LastTokens, layers_of_all_tokens
 from .names import OUTPUTS, PREFIX_INPUTS, segment_outputs
@@ -128,7 +128,7 @@ class GradeGraph(torch.nn.Module):
         before = 0 if prefix_keys_values is None else prefix_keys_values.shape[3]
         blocks = (OneRow if self.one_row else Blocks)(places, rows, inside, prefix_keys_values)
         all_tokens, later = self.last_tokens.layers
-        self.blocks = [blocks] * all_tokens + [LastQueries(blocks, lengths, before)] * later
+        self.blocks = [blocks] * all_tokens + [LastQueries(blocks, lengths)] * later
         self.last_tokens.places = last
         prefix, positions = KeysValues(before), inside + before
         states = self.body(
@@ -197,20 +197,16 @@ def _attend(
     if graph.last_tokens.collecting:
         return query.transpose(1, 2), None
     blocks = graph.blocks[module.layer_idx]
-    query = blocks.queries(query)
-    key, value = blocks.keys_values(key, value, module.layer_idx)
-    rows, heads, length, size = query.shape
-    # Heads that share keys and values stand one behind the other: fewer and larger products.
-    shared = key.shape[1]
-    query = query.reshape(rows, shared, -1, size)
-    mask = blocks.mask(length, key.shape[2], window, heads // shared)
+    parts = blocks.parts(query, key, value, module.layer_idx, window)
+    return blocks.packed([_attended(graph, part, scale) for part in parts], query.shape[1]), None
+
+
+def _attended(graph: GradeGraph, part: Part, scale: float) -> torch.Tensor:
+    query, key, value, mask = part
     if graph.attention == "fused":
-        output = torch.onnx.ops.attention(query, key, value, mask, scale=scale)[0]
-    else:
-        additive = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
-        output = torch.softmax((query * scale) @ key.transpose(2, 3) + additive, dim=-1) @ value
-    output = output.reshape(rows, heads, length, size)
-    return blocks.packed(output), None
+        return torch.onnx.ops.attention(query, key, value, mask, scale=scale)[0]
+    additive = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+    return torch.softmax((query * scale) @ key.transpose(2, 3) + additive, dim=-1) @ value
 
 
 @contextlib.contextmanager

@@ -166,7 +166,7 @@ class _Graph:
         """The product of the values that the operator Attention sums to this tensor, shape (…, heads · size)."""
         heads = size = 0
         while (node := self._makers.get(name)) is not None:
-            if node.op_type in ("Reshape", "Transpose", "Unsqueeze", "Gather"):
+            if node.op_type in ("Reshape", "Transpose", "Unsqueeze", "Gather", "Slice"):
                 name = node.input[0]
             elif node.op_type == "Attention" and not size:
                 name = node.input[2]
@@ -174,7 +174,8 @@ class _Graph:
                 heads, size = (shape[1].dim_value, shape[3].dim_value) if len(shape) == 4 else (0, 0)
                 if not heads * size or width % (heads * size):
                     return None
-            elif node.op_type == "Concat" and size:  # behind the values of a prefix, which were scaled when it ran
+            # Of parts that attend to the same values, or behind those of a prefix, which were scaled when it ran.
+            elif node.op_type == "Concat":
                 name = node.input[-1]
             else:
                 break

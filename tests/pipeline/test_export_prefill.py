@@ -88,6 +88,9 @@ def test_later_layers_run_last_tokens_on_keys_and_values_of_the_states_before(
     plain = run(without_prefix(model), ROWS)
     np.testing.assert_allclose(plain["logits"], expected, atol=1e-4)
     assert np.abs(expected - expected_logits(checkpoint.replace(prefill_layers=None))).max() > 0.01
+    for short in (1, 2, 3):  # halves of which one is empty, or both are one query
+        found = [run(without_prefix(model), rows)["logits"] for rows in ([ROWS[0][:short]], [ROWS[0][:short], ROWS[1]])]
+        np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-4)
     # Behind a prefix, which one row is run for, all rows of it.
     start = ROWS[0][:PREFIX]
     heads, size = graph.config.num_key_value_heads, graph.config.head_dim
@@ -121,7 +124,7 @@ def test_all_tokens_have_two_products_in_a_later_layer(rotated: bool, tiny_model
     # Where the norms' gains are in the weights all later layers read one tensor.
     assert len(set(sources.values())) == (1 if rotated else 2)
     kinds = Counter(node.op_type for node in model.graph.node)
-    assert kinds["Attention"] == LAYERS
+    assert kinds["Attention"] == LAYERS + ALL_TOKENS  # two halves where all tokens are run
     if rotated:
         assert kinds["RMSNormalization"] == 2 * LAYERS + 2
     # In int8 each tensor is quantised once, with zero points that are made once for all tokens and once for last ones.
