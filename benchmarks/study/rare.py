@@ -1,10 +1,10 @@
 """Claim (b) where shift is rare: is a chosen label worth more than a random one, by the pool's share of OOD pairs?
 
     python benchmarks/study/rare.py DATA --work WORK --study forum
-    python benchmarks/study/rare.py DATA --work WORK --study forum --size large --features base
+    python benchmarks/study/rare.py DATA --work WORK --study shop --size large --features shipped
 
 Both studies of `run.py` have pools of which some 70 % is out of distribution, so that a random draw covers it. Here
-the pool has a fixed size and an OOD share of 2, 5, 10, 30 or 70 %; collections are smaller than there, see `PAIRS`.
+the pool has a fixed size and an OOD share of 2, 5, 10, 30 or 70 %; collections are smaller than there, see `SIZES`.
 Only the head is trained (screening, see `heads.py`), on final states of the base model or of the checkpoint that ships;
 novelty is of the same model's features.
 
@@ -74,6 +74,7 @@ class Size:
         budgets: labels.
         seeds: how many.
         pairs: of each role, at most.
+        shares: of OOD pairs in the pool.
     """
 
     suffix: str
@@ -81,25 +82,28 @@ class Size:
     budgets: tuple[int, ...]
     seeds: int
     pairs: Mapping[str, int]
+    shares: tuple[float, ...] = SHARES
 
 
 _TESTS = {"home_dev": 120, "home_test": 300, "away_dev": 120, "away_test": 500}
 SIZES = {
     "small": Size("rare", 500, (100, 250), 6, {"home": 790, "pool": 370, **_TESTS}),
-    # All that the collections have of home, and as many OOD pairs as shares up to 30 % need.
+    # Pools for a budget of 1,000; larger shares take more OOD pairs.
     "large": Size(
         "rare_large",
-        3000,
-        (100, 250, 1000),
+        1500,
+        (1000,),
         3,
-        {**_TESTS, "home": 10**9, "pool": 1050, "away_dev": 10**9, "away_test": 800},
+        {**_TESTS, "home": 1730, "pool": 160, "home_test": 200, "away_test": 400},
+        (0.02, 0.05, 0.10),
     ),
 }
 
 
 def states_of(kind: str, study: Study, data: Collections, work: Path) -> BaseStates:
     """Features and final states of all pairs, of the base model or of the checkpoint that ships."""
-    checkpoint = initial_checkpoint(study.model) if kind == "base" else Checkpoint.load(DEFAULT)
+    # All layers for every pair: what leaves at an exit has no final state.
+    checkpoint = initial_checkpoint(study.model) if kind == "base" else Checkpoint.load(DEFAULT).replace(exits=None)
     if study.model.max_length is not None:
         prompt = replace(checkpoint.prompt, max_length=study.model.max_length)
         checkpoint = checkpoint.replace(prompt=prompt)
@@ -224,20 +228,21 @@ def main() -> None:
         return
     for kind, seen in states.items():
         own, pools = starting_point(kind, checkpoint), list[dict[str, Any]]()
-        folder = arguments.work / "rare" / f"{study.name}-{kind}-{data.digest}"
+        # The model that ships changes, and arms of another one must not be taken for its own.
+        folder = arguments.work / "rare" / f"{study.name}-{kind}-{data.digest}-{own.fingerprint[:12]}"
 
         def measure(kept: Path, logits: Any, facts: dict[str, Any]) -> Run:
             return measure_run(kept, logits, data, tests, checkpoint.scale.gains, facts, study.resamples, MEASURES)
 
         runs: dict[tuple[str, int, float], dict[int, Run]] = {}
         with tqdm(
-            total=size.seeds * len(SHARES) * len(size.budgets) * (len(STRATEGIES) + 1), desc=kind, unit="arm"
+            total=size.seeds * len(size.shares) * len(size.budgets) * (len(STRATEGIES) + 1), desc=kind, unit="arm"
         ) as bar:
             for number in range(size.seeds):
-                for share in SHARES:
+                for share in size.shares:
                     sets = pool_with(data, study, number, share, size.pool)
                     seed = prepare_pool(sets, data, study, seen, own, number)
-                    if share == SHARES[0]:
+                    if share == size.shares[0]:
                         heads = committee(data, seen, own, sets.train, number)
                     pool, orders = pool_of(seed, data, seen, heads), dict[str, Order]()
                     pools.append(described_pool(pool, share))

@@ -1,5 +1,5 @@
-"""Fills the tables of docs/rare-shift.md from results/study_*_rare.json and the studies of the tail; --figures also
-draws its figure.
+"""Fills the tables of docs/rare-shift.md from results/study_*_rare.json, study_*_rare_large.json and the studies of the
+tail; --figures also draws its figure.
 
 python benchmarks/study/rare_page.py
 python benchmarks/study/rare_page.py --figures
@@ -24,7 +24,9 @@ from study.settings import STUDIES
 PAGE = page.DOCS / "rare-shift.md"
 FIGURE = "rare_shift.svg"
 _BUDGET = 100
-_SHOWN = ("dasa", "dasa-without-band", "uncertainty", "oracle")
+_SHOWN = ("dasa", "uncertainty", "oracle")
+# Names of results by `rare.SIZES`.
+_SMALL, _LARGE = "rare", "rare_large"
 _TITLES = {"forum": "Forum", "shop": "Web to shop"}
 _MEASURES = {"OOD/ndcg@10": "nDCG@10", "OOD/qwk": "kappa"}
 _DRAWN = {"dasa": "#a40000", "dasa-without-band": "#1f5fa8", "uncertainty": "#2e7d32", "oracle": "#777777"}
@@ -32,11 +34,11 @@ _SUFFIXES = {"shipped": "", "base": "_base"}
 _MODELS = {"shipped": "the model that ships", "base": "the base model"}
 
 
-def results() -> Iterator[tuple[str, str, dict[str, Any]]]:
+def results(size: str = _SMALL) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name of the study, kind of features and the result, of what was measured."""
     for kind, suffix in _SUFFIXES.items():
         for name in STUDIES:
-            found = page.result(f"study_{name}_rare{suffix}")
+            found = page.result(f"study_{name}_{size}{suffix}")
             if found is not None:
                 yield name, kind, found
 
@@ -55,15 +57,24 @@ def _gap(value: dict[str, float]) -> str:
     return f"**{text}**" if value["low"] > 0 or value["high"] < 0 else text
 
 
-def _heading(name: str, kind: str, result: dict[str, Any]) -> str:
+def _heading(name: str, kind: str, result: dict[str, Any], size: str) -> str:
     title = result["title"].partition(":")[0]
-    return f"**{title}**, features of {_MODELS[kind]} {page.source(result, f'study_{name}_rare{_SUFFIXES[kind]}')}"
+    return f"**{title}**, features of {_MODELS[kind]} {page.source(result, f'study_{name}_{size}{_SUFFIXES[kind]}')}"
 
 
 def benefit() -> str | None:
     """Benefit over a random choice, by OOD share: DASA, and what a perfect detector would have."""
+    return _benefit(_SMALL)
+
+
+def benefit_of_many() -> str | None:
+    """The same with more labels from larger pools."""
+    return _benefit(_LARGE)
+
+
+def _benefit(size: str) -> str | None:
     lines = []
-    shown = list(results())
+    shown = list(results(size))
     for name, kind, result in shown:
         for key, measure in _MEASURES.items():
             for budget in _budgets(result, kind):
@@ -73,14 +84,14 @@ def benefit() -> str | None:
                     lines.append([where, strategy, *(_gap(row["against_random"][key]) for row in rows)])
     if not shown:
         return None
-    heads = "; ".join(_heading(name, kind, result) for name, kind, result in shown)
+    heads = "; ".join(_heading(name, kind, result, size) for name, kind, result in shown)
     return f"{heads}\n\n{page.table(['OOD', 'strategy', *_share_names(shown[0][2], shown[0][1])], lines)}"
 
 
 def others() -> str | None:
     """Of every strategy, how many of its comparisons with a random choice are clear of zero, and verdicts that hold."""
     counts: dict[str, list[int]] = {}
-    for _, kind, result in results():
+    for _, kind, result in (*results(_SMALL), *results(_LARGE)):
         for row in result["rows"][kind]:
             found = counts.setdefault(row["strategy"], [0] * 6)
             for place, key in enumerate(_MEASURES):
@@ -196,7 +207,7 @@ def figure() -> StudyFigure | None:
     return StudyFigure(FIGURE, caption, drawn)
 
 
-TABLES = (benefit, others, found, calibrated, learned)
+TABLES = (benefit, benefit_of_many, others, found, calibrated, learned)
 
 if __name__ == "__main__":
     if "--figures" in sys.argv:

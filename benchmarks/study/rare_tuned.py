@@ -1,4 +1,4 @@
-"""Fine-tuned arms where shift is rare: random, DASA and `oracle` at one share and one budget, from the base model.
+"""Fine-tuned arms where shift is rare: a few strategies at one share and one budget, from the base model.
 
     python benchmarks/study/rare_tuned.py DATA --work WORK --study shop --share 0.1 --budget 250
 
@@ -29,7 +29,7 @@ from study.settings import STUDIES
 from study.tried import SELECTORS, first_of, pool_of
 from study.tuned import Arm, Training, Tuner
 
-STRATEGIES = ("random", "dasa", "oracle")
+STRATEGIES = ("dasa", "uncertainty", "oracle")
 
 
 class RareTuner(Tuner):
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--budget", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES, help="beside random")
     arguments = parser.parse_args()
     size = SIZES[arguments.size]
     study, checkpoint, data = load(arguments.study, arguments.data, arguments.work, size)
@@ -90,11 +91,11 @@ def main() -> None:
 
     folder = arguments.work / "rare-tuned" / f"{data.digest}-{arguments.share:g}"
     tuner = RareTuner(study, data, tests_of(data, study), states, checkpoint, folder, seed_of)
-    runs: dict[str, dict[int, Run]] = {strategy: {} for strategy in STRATEGIES}
+    runs: dict[str, dict[int, Run]] = {strategy: {} for strategy in ("random", *arguments.strategies)}
     for number in range(arguments.seeds):
-        for strategy in STRATEGIES:
+        for strategy, own in runs.items():
             print(f"{strategy}, seed {number}", file=sys.stderr, flush=True)
-            runs[strategy][number] = tuner.run(arm_of(strategy), arguments.budget, number)
+            own[number] = tuner.run(arm_of(strategy), arguments.budget, number)
     write_result(
         f"study_{study.name}_rare_tuned",
         {
