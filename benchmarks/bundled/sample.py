@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 BLOCK = 512
 # Of a step, padding included: larger ones are no faster on a CPU.
-TOKENS = 4096
+TOKENS = 1024
 
 
 @click.command(help=__doc__)
