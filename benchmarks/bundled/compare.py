@@ -1,4 +1,4 @@
-"""A training of train.py beside the checkpoint that ships, at each exit, and what leaving early costs.
+"""A training of train.py beside the checkpoint that ships, at each exit.
 
     python benchmarks/bundled/compare.py TRAINED SCORES DATA
 
@@ -33,8 +33,6 @@ DEVELOPMENT = ("trec-dl-2021", "natural-questions", "wiki-qa-mix", "selqa", "pro
 TESTS = ("trec-dl-2019", "icecat", "medquad")
 DEPTH = 100
 GAINS = np.arange(4.0)
-# Shares of trec-dl-2021's pairs that leave at the second exit, and the layer behind which the rest ends.
-LEAVING = ((0.0, 3), (0.3, 3), (0.5, 3), (0.0, 2), (0.3, 2), (0.5, 2), (0.6, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +53,8 @@ def main(trained: Path, scores: Path, data: Path) -> None:
     facts = json.loads((trained / "train.json").read_text("utf-8"))
     names = [*(f"layer {layer}" for layer in facts["exits"]), "whole"]
     rows: dict[str, Any] = {}
-    lists = {name: list(read(name, trained, scores, data)) for name in (*DEVELOPMENT, *TESTS)}
-    for name, found in lists.items():
+    for name in (*DEVELOPMENT, *TESTS):
+        found = read(name, trained, scores, data)
         shipped = per_query(found, [each.shipped for each in found])
         orders = {n: per_query(found, [score(each.logits[:, i]) for each in found]) for i, n in enumerate(names)}
         both = per_query(found, [score(each.logits[:, -1]) + each.shipped for each in found])
@@ -68,10 +66,7 @@ def main(trained: Path, scores: Path, data: Path) -> None:
             "difference": [test.difference, test.low, test.high],
         }  # fmt: skip
         click.echo(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in rows[name].items() if isinstance(v, float)))
-    early = list(leaving(lists, [*facts["exits"], 30]))
-    for row in early:
-        click.echo(str(row))
-    write_result("one_recipe", {"training": facts, "collections": rows, "leaving early": early})
+    write_result("one_recipe", {"training": facts, "collections": rows})
 
 
 def read(name: str, trained: Path, scores: Path, data: Path) -> list[List]:
@@ -122,24 +117,6 @@ def per_query(lists: Sequence[List], scores: Sequence[NDArray[Any]]) -> NDArray[
 
 def mean(values: NDArray[np.float64]) -> float:
     return float(values.mean())
-
-
-def leaving(lists: dict[str, list[List]], layers: Sequence[int]) -> Any:
-    """nDCG@10 and the share of layers run where pairs below a threshold leave at the second exit."""
-    pool = np.concatenate([score(found.logits[:, 1]) for found in lists["trec-dl-2021"]])
-    for share, last in LEAVING:
-        threshold = np.quantile(pool, share) if share else -1.0
-        row: dict[str, Any] = {"leaving": share, "at layer": layers[1], "last layer": layers[last]}
-        for name, found in lists.items():
-            left = [score(each.logits[:, 1]) < threshold for each in found]
-            orders = [
-                np.where(gone, score(each.logits[:, 1]) - 10, score(each.logits[:, last]))
-                for gone, each in zip(left, found, strict=True)
-            ]
-            gone = float(np.concatenate(left).mean())
-            ran = (gone * layers[1] + (1 - gone) * layers[last]) / layers[-1]
-            row[name] = {"ndcg": mean(per_query(found, orders)), "layers run": ran, "left": gone}
-        yield row
 
 
 if __name__ == "__main__":

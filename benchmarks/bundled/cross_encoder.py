@@ -109,7 +109,7 @@ def main(
     facts = json.loads((trained / "train.json").read_text("utf-8"))
     found: dict[str, Any] = {}
     for name in TESTS:
-        judged = list(read(name, trained, scores, data))
+        judged = read(name, trained, scores, data)
         own = per_query(judged, reranked(model, scores / f"{name}.candidates.jsonl.gz", work / f"{name}.npz"))
         recipe = per_query(judged, [score(each.logits[:, -1]) for each in judged])
         ships = per_query(judged, [each.shipped for each in judged])
@@ -126,7 +126,8 @@ def main(
         click.echo(f"{name}: " + ", ".join(f"{k} {v:.4f}" for k, v in found[name].items() if isinstance(v, float)))
     values = {
         "base": "all-MiniLM-L6-v2", "pairs": len(examples), "lists": len({place for _, place in rows}), "seed": seed,
-        "precision": "float32", "labels": told, "one recipe's pairs": facts["pairs"], "collections": found,
+        "precision": "float32", "labels": told, "one recipe's pairs": facts["pairs"],
+        "ships": json.loads((scores / "scores.json").read_text("utf-8"))["fingerprint"], "collections": found,
         "log": [row for row in trainer.state.log_history if "loss" in row],
     }  # fmt: skip
     click.echo(f"written: {write_result('cross_encoder', values)}", err=True)

@@ -7,7 +7,7 @@ folder with the scores of the checkpoint --beside. Heads behind --exits and --en
 pair, on the lists of collections whose texts may be published (`TEACHING`), whatever people said of them. So that
 these collections can still be measured, the logits of their queries come from heads that saw a fifth less, not these.
 
-OUTPUT gets what pack.py, compare.py and fast.py read: adapter.safetensors, heads.safetensors, train.json, scores.npz.
+OUTPUT gets what pack.py and successor.py read: adapter.safetensors, heads.safetensors, train.json, scores.npz.
 States are kept in OUTPUT/states, and what is there is not run again.
 """
 

@@ -23,8 +23,6 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from tqdm import tqdm
 
 BLOCK = 512
-# Of a step, padding included: larger ones are no faster on a CPU.
-TOKENS = 1024
 
 
 @click.command(help=__doc__)
@@ -88,7 +86,7 @@ def kept(encode: Encoder, texts: list[str], folder: Path) -> NDArray[np.float32]
         path = folder / f"{start:06d}.npy"
         if not path.is_file():
             whole = path.with_suffix(".part.npy")
-            np.save(whole, encode(texts[start : start + BLOCK], TOKENS).cpu().numpy())
+            np.save(whole, encode(texts[start : start + BLOCK]).cpu().numpy())
             whole.replace(path)
         found.append(np.load(path, allow_pickle=False))
     return np.concatenate(found)
