@@ -18,7 +18,7 @@ import json
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,13 @@ def main() -> None: ...
 @click.option("--only", help="Names of collections, with commas between.")
 @click.option("--without-dense", is_flag=True, help="Of Icecat BM25 alone.")
 @click.option("--queries", type=int, help="Of each collection at most so many, for a trial.")
-def candidates(data: Path, work: Path, only: str | None, without_dense: bool, queries: int | None) -> None:
+@click.option("--depth", type=int, help="Documents of each first stage at most, and no others, for a trial.")
+def candidates(
+    data: Path, work: Path, only: str | None, without_dense: bool, queries: int | None, depth: int | None
+) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    for collection in COLLECTIONS:
+    for known in COLLECTIONS:
+        collection = known if depth is None else replace(known, judged=False)
         output = work / f"{collection.name}.candidates.jsonl.gz"
         if output.is_file() or (only and collection.name not in only.split(",")):
             continue
@@ -144,6 +148,8 @@ def candidates(data: Path, work: Path, only: str | None, without_dense: bool, qu
         topics = dict(islice(drawn(collection, folder).items(), queries))
         qrels = icecat.judgements() if collection.name == "icecat" else read_qrels(qrels_file(folder))
         stages = first_stages(collection, folder, topics, without_dense=without_dense)
+        if depth is not None:
+            stages = {name: {qid: run.get(qid, [])[:depth] for qid in topics} for name, run in stages.items()}
         wanted = {qid: candidate_ids(collection, stages, qrels, qid) for qid in topics}
         if collection.name == "icecat":
             corpus = {product.docid: product for product in icecat.read_products()}
@@ -152,12 +158,12 @@ def candidates(data: Path, work: Path, only: str | None, without_dense: bool, qu
             corpus = load_documents(folder / "corpus.jsonl.gz", ids)
         with atomic_write(output, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as stream:
             for qid, query in topics.items():
-                known = [docid for docid in wanted[qid] if docid in corpus and corpus[docid].full_text]
-                place = {docid: i for i, docid in enumerate(known)}
+                docids = [docid for docid in wanted[qid] if docid in corpus and corpus[docid].full_text]
+                place = {docid: i for i, docid in enumerate(docids)}
                 line = {
-                    "qid": qid, "query": query, "docids": known,
-                    "texts": [corpus[docid].full_text for docid in known],
-                    "grades": [qrels.get(qid, {}).get(docid, -1) for docid in known],
+                    "qid": qid, "query": query, "docids": docids,
+                    "texts": [corpus[docid].full_text for docid in docids],
+                    "grades": [qrels.get(qid, {}).get(docid, -1) for docid in docids],
                     "stages": {
                         name: [[place[hit.docid], hit.score] for hit in run.get(qid, ()) if hit.docid in place]
                         for name, run in stages.items()
