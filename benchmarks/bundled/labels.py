@@ -68,9 +68,7 @@ def main(texts: Path, judged: Path, encoder: Path, output: Path, queries: int | 
     topics, qrels = read_topics(judged / "topics.tsv"), dict(islice(read_qrels(judged / "qrels.txt").items(), queries))
     found = load_documents(judged / "corpus.jsonl.gz", {d for graded in qrels.values() for d in graded})
     rows = [(q, d, g) for q, graded in qrels.items() for d, g in graded.items() if q in topics and d in found]
-    asked = {qid: place for place, qid in enumerate(dict.fromkeys(qid for qid, _, _ in rows))}
-    vectors = encode([topics[qid] for qid in asked])[[asked[qid] for qid, _, _ in rows]]
-    cosine = (vectors * encode([found[d].full_text for _, d, _ in rows])).sum(1)
+    cosine = (encode([topics[q] for q, _, _ in rows]) * encode([found[d].full_text for _, d, _ in rows])).sum(1)
     prior, nll = fit_prior(cosine.cpu().double().numpy(), np.array([g for _, _, g in rows]))
     counts = {"prior": prior.tolist(), "judged pairs": len(rows), "nll": nll, "encoder": encoder.name, "seed": SEED}
     arrays: dict[str, NDArray[Any]] = {}
@@ -104,9 +102,9 @@ class Encoder:
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
-        """Vectors, shape (n, d), on the device, float32."""
-        tokens = TOKENS[self._device.type]
-        ids = [e.ids for e in self._tokenizer.encode_batch_fast(list(texts))]
+        """Vectors, shape (n, d), on the device, float32. A text that stands there twice is run once."""
+        tokens, places = TOKENS[self._device.type], {text: place for place, text in enumerate(dict.fromkeys(texts))}
+        ids = [e.ids for e in self._tokenizer.encode_batch_fast(list(places))]
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
         result: torch.Tensor | None = None
         start = 0
@@ -127,7 +125,7 @@ class Encoder:
                 result = torch.zeros(len(ids), unit.shape[1], device=self._device)
             result[part] = unit
         assert result is not None
-        return result
+        return result[[places[text] for text in texts]]
 
 
 def listed(
