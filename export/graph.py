@@ -80,7 +80,7 @@ class GradeGraph(torch.nn.Module):
         self.attention = attention
         self.last_tokens = LastTokens(layers, layers_of_all_tokens(checkpoint, layers))
         self.blocks: list[Blocks | LastQueries] = []
-        self.one_row = False
+        self.one_row = self.every_token = False
         self._feature_layer = checkpoint.feature_layer
         self.exits = exits_of(checkpoint, len(layers))
         heads = checkpoint.exits.heads if checkpoint.exits is not None and self.exits else ()
@@ -128,14 +128,14 @@ class GradeGraph(torch.nn.Module):
         before = 0 if prefix_keys_values is None else prefix_keys_values.shape[3]
         blocks = (OneRow if self.one_row else Blocks)(places, rows, inside, prefix_keys_values)
         all_tokens, later = self.last_tokens.layers
-        self.blocks = [blocks] * all_tokens + [LastQueries(blocks, lengths)] * later
-        self.last_tokens.places = last
+        self.blocks = [blocks] * all_tokens + [blocks if self.every_token else LastQueries(blocks, lengths)] * later
+        self.last_tokens.places = inside if self.every_token else last
         prefix, positions = KeysValues(before), inside + before
         states = self.body(
             input_ids=ids[None], position_ids=positions[None], past_key_values=prefix, use_cache=True
         ).last_hidden_state
         middle = self._states[self._feature_layer]
-        if not later:
+        if not later or self.every_token:
             states = states.index_select(1, last)
         final = self.back_final(states.squeeze(0).float())
         logits = grade_logits(self.link, self.head(final))
@@ -161,13 +161,19 @@ class GradeGraph(torch.nn.Module):
         by_segment = [torch.stack(pairs[start:end]) for start, end in pairwise([0, *self.exits, len(pairs)])]
         return (*found, *of_exits, torch.cat(units[:2], dim=-1), units[2], *by_segment)
 
-    def of_row(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The plain graph's outputs for one row without padding, shape (1, t); gradients go through it fast."""
-        self.one_row = True
+    def of_row(self, input_ids: torch.Tensor, *, every_token: bool = False) -> tuple[torch.Tensor, ...]:
+        """The plain graph's outputs for one row without padding, shape (1, t); gradients go through it fast.
+
+        Args:
+            input_ids: the row.
+            every_token: whether later layers run each token as they run the last, so that they show what they read on
+                more than one; the outputs are the same.
+        """
+        self.one_row, self.every_token = True, every_token
         try:
             found: tuple[torch.Tensor, ...] = self(*tables(input_ids, torch.ones_like(input_ids)))
         finally:
-            self.one_row = False
+            self.one_row = self.every_token = False
         return found
 
 

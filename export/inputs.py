@@ -28,7 +28,7 @@ def input_sizes(
     squares: dict[str, list[NDArray[np.float32]]] = {name: [] for name in readers}
     modules = graph.products()
     for batch in calibration:
-        _, seen = forward(graph, {name: modules[reader] for name, reader in readers.items()}, batch)
+        _, seen = forward(graph, {name: modules[reader] for name, reader in readers.items()}, batch, every_token=True)
         for name, (given, _) in seen.items():
             squares[name].append(channel_sizes([given.numpy()]))
     return {name: np.sqrt(np.mean(np.square(found), axis=0)) for name, found in squares.items()}
@@ -50,7 +50,7 @@ def grams(
     modules, found = graph.products(), dict[str, NDArray[np.float32]]()
     for batch in calibration:
         first: dict[int, str] = {}
-        for name, (given, _) in forward(graph, modules, batch)[1].items():
+        for name, (given, _) in forward(graph, modules, batch, every_token=True)[1].items():
             owner = first.setdefault(id(given), name)
             if owner != name:
                 found[name] = found[owner]
@@ -67,9 +67,12 @@ def grams(
 
 
 def forward(
-    graph: GradeGraph, modules: Mapping[str, Product], batch: Mapping[str, NDArray[Any]]
+    graph: GradeGraph, modules: Mapping[str, Product], batch: Mapping[str, NDArray[Any]], *, every_token: bool = False
 ) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """Logits of the only row less their mean, shape (K,), and what each module is given and gives, (1, tokens, …)."""
+    """Logits of the only row less their mean, shape (K,), and what each module is given and gives, (1, tokens, …).
+
+    `every_token` as for `GradeGraph.of_row`.
+    """
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def keep(name: str) -> Any:
@@ -86,7 +89,7 @@ def forward(
         hooks.append(embedding.register_forward_hook(lambda _, __, states: states.requires_grad_()))
     attention, graph.attention = graph.attention, "plain"  # the operator Attention has no gradient
     try:
-        logits = graph.of_row(torch.from_numpy(batch["input_ids"]))[0][0]
+        logits = graph.of_row(torch.from_numpy(batch["input_ids"]), every_token=every_token)[0][0]
     finally:
         graph.attention = attention
         for hook in hooks:

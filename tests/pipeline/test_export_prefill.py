@@ -145,6 +145,11 @@ def test_all_tokens_have_two_products_in_a_later_layer(rotated: bool, tiny_model
         name for name in tokens if int(name.split(".")[1]) >= ALL_TOKENS and name not in sources
     }
     assert len({id(seen[name][0]) for name in sources}) == (1 if rotated else 2)
+    logits, seen_of_all = forward(graph, graph.products(), batch, every_token=True)
+    np.testing.assert_allclose(logits.detach(), forward(graph, {}, batch)[0].detach(), atol=1e-5)
+    for name, (states, _) in seen.items():
+        assert seen_of_all[name][0].shape[1] == len(ROWS[1])
+        np.testing.assert_allclose(seen_of_all[name][0][:, -1].detach(), states[:, -1].detach(), atol=1e-4)
 
 
 def test_one_product_for_queries_keys_and_values(tiny_model: Path, tmp_path: Path) -> None:
