@@ -1,6 +1,6 @@
 """The one command of this folder's Makefile, step by step, with the time that each took.
 
-    python benchmarks/bundled/steps.py WORK DATA=FOLDER ENCODER=FOLDER [QUERIES=3 DEPTH=10 FRACTION=0.002 SECONDS=20]
+    python benchmarks/bundled/steps.py WORK DATA=FOLDER ENCODER=FOLDER [QUERIES=3 …]
 
 WORK is a new folder; the rest are variables of the Makefile, which says what they are. Steps run in its order, so that
 the whole is what `make` alone would do. As with `make`, the last step writes results/one_recipe.json and
