@@ -128,7 +128,8 @@ class GradeGraph(torch.nn.Module):
         before = 0 if prefix_keys_values is None else prefix_keys_values.shape[3]
         blocks = (OneRow if self.one_row else Blocks)(places, rows, inside, prefix_keys_values)
         all_tokens, later = self.last_tokens.layers
-        self.blocks = [blocks] * all_tokens + [blocks if self.every_token else LastQueries(blocks, lengths)] * later
+        of_later: Blocks | LastQueries = blocks if self.every_token else LastQueries(blocks, lengths)
+        self.blocks = [*[blocks] * all_tokens, *[of_later] * later]
         self.last_tokens.places = inside if self.every_token else last
         prefix, positions = KeysValues(before), inside + before
         states = self.body(
