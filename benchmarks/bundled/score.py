@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from darl_rerank.model.checkpoint import Checkpoint
 
-TOKENS = 49152
+# Of a step, padding included.
+TOKENS = {"cuda": 49152, "cpu": 2048}
 
 
 @click.command(help=__doc__)
@@ -63,7 +64,7 @@ def logits(
     start = 0
     while start < len(order):
         longest = -(-len(ids[order[start]]) // 16) * 16
-        part = order[start : start + max(1, TOKENS // longest)]
+        part = order[start : start + max(1, TOKENS[device.type] // longest)]
         start += len(part)
         padded = np.zeros((len(part), longest), np.int64)
         for row, place in enumerate(part):
