@@ -128,6 +128,8 @@ def rows(setting: Setting) -> dict[str, Any]:
         c.of_torch(checkpoint, "bfloat16"),
         *(c.of_onnx(folder, precision) for precision, folder in exports.items()),
     ]
+    if checkpoint.exits is not None and "int8" in exports:
+        wanted.append(c.of_onnx(exports["int8"], "int8", exit="auto"))
     shapes, parameters = linear_shapes(checkpoint), linear_parameters(checkpoint)
     tokens = tokens_of(checkpoint, setting.pairs)
     ceiling = ceilings(shapes, clock=setting.now)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darl_rerank import Checkpoint, Reranker
-from darl_rerank.engines.loading import load_engine
+from darl_rerank.engines.loading import Exit, load_engine
 
 Run = Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]
 # What sentence-transformers takes if not told otherwise.
@@ -39,20 +39,28 @@ class Contender:
 
 
 def of_torch(checkpoint: Checkpoint, precision: str, device: str = "cpu") -> Contender:
+    """All layers for every pair."""
+
     def load() -> Run:
-        reranker = Reranker(checkpoint, load_engine(checkpoint, "torch", device=device, precision=precision))
+        engine = load_engine(checkpoint, "torch", device=device, precision=precision, exit="off")
+        reranker = Reranker(checkpoint, engine)
         return lambda pairs: reranker.score_pairs(pairs).logits
 
     return Contender(f"darl-rerank, torch, {precision}", precision, True, load)
 
 
-def of_onnx(folder: Path, precision: str, device: str = "cpu") -> Contender:
+def of_onnx(folder: Path, precision: str, device: str = "cpu", exit: Exit = "off") -> Contender:
+    """All layers for every pair, or with early exits, by which no share of a ceiling can be told."""
+
     def load() -> Run:
         exported = Checkpoint.load(folder)
-        reranker = Reranker(exported, load_engine(exported, "onnx", device=device, precision=None))
+        reranker = Reranker(exported, load_engine(exported, "onnx", device=device, precision=None, exit=exit))
         return lambda pairs: reranker.score_pairs(pairs).logits
 
-    return Contender(f"darl-rerank, ONNX Runtime, {precision}", precision, True, load)
+    name = f"darl-rerank, ONNX Runtime, {precision}"
+    if exit == "auto":
+        return Contender(f"{name}, early exits", "", True, load)
+    return Contender(name, precision, True, load)
 
 
 def of_cross_encoder(
