@@ -60,7 +60,9 @@ def rows() -> str | None:
     skipped = [f"- {name}: not measured, {reason}" for name, reason in values["skipped"].items()]
     about = (
         f"{values['pairs']} pairs of {values['collection']}, {values['per_query']} documents a query; "
-        f"{tokens_about(values)}; medians of {values['repeats']} runs in turn."
+        f"{tokens_about(values)}; "
+        f"{'one core, processor seconds' if values['clock'] == 'processor' else 'all cores'}, "
+        f"medians of {values['repeats']} runs in turn."
     )
     return "\n\n".join(
         [about, table(head, lines), *(["\n".join(skipped)] if skipped else []), source(values, "throughput")]
@@ -265,11 +267,11 @@ def operators() -> str | None:
 
 
 def sizing() -> str | None:
-    """Cores for one query a second, from the speed of all this machine's cores."""
+    """Cores for one query a second, from the speed of one core, or of all this machine's where rows ran on all."""
     values = part("rows")
     if values is None:
         return None
-    cores = values["provenance"]["machine"]["cores"]
+    cores = 1 if values["clock"] == "processor" else values["provenance"]["machine"]["cores"]
     lines = []
     for r in values["rows"]:
         if r["name"].startswith("darl-rerank"):
