@@ -36,6 +36,7 @@ from fusion import fusion_lists, lists
 from scores import COLLECTIONS, rounded
 
 from darl_rerank import Checkpoint
+from darl_rerank.errors import InputError
 from darl_rerank.model.decisions import Decisions
 from darl_rerank.model.exits import ExitHead, Exits
 from darl_rerank.model.head import Head
@@ -84,7 +85,11 @@ def main(
     grades, logits, queries = graded(web)
     assert checkpoint.exits is not None
     exits = fit_exit_calibrations(checkpoint.exits, {n: logits[:, place[n]] for n in checkpoint.exits.layers}, grades)
-    exits = fit_exit_rule(exits, {n: logits[:, place[n]] for n in exits.layers}, grades, queries, grade=2, share=share)
+    at_exits = {n: logits[:, place[n]] for n in exits.layers}
+    try:
+        exits = fit_exit_rule(exits, at_exits, grades, queries, grade=2, share=share)
+    except InputError as error:  # too few queries, as in a trial
+        click.echo(f"no rule for exits, nothing leaves: {error}", err=True)
     checkpoint = checkpoint.replace(exits=exits)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "adapter"
