@@ -40,7 +40,7 @@ from darl_rerank.errors import InputError
 from darl_rerank.model.decisions import Decisions
 from darl_rerank.model.exits import ExitHead, Exits
 from darl_rerank.model.head import Head
-from darl_rerank.model.reach import fit_reach
+from darl_rerank.model.reach import Reach, fit_reach
 from darl_rerank.training.decisions.decide import recalibrated
 from darl_rerank.training.decisions.exits import fit_exit_calibrations, fit_exit_rule
 from darl_rerank.training.decisions.fusion import fit_fusion
@@ -110,10 +110,7 @@ def main(
     scored(candidates, trained, final, last, work / "scores")
     final = final.replace(
         decisions=Decisions(points, {}, fusion_weight(candidates, work / "scores", gains)),
-        reach=fit_reach([
-            probabilities(final, query, last)[found] @ gains
-            for query in web for found in [[int(i) for i, _ in hits] for hits in query.row["stages"].values()]
-        ]),
+        reach=reach(web, final, last),
         provenance={"training": facts, "pairs": facts["pairs"]},
     )  # fmt: skip
     saved = final.save(output, overwrite=True)
@@ -185,6 +182,19 @@ def pairs_of(queries: Sequence[Query], checkpoint: Checkpoint, last: int) -> Pai
         values.append(probabilities(checkpoint, query, last)[found])
         names += [query.row["qid"]] * len(found)
     return Pairs(np.concatenate(grades), np.concatenate(values), np.array(names))
+
+
+def reach(queries: Sequence[Query], checkpoint: Checkpoint, last: int) -> Reach | None:
+    """What depth="auto" needs, of the first stages' lists; None if they are too few or too short, as in a trial."""
+    lists = [
+        probabilities(checkpoint, query, last)[[int(i) for i, _ in hits]] @ checkpoint.scale.gains
+        for query in queries for hits in query.row["stages"].values()
+    ]  # fmt: skip
+    try:
+        return fit_reach(lists)
+    except InputError as error:
+        click.echo(f"no depth is chosen by itself: {error}", err=True)
+        return None
 
 
 def scored(candidates: Path, trained: Path, checkpoint: Checkpoint, last: int, folder: Path) -> None:

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import click
 import numpy as np
-from pack import SENTENCES, WEB, fit_points, fusion_weight, graded, pairs_of, probabilities, read, scored
+from pack import SENTENCES, WEB, fit_points, fusion_weight, graded, pairs_of, reach, read, scored
 
 from darl_rerank import Checkpoint
 from darl_rerank.model.decisions import Decisions
-from darl_rerank.model.reach import fit_reach
 from darl_rerank.training.decisions.decide import recalibrated
 from darl_rerank.training.model.temperature import fit_calibration
 
@@ -39,12 +38,8 @@ def main(checkpoint: Path, scores: Path, output: Path) -> None:
     sentences = read(scores, work, SENTENCES)
     points = fit_points(pairs_of(web, final, 0), pairs_of(sentences, final, 0), gains)
     scored(scores, work, final, 0, work / "scores")
-    lists = [
-        probabilities(final, query, 0)[[int(i) for i, _ in hits]] @ gains
-        for query in web for hits in query.row["stages"].values()
-    ]  # fmt: skip
     decisions = Decisions(points, {}, fusion_weight(scores, work / "scores", gains))
-    final = final.replace(decisions=decisions, reach=fit_reach(lists), novelty=start.novelty)
+    final = final.replace(decisions=decisions, reach=reach(web, final, 0), novelty=start.novelty)
     saved = final.save(output, overwrite=True)
     click.echo(f"{output}: {saved.fingerprint}; {final.calibration}; grades {points.points}", err=True)
 
