@@ -129,7 +129,12 @@ def test_no_two_segments_need_the_same_product(exported: Path) -> None:
 
 
 def test_int8_segments(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    parity = export(checkpoint, tmp_path / "int8", precision="int8", sample=SAMPLE, progress=False)
+    # A random model scores two of them within .006 of where a grade ends: int8 may say either.
+    scores = torch_scores(checkpoint.replace(exits=None)).score
+    clear = np.abs(scores[:, None] - np.array(checkpoint.grade_cuts.points)).min(1) > 0.02
+    assert clear.sum() == 8
+    sample = [pair for pair, is_clear in zip(SAMPLE, clear, strict=True) if is_clear]
+    parity = export(checkpoint, tmp_path / "int8", precision="int8", sample=sample, progress=False)
     assert parity.exit_agreement is not None
     early, off = (Reranker.from_pretrained(tmp_path / "int8", device="cpu", exit=way) for way in ("auto", "off"))
     found, whole = early.score_pairs(TEXTS), off.score_pairs(TEXTS)
