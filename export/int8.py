@@ -124,15 +124,21 @@ def _product(node: Any, *, finer: bool, scaled: bool) -> list[Any]:
     return nodes
 
 
+def _readers(model: Any) -> dict[str, list[Any]]:
+    """The nodes that read each tensor; None among them for an output of the graph, which someone unknown reads."""
+    found: dict[str, list[Any]] = {value.name: [None] for value in model.graph.output}
+    for node in model.graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+    return found
+
+
 def _scaled_late(model: Any, chosen: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Tensors that are another's product with a product's, and are only quantised then: the product, and its input.
 
     A token's scale need not be multiplied into such a product, as long as it is multiplied into the next scale.
     """
-    readers: dict[str, list[Any]] = {value.name: [None] for value in model.graph.output}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = _readers(model)
     found: dict[str, tuple[str, str]] = {}
     for node in chosen.values():
         product = node.output[0]
@@ -150,10 +156,7 @@ def _scaled_late(model: Any, chosen: Mapping[str, Any]) -> dict[str, tuple[str, 
 
 def _turned(model: Any, chosen: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Outputs of rotary embeddings that are all that reads a product: the product, and its input."""
-    readers: dict[str, list[Any]] = {value.name: [None] for value in model.graph.output}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = _readers(model)
     found: dict[str, tuple[str, str]] = {}
     for node in chosen.values():
         only = [node]

@@ -17,7 +17,6 @@ else was fitted to scores, which refit.py fits; and train.json.
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import tempfile
@@ -31,6 +30,7 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
+from labels import _lines
 from last_tokens import LastTokens, States
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -251,11 +251,6 @@ def save(student: LastTokens, teacher: Checkpoint, layers: int, output: Path, fa
         checkpoint.save(output / "model", overwrite=True, adapter=folder)
     with atomic_write(output / "train.json") as stream:
         stream.write(json.dumps(facts, indent=1) + "\n")
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    with gzip.open(path, "rt") as stream:
-        yield from map(json.loads, stream)
 
 
 if __name__ == "__main__":

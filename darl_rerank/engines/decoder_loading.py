@@ -28,7 +28,8 @@ def load_decoder(
         model: the decoder as `load_body` gives it, if it is loaded already; it is not changed.
 
     Raises:
-        InputError: the model can't be read, it is an export, or head, feature layer or exits do not fit it.
+        InputError: the model can't be read, it is an export, or head, feature layer, prefill_layers or exits do not
+            fit it.
     """
     if model is None:
         # Before the cache is looked into, which has the base model's under the same name.
@@ -59,12 +60,14 @@ def load_decoder(
 
 
 def _check(checkpoint: Checkpoint, hidden: int, layers: int) -> None:
-    """Raise InputError unless head, feature layer and exits fit a decoder of `layers` layers and this hidden size."""
+    """Raise InputError unless head, feature layer, prefill_layers and exits fit a decoder of this size."""
     found = checkpoint.head.weight.shape[1]
     if found != hidden:
         raise InputError(f"the head expects hidden size {found}, {checkpoint.base.name} has another")
     if not 1 <= checkpoint.feature_layer <= layers:
         raise InputError(f"feature_layer {checkpoint.feature_layer} is not one of the {layers} layers")
+    if checkpoint.prefill_layers is not None and checkpoint.prefill_layers >= layers:
+        raise InputError(f"prefill_layers {checkpoint.prefill_layers} is not below the model's {layers} layers")
     if checkpoint.exits is not None and checkpoint.exits.layers[-1] >= layers:
         raise InputError(
             f"the exit behind layer {checkpoint.exits.layers[-1]} is not one before the last of {layers} layers"

@@ -111,6 +111,14 @@ def test_prefill_layers_up_to_the_last_are_the_whole_model() -> None:
         with_shared_states(random_model("llama"), 3)
 
 
+def test_prefill_layers_that_a_model_does_not_have_are_refused(tiny_model: Path) -> None:
+    checkpoint = Checkpoint.load(tiny_model)
+    load_decoder(checkpoint, torch.float32, CPU)  # what a cache holds of the weights must not hide it
+    for fused in (True, False):
+        with pytest.raises(InputError, match="prefill_layers 2 is not below the model's 2 layers"):
+            load_decoder(checkpoint.replace(prefill_layers=2), torch.float32, CPU, fused=fused)
+
+
 @pytest.mark.parametrize("feature_layer", [1, 3])
 def test_any_layer_can_be_the_middle_one(feature_layer: int) -> None:
     for plain, fused in both("llama", feature_layer=feature_layer):
