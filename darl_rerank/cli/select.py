@@ -190,11 +190,7 @@ def _print(summary: dict[str, Any]) -> None:
         ["", f"{pool['in_test_set']:,}", "of the test set's queries"],
         ["novel", f"{novel['80']:.1%}", "above the labelled set's 80th percentile (20 % if alike)"],
         ["", f"{novel['99']:.1%}", "above its 99th (1 % if alike)"],
-        [
-            "",
-            f"{pool['new_share_at_least']:.1%}",
-            "unlike the labelled set, at least",
-        ],
+        ["", f"{pool['estimated_new_share']:.1%}", "unlike the labelled set, estimated"],
         ["not eligible", f"{cut['below_band']:,}", "below the band"],
         ["", f"{cut['above_band']:,}", "above the band"],
         ["", f"{cut['beyond_cap']:,}", "beyond the cap for a query"],

@@ -70,10 +70,12 @@ def select(
 
 
 def estimated_share(novelty: NDArray[np.floating[Any]]) -> float:
-    """The share of a pool that is unlike the training set, read off novelty percentiles: a bound from below.
+    """The share of a pool that is unlike the training set, estimated from novelty percentiles.
 
     A pool of which a share π is new has at most (1 − π)(1 − t) + π of its pairs above the t-th percentile (Blanchard et
     al., "Semi-Supervised Novelty Detection", JMLR 2010), so π is at least (above − (1 − t)) / t.
+    The largest of these over t from .5 to .99 is taken. It is too low where novelty does not see the shift;
+    percentiles of few held-out pairs are rough and can make it some points too high, so that it is no bound.
     """
     steps = np.arange(0.5, 1.0, 0.01)
     above = np.array([(novelty > 100 * t).mean() for t in steps])
@@ -86,7 +88,7 @@ def _reason(strategy: str, share: float) -> str:
         return f"strategy {strategy}, as asked"
     reason = f"strategy {strategy}: no other is shown to train a better model"
     if _RARE[0] <= share <= _RARE[1]:
-        reason += f"; at least {share:.0%} of the pool is unlike the labelled set: to calibrate for it, "
+        reason += f"; about {share:.0%} of the pool is unlike the labelled set: to calibrate for it, "
         reason += "take the strategy novel"
     return reason
 
@@ -118,7 +120,7 @@ def _summary(
             "training_pairs": len(candidates.training),
             # A pool like the training set would have 50 % above 50, 20 % above 80, and so on.
             "share_above_percentile": {f"{step:g}": float((novelty > step).mean()) for step in _NOVELTY_STEPS},
-            "new_share_at_least": share,
+            "estimated_new_share": share,
             "mean_uncertainty": float(candidates.uncertainty.mean()),
         },
         "cut": {
