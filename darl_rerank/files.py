@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -15,6 +17,8 @@ from .errors import DarlRerankError, InputError
 
 # What the folders have that this package makes: checkpoints, corpora in Parquet, indexes of FAISS and of Lucene.
 _MADE_HERE = ("checkpoint.json", "corpus.json", "index.json", "segments_*")
+# For a lock file that nobody else knows yet: another process holds it for a moment, to see whether it is abandoned.
+_LOCK_SECONDS = 10
 # Failures that only writing has; they often name no file.
 _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
@@ -137,6 +141,54 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
+def temporary_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty hidden folder beside `path`, on the same file system; remove it when the block ends.
+
+    A process that is killed leaves its folder behind. A lock file beside says whose it is: the next call for the same
+    `path` removes those that no living process holds. Where the file system has no locks nothing is removed.
+
+    Raises:
+        DarlRerankError: it can't be made.
+    """
+    # An import of 30 ms, which reading needs not.
+    from filelock import FileLock
+
+    path = Path(path)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        lock = FileLock(_lock_of(folder), thread_local=False)
+        # Where files can't be locked the folder is used all the same, and nobody takes it for abandoned.
+        with contextlib.suppress(OSError, NotImplementedError):
+            lock.acquire(timeout=_LOCK_SECONDS)
+    try:
+        with _writing(path):
+            folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+        _lock_of(folder).unlink(missing_ok=True)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".lock")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary folders for `path` whose lock no process holds."""
+    from filelock import FileLock
+
+    ours = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{8}\.tmp\.lock")
+    for found in [entry for entry in path.parent.iterdir() if ours.fullmatch(entry.name)]:
+        # It is held (Timeout, an OSError), or another user's, or just gone.
+        with contextlib.suppress(OSError, NotImplementedError), FileLock(found, timeout=0, thread_local=False):
+            shutil.rmtree(found.with_suffix(""), ignore_errors=True)
+            found.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; rename it to `path` when the block ends well, remove it when it doesn't.
 
@@ -146,11 +198,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     """
     path = Path(path)
     _check_free(path, overwrite=overwrite)
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-        temporary.chmod(0o755)
-    try:
+    with temporary_folder(path) as temporary:
         with _writing(path, within=temporary):
             yield temporary
         if path.exists():
@@ -158,9 +206,6 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         else:
             with _writing(path):
                 os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _replace_folder(new: Path, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..engines.onnx_engine import OnnxEngine
 from ..engines.providers import require_provider
 from ..engines.torch_engine import TorchEngine
 from ..errors import CheckFailedError, InputError
-from ..files import atomic_folder
+from ..files import atomic_folder, temporary_folder
 from ..model.base_weights import load_body
 from ..model.checkpoint import GRAPH, PREFIX_GRAPH, SEGMENT_GRAPH, Checkpoint
 from ..model.export_record import ExportRecord
@@ -92,7 +91,7 @@ def export(
     texts = [(pair.query, pair.document) for pair in pairs]
     with (
         atomic_folder(folder, overwrite=overwrite) as temporary,
-        tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".export.") as scratch,
+        temporary_folder(folder) as scratch,
         progress_bar(f"exporting in {precision}", 100, unit="%", progress=progress) as bar,
     ):
         steps = _Steps(bar, rounds=precision in _ROTATED)
@@ -102,7 +101,7 @@ def export(
         watched = _watched(checkpoint, len(body.layers))
         reference = _torch_scores(checkpoint.replace(exits=watched), texts, body)
         steps.begin("trace")
-        source = _Traced(checkpoint, Path(scratch) / PREFIX_GRAPH, opset, precision, body)
+        source = _Traced(checkpoint, scratch / PREFIX_GRAPH, opset, precision, body)
         del body
         _write_config(source.graph, checkpoint, temporary)
         steps.begin("round the weights")

@@ -63,10 +63,8 @@ def exits(
     --end-at makes a shorter model: everything that has not left before ends at that exit. Fit its grades and cuts anew
     with `calibrate`.
     """
-    import tempfile
-
     from ..errors import InputError, MissingDependencyError
-    from ..files import check_output_folder
+    from ..files import check_output_folder, temporary_folder
 
     for module in ("torch", "transformers", "pydantic", "scipy"):
         if find_spec(module) is None:
@@ -93,9 +91,9 @@ def exits(
     if train_heads or set(stage.layers) - set(own):
         training, graded = halves(graded, seed, _TRAINING)
     fitting, ruling = halves(graded, seed, _FITTING_OF_REST if training else _FITTING)
-    with tempfile.TemporaryDirectory(dir=output.resolve().parent, prefix=".exits.") as folder:
+    with temporary_folder(output) as folder:
         made, facts = with_exits(
-            checkpoint, PairsOfExits(training, fitting, ruling), stage, Path(folder), device=device, seed=seed
+            checkpoint, PairsOfExits(training, fitting, ruling), stage, folder, device=device, seed=seed
         )
     made = made.replace(provenance={**made.provenance, "exits": facts})
     if end_at is not None:

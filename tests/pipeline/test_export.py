@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import resource
 import shutil
 import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -169,6 +171,24 @@ def test_weights_are_written_once(exported: Path) -> None:
     assert {location for location, _ in places} == {"model.onnx_data"}
     assert len(places) == 2 * len(set(places)) > 0
     assert json.loads((exported / "parity.json").read_text())["measures"]["largest_difference"] < 1e-4
+
+
+def test_all_that_is_temporary_has_the_name_of_the_output(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the next export to the same folder removes what one that was killed left."""
+    seen: list[str] = []
+
+    def ends(*_: Any) -> None:
+        seen.extend(path.name for path in tmp_path.iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_folder, "load_body", ends)
+    with pytest.raises(KeyboardInterrupt):
+        export_folder.export(Checkpoint.load(tiny_model), tmp_path / "out")
+    assert len(seen) == 4
+    assert all(re.fullmatch(r"\.out\.[0-9a-f]{8}\.tmp(\.lock)?", name) for name in seen)
+    assert not list(tmp_path.iterdir())
 
 
 def test_half_precision(tiny_model: Path, tmp_path: Path) -> None:

@@ -3,15 +3,24 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from darl_rerank.errors import DarlRerankError, InputError
-from darl_rerank.files import atomic_folder, atomic_write, check_output_file, check_output_folder, check_outputs_apart
+from darl_rerank.files import (
+    atomic_folder,
+    atomic_write,
+    check_output_file,
+    check_output_folder,
+    check_outputs_apart,
+    temporary_folder,
+)
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
@@ -146,6 +155,46 @@ def test_a_folder_is_whole_or_as_it_was(tmp_path: Path) -> None:
         (folder / "b").write_text("2")
     assert [p.name for p in path.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+_KILLED = """
+import os, signal, sys
+from darl_rerank.files import atomic_folder, temporary_folder
+with temporary_folder(sys.argv[1]), atomic_folder(sys.argv[1]) as folder:
+    (folder / "half").write_text("1")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal here")
+def test_what_a_killed_process_left_goes_with_the_next_call_for_the_same_folder(tmp_path: Path) -> None:
+    path, other = tmp_path / "model", tmp_path / "model.b"
+    for killed in (path, other):
+        subprocess.run([sys.executable, "-c", _KILLED, str(killed)], check=False)
+    assert not path.exists()
+    assert len(list(tmp_path.glob(".model.b.*.tmp"))) == 2
+    assert len(list(tmp_path.glob(".model.*.tmp"))) == 4
+    before = set(tmp_path.glob(".model.b.*"))
+    (tmp_path / ".model.old").mkdir()  # somebody else's
+    with temporary_folder(path) as held, atomic_folder(path) as folder:
+        (held / "mine").write_text("1")
+        (folder / "a").write_text("1")
+        assert set(tmp_path.glob(".model.*.tmp")) - before == {held, folder}
+        assert [found.name for found in held.iterdir()] == ["mine"]
+    assert {found.name for found in set(tmp_path.iterdir()) - before} == {"model", ".model.old"}
+    with atomic_folder(other):
+        pass
+    assert {found.name for found in tmp_path.iterdir()} == {"model", "model.b", ".model.old"}
+
+
+def test_a_folder_is_made_where_files_can_not_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", refuses)
+    with atomic_folder(tmp_path / "model") as folder:
+        (folder / "a").write_text("1")
+    assert [found.name for found in tmp_path.iterdir()] == ["model"]
 
 
 def test_only_what_was_made_here_is_overwritten(tmp_path: Path) -> None:

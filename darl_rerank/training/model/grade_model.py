@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from darl_rerank.errors import InputError, MissingDependencyError
+from darl_rerank.files import temporary_folder
 from darl_rerank.model.base_weights import ended, load_causal_lm, weights_of, with_adapter, with_shared_states
 from darl_rerank.model.checkpoint import Checkpoint
 from darl_rerank.model.exits import EPSILON, ExitHead, Exits
@@ -236,8 +237,8 @@ def save_trained(
     trained = checkpoint.replace(head=model.head_values(), exits=model.exit_values(), trained=True)
     if not any(name.startswith("lm.") for name in model.trainable_state()):
         return trained.save(folder, overwrite=overwrite, card=card)
-    with tempfile.TemporaryDirectory(dir=Path(folder).resolve().parent) as temporary:
-        weights = Path(temporary) / "weights"
+    with temporary_folder(folder) as temporary:
+        weights = temporary / "weights"
         if model.adapted:
             save_adapter(model, weights, base_name=checkpoint.base.name)
             # An adapter on a checkpoint with weights of its own stands on those.

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from darl_rerank.errors import InputError
+from darl_rerank.files import temporary_folder
 from darl_rerank.model.base_weights import load_causal_lm, weights_of
 from darl_rerank.model.checkpoint import Checkpoint
 
@@ -235,8 +236,6 @@ def as_adapter(
     Raises:
         InputError: `checkpoint` has no weights of its own, or changed weights that an adapter can't carry.
     """
-    import tempfile
-
     if checkpoint.model_folder is None:
         raise InputError("expected a checkpoint with the whole model's weights", path=checkpoint.folder)
     base = load_causal_lm(checkpoint.base, torch.float32)
@@ -246,9 +245,9 @@ def as_adapter(
     low_rank = low_rank_difference(base, tuned, rank)
     if low_rank.dropped:
         raise InputError(f"an adapter can't carry the change of {', '.join(low_rank.dropped[:3])}")
-    with tempfile.TemporaryDirectory(dir=Path(folder).resolve().parent) as temporary:
-        save_as_adapter(low_rank, Path(temporary) / "adapter", base_name=checkpoint.base.name)
-        saved = checkpoint.save(folder, overwrite=overwrite, adapter=Path(temporary) / "adapter")
+    with temporary_folder(folder) as temporary:
+        save_as_adapter(low_rank, temporary / "adapter", base_name=checkpoint.base.name)
+        saved = checkpoint.save(folder, overwrite=overwrite, adapter=temporary / "adapter")
     return saved, low_rank
 
 
