@@ -1,6 +1,6 @@
-"""Fine-tuned arms where shift is rare: a few strategies at one share and one budget, from the base model.
+"""Fine-tuned arms where shift is rare: a few strategies at some shares and budgets, from the base model.
 
-    python benchmarks/study/rare_tuned.py DATA --work WORK --study shop --share 0.1 --budget 250
+    python benchmarks/study/rare_tuned.py DATA --work WORK --study shop --shares 0.1 --budgets 100
 
 LoRA of the last layers with cross-entropy, as the study's plain arms (`tuned.py`), on the pools of `rare.py`. Every
 training is kept in WORK and goes on where it was stopped. Writes results/study_STUDY_rare_tuned.json.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--study", choices=sorted(STUDIES), default="shop")
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
-    parser.add_argument("--share", type=float, default=0.1)
-    parser.add_argument("--budget", type=int, default=250)
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.1])
+    parser.add_argument("--budgets", nargs="+", type=int, default=[100])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES, help="beside random")
     arguments = parser.parse_args()
@@ -84,24 +85,31 @@ def main() -> None:
     study, checkpoint, data = load(arguments.study, arguments.data, arguments.work, size)
     states = states_of("base", study, data, arguments.work)
 
-    @cache
-    def seed_of(number: int) -> Seed:
-        sets = pool_with(data, study, number, arguments.share, size.pool)
-        return prepare_pool(sets, data, study, states, checkpoint, number)
+    tests = tests_of(data, study)
 
-    folder = arguments.work / "rare-tuned" / f"{data.digest}-{arguments.share:g}"
-    tuner = RareTuner(study, data, tests_of(data, study), states, checkpoint, folder, seed_of)
-    runs: dict[str, dict[int, Run]] = {strategy: {} for strategy in ("random", *arguments.strategies)}
-    for number in range(arguments.seeds):
-        for strategy, own in runs.items():
-            print(f"{strategy}, seed {number}", file=sys.stderr, flush=True)
-            own[number] = tuner.run(arm_of(strategy), arguments.budget, number)
+    def tuner_at(share: float) -> RareTuner:
+        @cache
+        def seed_of(number: int) -> Seed:
+            sets = pool_with(data, study, number, share, size.pool)
+            return prepare_pool(sets, data, study, states, checkpoint, number)
+
+        folder = arguments.work / "rare-tuned" / f"{data.digest}-{share:g}"
+        return RareTuner(study, data, tests, states, checkpoint, folder, seed_of)
+
+    rows = []
+    for share, budget in product(arguments.shares, arguments.budgets):
+        tuner = tuner_at(share)
+        runs: dict[str, dict[int, Run]] = {strategy: {} for strategy in ("random", *arguments.strategies)}
+        for number in range(arguments.seeds):
+            for strategy, own in runs.items():
+                print(f"{share:.0%}, {budget} labels, {strategy}, seed {number}", file=sys.stderr, flush=True)
+                own[number] = tuner.run(arm_of(strategy), budget, number)
+        rows += [{"share": share, **row} for row in compared(runs, budget)]
     write_result(
         f"study_{study.name}_rare_tuned",
         {
             "level": f"LoRA fine-tuning of the last {study.layers} layers, from the base", "title": study.title,
-            "share": arguments.share, "pool": size.pool, "seeds": arguments.seeds, "settings": study.facts(),
-            "data": data.table(), "rows": compared(runs, arguments.budget),
+            "pool": size.pool, "seeds": arguments.seeds, "settings": study.facts(), "data": data.table(), "rows": rows,
         },
         argv=sys.argv,
     )  # fmt: skip

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from darl_rerank import Reranker
+from darl_rerank import Checkpoint, Reranker
 from darl_rerank.errors import InputError
 from darl_rerank.evaluation.bootstrap import paired_difference
 from darl_rerank.evaluation.pairs import measures_of
 from darl_rerank.model.calibration import Calibration
+from darl_rerank.model.decisions import Cut, Promise
+from darl_rerank.model.exits import ExitHead, Exits
 from darl_rerank.training.data.examples import query_examples
 from darl_rerank.training.model import predict as predict_module
 from darl_rerank.training.model.grade_model import load_grade_model
@@ -318,6 +320,24 @@ def test_a_pool_where_shift_is_rare_and_what_each_strategy_chooses_of_it(
     assert row["against_random"]["OOD/qwk"]["value"] == pytest.approx(
         runs["dasa", 8, 0.5][0].facts["values"]["OOD/qwk"] - runs["random", 8, 0.5][0].facts["values"]["OOD/qwk"]
     )
+
+
+def test_the_model_that_ships_runs_every_pair_to_its_end(
+    run: StudyRun, study: Study, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = Checkpoint.load(tiny_model)
+    exit_head = ExitHead(1, replace(tiny.head, norm=np.ones(tiny.head.weight.shape[1], np.float32)))
+    # No pair reaches a probability of 2, so the rule lets all of them leave behind the first layer.
+    leaving = Exits((exit_head,), Cut(Promise("recall", 0.9, 2), 2.0))
+    ships = tiny.replace(exits=leaving).save(tmp_path / "ships", model=tiny_model / "model")
+    few = replace(run.data, pairs=run.data.pairs[:5])
+    early = Reranker.from_pretrained(ships.folder, engine="torch", device="cpu")
+    left = early.score_pairs([(pair.query, pair.document) for pair in few.pairs], features=True)
+    assert np.isnan(left.features).any()
+    monkeypatch.setattr(rare, "DEFAULT", ships.folder)
+    states = rare.states_of("shipped", study, few, tmp_path / "work")
+    assert np.isfinite(states.features).all()
+    assert np.isfinite(states.finals).all()
 
 
 def test_fine_tuned_arms_where_shift_is_rare(run: StudyRun, study: Study, tmp_path: Path) -> None:
