@@ -91,17 +91,21 @@ SIZES = {
 }
 
 
-def states_of(kind: str, study: Study, data: Collections, work: Path) -> BaseStates:
-    """Features and final states of all pairs, of the base model or of the checkpoint that ships."""
+def model_of(kind: str, study: Study) -> Checkpoint:
+    """The base model, or the checkpoint that ships, with the study's prompt length."""
     # All layers for every pair: what leaves at an exit has no final state.
     checkpoint = initial_checkpoint(study.model) if kind == "base" else Checkpoint.load(DEFAULT).replace(exits=None)
-    if study.model.max_length is not None:
-        prompt = replace(checkpoint.prompt, max_length=study.model.max_length)
-        checkpoint = checkpoint.replace(prompt=prompt)
+    if study.model.max_length is None:
+        return checkpoint
+    return checkpoint.replace(prompt=replace(checkpoint.prompt, max_length=study.model.max_length))
+
+
+def states_of(kind: str, study: Study, data: Collections, work: Path) -> BaseStates:
+    """Features and final states of all pairs, of the base model or of the checkpoint that ships."""
+    checkpoint = model_of(kind, study)
     if kind == "base":
         # With the states below the last layers, from which `rare_tuned.py` trains.
-        folder = work / "states" / f"{checkpoint.fingerprint[:12]}-{data.digest}-{study.layers}"
-        return base_states(checkpoint, study.layers, data.pairs, folder)
+        return tunable_states(checkpoint, study, data, work)
     folder = work / "features" / f"{study.name}-{data.digest}"
     saved = work / "models" / f"{study.name}-{kind}"
     checkpoint.save(saved, overwrite=True)
@@ -109,6 +113,12 @@ def states_of(kind: str, study: Study, data: Collections, work: Path) -> BaseSta
     found = extract_features(reranker, data.pairs, folder, description=f"{study.name}, {kind}")
     finals = final_states(found, checkpoint.head, checkpoint.link)
     return BaseStates(torch.empty(0), RowEncoder(), np.asarray(found.features), finals, 0)
+
+
+def tunable_states(checkpoint: Checkpoint, study: Study, data: Collections, work: Path) -> BaseStates:
+    """The same with the states below the last layers, which take 200 MiB for a thousand pairs."""
+    folder = work / "states" / f"{checkpoint.fingerprint[:12]}-{data.digest}-{study.layers}"
+    return base_states(checkpoint, study.layers, data.pairs, folder)
 
 
 def smaller_study(study: Study) -> Study:

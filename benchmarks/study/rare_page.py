@@ -1,5 +1,5 @@
-"""Fills the tables of docs/rare-shift.md from results/study_*_rare.json, study_*_rare_large.json and the studies of the
-tail; --figures also draws its figure.
+"""Fills the tables of docs/rare-shift.md from results/study_*_rare*.json and the studies of the tail; --figures also
+draws its figure.
 
 python benchmarks/study/rare_page.py
 python benchmarks/study/rare_page.py --figures
@@ -8,7 +8,7 @@ python benchmarks/study/rare_page.py --figures
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import page
 
+from study.claims import HOLDS
 from study.figures import StudyFigure, save
 from study.settings import STUDIES
 
@@ -28,7 +29,8 @@ _SHOWN = ("dasa", "uncertainty", "oracle")
 # Names of results by `rare.SIZES`.
 _SMALL, _LARGE = "rare", "rare_large"
 _TITLES = {"forum": "Forum", "shop": "Web to shop"}
-_MEASURES = {"OOD/ndcg@10": "nDCG@10", "OOD/qwk": "kappa"}
+_ORDER = "OOD/ndcg@10"
+_MEASURES = {_ORDER: "nDCG@10", "OOD/qwk": "kappa"}
 _DRAWN = {"dasa": "#a40000", "dasa-without-band": "#1f5fa8", "uncertainty": "#2e7d32", "oracle": "#777777"}
 _SUFFIXES = {"shipped": "", "base": "_base"}
 _MODELS = {"shipped": "the model that ships", "base": "the base model"}
@@ -62,46 +64,94 @@ def _heading(name: str, kind: str, result: dict[str, Any], size: str) -> str:
     return f"**{title}**, features of {_MODELS[kind]} {page.source(result, f'study_{name}_{size}{_SUFFIXES[kind]}')}"
 
 
+def _every() -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
+    """Name of the study, kind of features, result and comparison, of all that was screened."""
+    for name, kind, result in (*results(_SMALL), *results(_LARGE)):
+        for row in result["rows"][kind]:
+            yield name, kind, result, row
+
+
+def _clear(rows: Sequence[dict[str, Any]], key: str) -> tuple[int, int]:
+    """How many differences from a random choice are clear of zero: above it, below it."""
+    gaps = [row["against_random"][key] for row in rows]
+    return sum(gap["low"] > 0 for gap in gaps), sum(gap["high"] < 0 for gap in gaps)
+
+
+def counted() -> str | None:
+    """What screening shows, in counts."""
+    every = list(_every())
+    if not every:
+        return None
+    strategies = list(dict.fromkeys(row["strategy"] for *_, row in every))
+    held = [
+        f"`{row['strategy']}` ({_title(name, kind).lower()}, {row['share']:.0%}, {row['budget']:,} labels)"
+        for name, kind, _, row in every
+        if row["verdict"] == HOLDS
+    ]
+    lines = [
+        f"Of {len(every)} comparisons of {len(strategies)} ways to choose with a random draw {len(held)} hold in all "
+        f"four parts" + (f": {', '.join(held)}." if held else ".")
+    ]
+    for strategy in _SHOWN:
+        rows = [row for *_, row in every if row["strategy"] == strategy]
+        order, kappa = (_clear(rows, key) for key in _MEASURES)
+        lines.append(
+            f"`{strategy}`, of {len(rows)}: the tail's order is better in {order[0]}, worse in {order[1]}; its kappa "
+            f"better in {kappa[0]}, worse in {kappa[1]}."
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def benefit() -> str | None:
-    """Benefit over a random choice, by OOD share: DASA, and what a perfect detector would have."""
-    return _benefit(_SMALL)
-
-
-def benefit_of_many() -> str | None:
-    """The same with more labels from larger pools."""
-    return _benefit(_LARGE)
-
-
-def _benefit(size: str) -> str | None:
+    """The tail's order less a random choice's, by OOD share."""
+    sizes = [(size, *found) for size in (_SMALL, _LARGE) for found in results(size)]
     lines = []
-    shown = list(results(size))
-    for name, kind, result in shown:
-        for key, measure in _MEASURES.items():
+    for name, kind in dict.fromkeys((name, kind) for _, name, kind, _ in sizes):
+        for result in (result for _, *own, result in sizes if own == [name, kind]):
             for budget in _budgets(result, kind):
                 for strategy in _SHOWN:
-                    rows = _rows(result, kind, strategy, budget)
-                    where = f"{_title(name, kind)}, {measure}, {budget} labels"
-                    lines.append([where, strategy, *(_gap(row["against_random"][key]) for row in rows)])
-    if not shown:
+                    gaps = [_gap(row["against_random"][_ORDER]) for row in _rows(result, kind, strategy, budget)]
+                    lines.append([_title(name, kind), f"{budget:,}", strategy, *gaps])
+    if not sizes:
         return None
-    heads = "; ".join(_heading(name, kind, result, size) for name, kind, result in shown)
-    return f"{heads}\n\n{page.table(['OOD', 'strategy', *_share_names(shown[0][2], shown[0][1])], lines)}"
+    heads = "; ".join(_heading(name, kind, result, size) for size, name, kind, result in sizes)
+    return f"{heads}\n\n{page.table(['', 'labels', 'strategy', *_share_names(sizes[0][3], sizes[0][2])], lines)}"
 
 
 def others() -> str | None:
     """Of every strategy, how many of its comparisons with a random choice are clear of zero, and verdicts that hold."""
-    counts: dict[str, list[int]] = {}
-    for _, kind, result in (*results(_SMALL), *results(_LARGE)):
-        for row in result["rows"][kind]:
-            found = counts.setdefault(row["strategy"], [0] * 6)
-            for place, key in enumerate(_MEASURES):
-                gap = row["against_random"][key]
-                found[2 * place] += gap["low"] > 0
-                found[2 * place + 1] += gap["high"] < 0
-            found[4] += row["verdict"] == "holds"
-            found[5] += 1
-    head = ["strategy", "order better", "worse", "kappa better", "worse", "all four parts hold", "of"]
-    return page.table(head, [[name, *found] for name, found in counts.items()]) if counts else None
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for _, kind, _, row in _every():
+        rows.setdefault((kind, row["strategy"]), []).append(row)
+    lines = []
+    for (kind, name), own in rows.items():
+        clear = [count for key in _MEASURES for count in _clear(own, key)]
+        lines.append([_MODELS[kind], name, *clear, sum(row["verdict"] == HOLDS for row in own), len(own)])
+    head = ["features of", "strategy", "order better", "worse", "kappa better", "worse", "all four parts hold", "of"]
+    return page.table(head, lines) if lines else None
+
+
+def tuned() -> str | None:
+    """Fine-tuned arms: a random choice's values, and what others differ from them by."""
+    shown = [
+        (name, kind, file, found)
+        for kind, suffix in _SUFFIXES.items()
+        for name in STUDIES
+        if (found := page.result(file := f"study_{name}_rare_tuned{suffix}")) is not None
+    ]
+    keys = [f"{group}/{measure}" for group in ("OOD", "ID") for measure in ("ndcg@10", "qwk")]
+    lines = []
+    for name, kind, _, result in shown:
+        for row in result["rows"]:
+            first = row["strategy"] == "random"
+            values = [f"{row['values'][key]:.3f}" if first else _gap(row["against_random"][key]) for key in keys]
+            where = [_title(name, kind), f"{row['share']:.0%}", row["budget"]]
+            lines.append([*where, row["strategy"], f"{np.mean(row['chosen_ood']):.0%}", *values, row["verdict"] or ""])
+    if not shown:
+        return None
+    head = ["", "share", "labels", "strategy", "of the tail", "OOD nDCG@10", "OOD kappa", "ID nDCG@10", "ID kappa"]
+    heads = "; ".join(page.source(result, file) for _, _, file, result in shown)
+    return f"{heads}\n\n{page.table([*head, 'claim (b)'], lines)}"
 
 
 def _budgets(result: dict[str, Any], kind: str) -> list[int]:
@@ -117,19 +167,31 @@ def found() -> str | None:
     lines = []
     shown = list(results())
     for name, kind, result in shown:
-        title, pools = _title(name, kind), result["pools"][kind]
-        first = _rows(result, kind, "dasa", _BUDGET)
-        lines.append([title, "random", *(f"{np.mean(row['chosen_ood']['random']):.0%}" for row in first)])
-        for strategy in ("dasa", "knn", "oracle"):
-            rows = _rows(result, kind, strategy, _BUDGET)
-            lines.append([title, strategy, *(f"{np.mean(row['chosen_ood']['strategy']):.0%}" for row in rows)])
-        at = {row["share"]: [pool for pool in pools if pool["share"] == row["share"]] for row in first}
-        estimated = [f"{np.mean([pool['estimated'] for pool in own]):.0%}" for own in at.values()]
-        auroc = [f"{np.mean([pool['auroc']['novelty'] for pool in own]):.2f}" for own in at.values()]
-        lines += [[title, "*the share, estimated*", *estimated], [title, "*AUROC of novelty*", *auroc]]
+        title = _title(name, kind)
+        rows = {strategy: _rows(result, kind, strategy, _BUDGET) for strategy in ("dasa", "knn")}
+        chosen = {"random": [row["chosen_ood"]["random"] for row in rows["dasa"]]}
+        chosen |= {strategy: [row["chosen_ood"]["strategy"] for row in own] for strategy, own in rows.items()}
+        for strategy, shares in chosen.items():
+            lines.append([title, strategy, *(f"{np.mean(share):.0%}" for share in shares)])
+        lines.append([title, "*the share, estimated*", *_estimated(result, kind)])
+        large = page.result(f"study_{name}_{_LARGE}{_SUFFIXES[kind]}")
+        if large is not None:
+            lines.append([title, "*the same, pools for 1,000 labels*", *_estimated(large, kind)])
+        auroc = [[pool["auroc"]["novelty"] for pool in own] for own in _pools(result, kind)]
+        lines.append([title, "*AUROC of novelty*", *(f"{np.mean(own):.2f}" for own in auroc)])
     if not shown:
         return None
     return page.table(["", f"OOD of {_BUDGET} chosen", *_share_names(shown[0][2], shown[0][1])], lines)
+
+
+def _pools(result: dict[str, Any], kind: str) -> list[list[dict[str, Any]]]:
+    """What is known of the pools of all seeds, by share."""
+    pools = result["pools"][kind]
+    return [[pool for pool in pools if pool["share"] == share] for share in sorted({pool["share"] for pool in pools})]
+
+
+def _estimated(result: dict[str, Any], kind: str) -> list[str]:
+    return [f"{np.mean([pool['estimated'] for pool in own]):.0%}" for own in _pools(result, kind)]
 
 
 def calibrated() -> str | None:
@@ -207,7 +269,7 @@ def figure() -> StudyFigure | None:
     return StudyFigure(FIGURE, caption, drawn)
 
 
-TABLES = (benefit, benefit_of_many, others, found, calibrated, learned)
+TABLES = (counted, tuned, others, benefit, found, calibrated, learned)
 
 if __name__ == "__main__":
     if "--figures" in sys.argv:

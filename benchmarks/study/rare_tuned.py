@@ -1,9 +1,10 @@
-"""Fine-tuned arms where shift is rare: a few strategies at some shares and budgets, from the base model.
+"""Fine-tuned arms where shift is rare: a few strategies at some shares and budgets.
 
     python benchmarks/study/rare_tuned.py DATA --work WORK --study shop --shares 0.1 --budgets 100
 
-LoRA of the last layers with cross-entropy, as the study's plain arms (`tuned.py`), on the pools of `rare.py`. Every
-training is kept in WORK and goes on where it was stopped. Writes results/study_STUDY_rare_tuned.json.
+LoRA of the last layers with cross-entropy, as the study's plain arms (`tuned.py`), on the pools of `rare.py`, from the
+model that ships or from its base. Every training is kept in WORK and goes on where it was stopped. Writes
+results/study_STUDY_rare_tuned.json, or study_STUDY_rare_tuned_base.json.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from study.chosen import Seed, prepare_pool
 from study.claims import Claim, judge
 from study.collections_by_role import Rows
 from study.measured import ID, OOD, Run, difference, tests_of
-from study.rare import MEASURES, PARTS, SIZES, load, pool_with, states_of
+from study.rare import MEASURES, PARTS, SIZES, load, model_of, pool_with, starting_point, tunable_states
 from study.settings import STUDIES
 from study.tried import SELECTORS, first_of, pool_of
 from study.tuned import Arm, Training, Tuner
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--study", choices=sorted(STUDIES), default="shop")
+    parser.add_argument("--start", choices=["shipped", "base"], default="shipped", help="what is fine-tuned")
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument("--shares", nargs="+", type=float, default=[0.1])
     parser.add_argument("--budgets", nargs="+", type=int, default=[100])
@@ -82,9 +84,11 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES, help="beside random")
     arguments = parser.parse_args()
     size = SIZES[arguments.size]
-    study, checkpoint, data = load(arguments.study, arguments.data, arguments.work, size)
-    states = states_of("base", study, data, arguments.work)
-
+    study, untrained, data = load(arguments.study, arguments.data, arguments.work, size)
+    model = model_of(arguments.start, study)
+    states = tunable_states(model, study, data, arguments.work)
+    # The study's grades, which may be fewer than those of the model that ships.
+    checkpoint = model.replace(scale=untrained.scale, head=starting_point(arguments.start, untrained).head)
     tests = tests_of(data, study)
 
     def tuner_at(share: float) -> RareTuner:
@@ -106,10 +110,11 @@ def main() -> None:
                 own[number] = tuner.run(arm_of(strategy), budget, number)
         rows += [{"share": share, **row} for row in compared(runs, budget)]
     write_result(
-        f"study_{study.name}_rare_tuned",
+        f"study_{study.name}_rare_tuned" + ("" if arguments.start == "shipped" else "_base"),
         {
-            "level": f"LoRA fine-tuning of the last {study.layers} layers, from the base", "title": study.title,
-            "pool": size.pool, "seeds": arguments.seeds, "settings": study.facts(), "data": data.table(), "rows": rows,
+            "level": f"LoRA fine-tuning of the last {study.layers} layers", "start": arguments.start,
+            "title": study.title, "pool": size.pool, "seeds": arguments.seeds, "settings": study.facts(),
+            "data": data.table(), "rows": rows,
         },
         argv=sys.argv,
     )  # fmt: skip
