@@ -1,9 +1,10 @@
 """Does a pair's result depend on what it is batched with? Scores the same pairs in many ways and compares.
 
-    python benchmarks/batch_invariance.py RUN TOPICS CORPUS [--pairs 500] [--model FOLDER]
+    python benchmarks/batch_invariance.py COLLECTION [--pairs 160] [--model FOLDER] [--exported FOLDER]
 
-The pairs are the first documents of the run's queries. The reference is each pair alone in float32. Writes
-results/batch_invariance.json.
+COLLECTION has topics.tsv, corpus.jsonl.gz and runs/bm25.trec; the pairs are the first documents of its queries. Torch
+runs in float32 and bfloat16, an export if one is given, all with the early exits that the model has. Pairs alone are
+compared with float32 alone, all other ways with pairs alone by the same engine. Writes results/batch_invariance.json.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from provenance import write_result
 from tqdm import tqdm
 
 from darl_rerank import Reranker
+from darl_rerank.model.shipped import DEFAULT
 from darl_rerank.trec.corpora import load_documents
 from darl_rerank.trec.runs import read_run
 from darl_rerank.trec.topics import read_topics
 
 Pairs = list[tuple[str, str]]
-BATCHES = (1, 7, 64)
 SEED = 0
 
 
@@ -41,18 +42,20 @@ def in_batches(reranker: Reranker, pairs: Sequence[tuple[str, str]], size: int) 
     return np.concatenate(parts)
 
 
-def ways(reranker: Reranker, pairs: Pairs, batches: Sequence[int]) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """Name and probabilities, shape (n, K), of each way to score the same pairs."""
+def ways(reranker: Reranker, pairs: Pairs) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """Name and probabilities, shape (n, K), of each way to score the same pairs; alone comes first."""
     order = list(range(len(pairs)))
     random.Random(SEED).shuffle(order)
-    for share in (True, False):
-        reranker = Reranker(reranker.checkpoint, reranker.engine, share_prefix=share)
-        name = "prefix shared" if share else "whole sequences"
-        for size in batches if share else batches[1:]:  # a pair alone shares its prefix with nobody
-            yield f"batches of {size}, {name}", in_batches(reranker, pairs, size)
-        shuffled = np.empty((len(pairs), len(reranker.scale)))
-        shuffled[order] = in_batches(reranker, [pairs[i] for i in order], 64)
-        yield f"shuffled, batches of 64, {name}", shuffled
+    for size, name in ((1, "alone"), (7, "batches of 7"), (64, "batches of 64")):
+        yield name, in_batches(reranker, pairs, size)
+    shuffled = np.empty((len(pairs), len(reranker.scale)))
+    shuffled[order] = in_batches(reranker, [pairs[i] for i in order], 64)
+    yield "batches of 64, in another order", shuffled
+    whole = Reranker(reranker.checkpoint, reranker.engine, share_prefix=False)
+    yield "batches of 64, no prefix shared", in_batches(whole, pairs, 64)
+
+
+WAYS = 5
 
 
 def compare(found: NDArray[np.float64], reference: NDArray[np.float64], pairs: Pairs, gains: Any) -> dict[str, float]:
@@ -79,31 +82,44 @@ def compare(found: NDArray[np.float64], reference: NDArray[np.float64], pairs: P
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("topics", type=click.Path(path_type=Path))
-@click.argument("corpus", type=click.Path(path_type=Path))
-@click.option("--pairs", "count", default=500, show_default=True)
+@click.argument("collection", type=click.Path(path_type=Path))
+@click.option("--pairs", "count", default=160, show_default=True)
 @click.option("--per-query", default=20, show_default=True)
-@click.option("--model", type=click.Path(path_type=Path))
-def main(run: Path, topics: Path, corpus: Path, count: int, per_query: int, model: Path | None) -> None:
+@click.option("--model", type=click.Path(path_type=Path), default=DEFAULT, show_default=True)
+@click.option("--exported", type=click.Path(path_type=Path), help="The model's export, run by ONNX Runtime.")
+def main(collection: Path, count: int, per_query: int, model: Path, exported: Path | None) -> None:
+    run, topics, corpus = (collection / name for name in ("runs/bm25.trec", "topics.tsv", "corpus.jsonl.gz"))
     pairs = read_pairs(run, topics, corpus, count, per_query)
+    rerankers = [
+        Reranker.from_pretrained(model, engine="torch", device="cpu", precision=precision)
+        for precision in ("float32", "bfloat16")
+    ]
+    if exported is not None:
+        rerankers.append(Reranker.from_pretrained(exported, engine="onnx", device="cpu"))
     rows: dict[str, dict[str, dict[str, float]]] = {}
-    reference: NDArray[np.float64] | None = None
-    for precision in ("float32", "bfloat16"):
-        reranker = Reranker.from_pretrained(model, engine="torch", device="cpu", precision=precision)
-        rows[precision] = {}
-        steps = ways(reranker, pairs, BATCHES)
-        for name, found in tqdm(steps, total=2 * len(BATCHES) + 1, desc=precision):
-            # The first way there is: float32, batches of 1.
-            reference = found if reference is None else reference
-            rows[precision][name] = compare(found, reference, pairs, reranker.scale.gains)
-    for precision, named in rows.items():
+    exact: NDArray[np.float64] | None = None
+    for reranker in rerankers:
+        engine = f"{reranker.engine.name}, {reranker.engine.precision}"
+        alone: NDArray[np.float64] | None = None
+        rows[engine] = {}
+        for name, found in tqdm(ways(reranker, pairs), total=WAYS, desc=engine):
+            reference = alone if alone is not None else exact
+            if reference is None:
+                exact = found
+            else:
+                rows[engine][name] = compare(found, reference, pairs, reranker.scale.gains)
+            alone = found if alone is None else alone
+    for engine, named in rows.items():
         for name, row in named.items():
             click.echo(
-                f"{precision:9} {name:42} largest difference {row['largest_difference']:.2e}  "
+                f"{engine:16} {name:42} largest difference {row['largest_difference']:.2e}  "
                 f"same order {row['same_order']:.4%}  widest swapped gap {row['widest_swapped_gap']:.1e}"
             )
-    write_result("batch_invariance", {"pairs": len(pairs), "per_query": per_query, "seed": SEED, "rows": rows})
+    values = {
+        "fingerprint": rerankers[0].checkpoint.fingerprint, "collection": collection.name, "pairs": len(pairs),
+        "per_query": per_query, "seed": SEED, "rows": rows,
+    }  # fmt: skip
+    write_result("batch_invariance", values)
 
 
 if __name__ == "__main__":

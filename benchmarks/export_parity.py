@@ -6,10 +6,12 @@ COLLECTION has topics.tsv, corpus.jsonl.gz, qrels.txt and runs/bm25.trec. Three 
 
 - parity: each precision is exported as `darl-rerank export` does it, and then compared with torch in float32 on PAIRS
   judged pairs of the run, which it was not fitted to.
-- ranking: nDCG@10 of the whole run under torch in float32 and under each export.
+- lists: the same for whole lists of the run, of QUERIES queries drawn at random, all their documents down to DEPTH; the
+  order too. What nobody judged counts as grade 0 there.
 - prefix: the exports on the same documents with the prefix run once a query and with it in every sequence, in turns.
 
-FOLDER keeps exports and reranked runs, so that a run that was ended goes on. Writes results/export_parity.json.
+All layers are run. FOLDER keeps exports and scores, so that a run that was ended goes on. Writes
+results/export_parity.json.
 """
 
 from __future__ import annotations
@@ -26,26 +28,28 @@ from typing import Any
 import click
 import numpy as np
 from darl_rerank.export.folder import export
-from darl_rerank.export.parity import compare
+from darl_rerank.export.parity import compare, kendall_tau
+from numpy.typing import NDArray
 from provenance import write_result
 
-from darl_rerank import Checkpoint, Reranker
-from darl_rerank.engines.loading import Exit
+from darl_rerank import Checkpoint, PairScores, Reranker
 from darl_rerank.errors import CheckFailedError
-from darl_rerank.evaluation.ranking import evaluate_run
+from darl_rerank.evaluation.ranking import ndcg
 from darl_rerank.files import atomic_write
 from darl_rerank.model.checkpoint import GRAPH, PREFIX_GRAPH
-from darl_rerank.offline import RerankJob, prepare, rerank_run, wanted_documents
+from darl_rerank.offline import RerankJob, prepare, wanted_documents
 from darl_rerank.trec.corpora import load_documents
 from darl_rerank.trec.graded_pairs import GradedPair
 from darl_rerank.trec.qrels import Qrels, read_qrels
 from darl_rerank.trec.runs import read_run
 from darl_rerank.trec.topics import read_topics
 
-MEASURE = "nDCG@10"
+TOP = 10
 PREFIX_QUERIES = 3
 REPEATS = 3
 OPTIONAL = ("kendall_tau", "ndcg_difference", "novelty_difference")
+# Of `PairScores`, what a comparison needs.
+KEPT = ("logits", "probabilities", "score", "grade", "novelty", "truncated")
 
 
 @click.command(help=__doc__)
@@ -53,13 +57,16 @@ OPTIONAL = ("kendall_tau", "ndcg_difference", "novelty_difference")
 @click.argument("collection", type=click.Path(path_type=Path))
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--precisions", default="float32,int8,float16,int4", show_default=True)
-@click.option("--ranked", default="float32,int8", show_default=True, help="What reranks the whole run; '' for nothing.")
+@click.option("--ranked", default="int8", show_default=True, help="What ranks whole lists; '' for nothing.")
+@click.option("--prefixed", default="int8", show_default=True, help="What the prefix is measured on; '' for nothing.")
 @click.option("--pairs", default=500, show_default=True)
+@click.option("--queries", default=12, show_default=True)
 @click.option("--depth", default=100, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def main(
-    model: Path, collection: Path, work: Path, precisions: str, ranked: str, pairs: int, depth: int, seed: int
-) -> None:
+    model: Path, collection: Path, work: Path, precisions: str, ranked: str, prefixed: str, pairs: int, queries: int,
+    depth: int, seed: int,
+) -> None:  # fmt: skip
     work.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint.load(model)
     retrieved, qrels = read_run(collection / "runs" / "bm25.trec"), read_qrels(collection / "qrels.txt")
@@ -74,16 +81,19 @@ def main(
         name: kept(work / f"{name}.json", lambda name=name: exported(checkpoint, work, name, sample))  # type: ignore[misc]
         for name in precisions.split(",")
     }
-    values["ranking"] = {}
-    of_run = [name for name in ranked.split(",") if name and (work / name).is_dir()]
-    for name in ("torch", *of_run) if of_run else ():
-        values["ranking"][name] = kept(
-            work / f"ranking-{name}.json",
-            lambda name=name: ranking(reranker(model, work, name), job, qrels, work / f"{name}.trec"),  # type: ignore[misc]
-        )
-    values["prefix"] = {name: prefix_reuse(reranker(model, work, name), job) for name in of_run}
+    lists = whole_lists(job, qrels, queries, seed)
+    values["lists"] = {
+        "queries": queries, "pairs": len(lists),
+        "exports": {name: of_lists(checkpoint, work, name, lists) for name in names(ranked, work)},
+    }  # fmt: skip
+    values["prefix"] = {name: prefix_reuse(reranker(model, work, name), job) for name in names(prefixed, work)}
     show(values)
     click.echo(f"written: {write_result('export_parity', values)}", err=True)
+
+
+def names(asked: str, work: Path) -> list[str]:
+    """Of the exports in `asked` those that there are."""
+    return [name for name in asked.split(",") if name and (work / name).is_dir()]
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -108,6 +118,16 @@ def judged_sample(job: RerankJob, qrels: Qrels, count: int, seed: int) -> list[G
     return [judged[i] for i in sorted(chosen)]
 
 
+def whole_lists(job: RerankJob, qrels: Qrels, count: int, seed: int) -> list[GradedPair]:
+    """All documents of so many judged queries, drawn at random."""
+    chosen = random.Random(seed).sample(sorted(qid for qid in job.candidates if qid in qrels), count)
+    return [
+        GradedPair(job.queries[qid], text, qrels[qid].get(docid, 0), None, qid, docid)
+        for qid in chosen
+        for docid, text in job.candidates[qid]
+    ]
+
+
 def exported(checkpoint: Checkpoint, work: Path, precision: str, sample: list[GradedPair]) -> dict[str, Any]:
     folder, start = work / precision, time.monotonic()
     try:
@@ -115,11 +135,7 @@ def exported(checkpoint: Checkpoint, work: Path, precision: str, sample: list[Gr
     except CheckFailedError as error:
         return {"failed": str(error), "seconds": time.monotonic() - start}
     seconds = time.monotonic() - start
-    assert checkpoint.folder is not None
-    texts = [(pair.query, pair.document) for pair in sample]
-    exact, found = (
-        reranker(checkpoint.folder, work, name, exit="off").score_pairs(texts) for name in ("torch", precision)
-    )
+    exact, found = (scores(checkpoint, work, name, "pairs", sample) for name in ("torch", precision))
     record = Checkpoint.load(folder).export
     assert record is not None
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
@@ -132,18 +148,55 @@ def exported(checkpoint: Checkpoint, work: Path, precision: str, sample: list[Gr
     }  # fmt: skip
 
 
-def reranker(model: Path, work: Path, name: str, exit: Exit = "auto") -> Reranker:
+def reranker(model: Path, work: Path, name: str) -> Reranker:
     if name == "torch":
-        return Reranker.from_pretrained(model, engine="torch", device="cpu", precision="float32", exit=exit)
-    return Reranker.from_pretrained(work / name, engine="onnx", device="cpu", exit=exit)
+        return Reranker.from_pretrained(model, engine="torch", device="cpu", precision="float32", exit="off")
+    return Reranker.from_pretrained(work / name, engine="onnx", device="cpu", exit="off")
 
 
-def ranking(model: Reranker, job: RerankJob, qrels: Qrels, output: Path) -> dict[str, Any]:
-    start = time.monotonic()
-    rerank_run(model, job, output)
-    seconds = time.monotonic() - start
-    per_query = evaluate_run(qrels, read_run(output), [MEASURE]).per_query[MEASURE]
-    return {"ndcg10": float(per_query.mean()), "per query": per_query.tolist(), "seconds": seconds}
+def scores(checkpoint: Checkpoint, work: Path, name: str, part: str, pairs: list[GradedPair]) -> PairScores:
+    """What torch or an export says of the pairs; kept in a file that is `part`'s and `name`'s."""
+    path = work / f"{part}-{name}.npz"
+    if not path.is_file():
+        assert checkpoint.folder is not None
+        found = reranker(checkpoint.folder, work, name).score_pairs([(pair.query, pair.document) for pair in pairs])
+        with atomic_write(path, "wb") as stream:
+            np.savez(stream, **{key: value for key in KEPT if (value := getattr(found, key)) is not None})
+    with np.load(path) as stored:
+        return PairScores(**{"novelty": None, "features": None, **stored})
+
+
+def of_lists(checkpoint: Checkpoint, work: Path, name: str, pairs: list[GradedPair]) -> dict[str, Any]:
+    """The measures of whole lists, and of each query nDCG@10 in both orders and how many of the top ten they share."""
+    exact, found = (scores(checkpoint, work, each, "lists", pairs) for each in ("torch", name))
+    orders = [ranked_lists(pairs, each.score) for each in (exact, found)]
+    judged: Qrels = {}
+    for pair in pairs:
+        judged.setdefault(pair.qid, {})[pair.docid] = pair.hard_grade or 0
+    quality = [ndcg(judged, run, TOP) for run in orders]
+    return {
+        "measures": asdict(compare(pairs, exact, found)),
+        "queries": {
+            qid: {
+                "ndcg10, torch": quality[0][qid], "ndcg10": quality[1][qid],
+                "shared of the top": len(set(list(orders[0][qid])[:TOP]) & set(list(orders[1][qid])[:TOP])),
+                "kendall_tau": kendall_tau(*(each.score[rows_of(pairs, qid)] for each in (exact, found))),
+            }
+            for qid in judged
+        },
+    }  # fmt: skip
+
+
+def rows_of(pairs: list[GradedPair], qid: str) -> list[int]:
+    return [i for i, pair in enumerate(pairs) if pair.qid == qid]
+
+
+def ranked_lists(pairs: list[GradedPair], score: NDArray[Any]) -> dict[str, dict[str, float]]:
+    """Documents of each query with their scores, the best first."""
+    found: dict[str, dict[str, float]] = {}
+    for i in np.argsort(-score, kind="stable"):
+        found.setdefault(pairs[i].qid, {})[pairs[i].docid] = float(score[i])
+    return found
 
 
 def prefix_reuse(model: Reranker, job: RerankJob) -> dict[str, Any]:
@@ -179,8 +232,8 @@ def show(values: dict[str, Any]) -> None:
             *("-" if m[key] is None else f"{m[key]:.3g}" for key in OPTIONAL),
         ]  # fmt: skip
         click.echo(f"| {name} | " + " | ".join(cells) + " |")
-    for name, found in values["ranking"].items():
-        click.echo(f"{name}: {MEASURE} {found['ndcg10']:.4f}, {found['seconds']:.0f} s")
+    for name, found in values["lists"]["exports"].items():
+        click.echo(f"{name}, whole lists: {found['measures']}")
     for name, found in values["prefix"].items():
         click.echo(
             f"{name}: shared prefix {found['times as fast']:.2f} times as fast, largest difference "

@@ -301,14 +301,14 @@ def invariance() -> str | None:
         return None
     lines = [
         [
-            precision, name, f"{r['largest_difference']:.1e}", percent(r["same_order"], 2),
+            engine, name, f"{r['largest_difference']:.1e}", percent(r["same_order"], 2),
             f"{r['widest_swapped_gap']:.2g}",
         ]
-        for precision, named in values["rows"].items()
+        for engine, named in values["rows"].items()
         for name, r in named.items()
     ]  # fmt: skip
     return table(
-        ["precision", "batches", "largest probability difference", "pairs of one query ordered alike",
+        ["engine", "pairs scored", "largest probability difference", "pairs of one query ordered alike",
          "widest swapped gap"], lines,
     )  # fmt: skip
 

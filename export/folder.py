@@ -27,14 +27,24 @@ from ..progress import Bar, Progress, progress_bar
 from ..reranker import Reranker
 from ..results import PairScores
 from ..trec.graded_pairs import GradedPair
+from .agreement import counted
 from .exit_parity import WatchedExits, compare_exits, with_margin
 from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, Attention, GradeGraph, require_llama_kind, trace
 from .graph_exits import exits_of
 from .inputs import input_sizes
-from .parity import BOUNDS, NOVELTY_BOUND, Parity, compare, layer_differences, violations, with_exits
+from .parity import (
+    BOUNDS,
+    NOVELTY_BOUND,
+    Parity,
+    compare,
+    layer_differences,
+    violations,
+    with_agreement,
+    with_exits,
+)
 from .precision import PRECISIONS, convert, products
 from .rounding import rounded_products
-from .samples import bundled_sample, calibration_sample, halves
+from .samples import bundled_sample, calibration_sample, further_samples, halves
 from .segments import segments
 from .sensitivity import LEFT, effects, sensitive
 from .smoothing import smooth, smoothing
@@ -88,7 +98,8 @@ def export(
     """
     precision = _checked(checkpoint, precision, opset, device)
     fitted, pairs = _samples(sample, fits=precision in _SEARCHED)
-    texts = [(pair.query, pair.document) for pair in pairs]
+    # A user's own pairs are all measured.
+    further = sample is None and precision in _SEARCHED
     with (
         atomic_folder(folder, overwrite=overwrite) as temporary,
         temporary_folder(folder) as scratch,
@@ -99,7 +110,7 @@ def export(
         body = load_body(checkpoint, torch.float32)
         require_llama_kind(body)
         watched = _watched(checkpoint, len(body.layers))
-        reference = _torch_scores(checkpoint.replace(exits=watched), texts, body)
+        reference = _torch_scores(checkpoint.replace(exits=watched), pairs, body)
         steps.begin("trace")
         source = _Traced(checkpoint, scratch / PREFIX_GRAPH, opset, precision, body)
         del body
@@ -122,7 +133,7 @@ def export(
             source.convert(record, temporary)
             steps.begin(f"compare with torch ({len(finer)} products finer)" if finer else "compare with torch")
             exported, parity, left_out = _compared(
-                checkpoint.replace(export=record), temporary, device, pairs, reference, watched
+                checkpoint.replace(export=record), temporary, device, pairs, reference, watched, further
             )
             faults = violations(parity, BOUNDS[precision])
             if not faults:
@@ -146,6 +157,7 @@ def _compared(
     pairs: Sequence[GradedPair],
     reference: PairScores,
     watched: WatchedExits | None,
+    further: bool,
 ) -> tuple[Checkpoint, Parity, str]:
     """The export as it is to be: without a novelty that is too far off, its exits' threshold lowered as they need it.
 
@@ -155,25 +167,38 @@ def _compared(
         device, pairs: as for `export`.
         reference: torch's scores.
         watched: what torch found at the exits; None if there are none.
+        further: whether to compare grades on as many more pairs of the catalogue as it takes, see `agreement`.
 
     Returns:
         the checkpoint, its measures, and why it has no novelty; "" if it has, or never had.
     """
-    texts, left_out = [(pair.query, pair.document) for pair in pairs], ""
+    left_out = ""
     exported.write_into(folder)
-    parity = compare(pairs, reference, _scores(folder, device, texts))
+    found = _scores(folder, device, pairs)
+    parity = compare(pairs, reference, found)
     distance = parity.novelty_mean_difference
     # A novelty that is not a number is within no bound.
     if distance is not None and not distance <= NOVELTY_BOUND:
         left_out = f"left out: {distance:.2g} points from torch's in the mean"
         exported = exported.replace(novelty=None, calibration=exported.calibration.at(_MEDIAN_NOVELTY))
         exported.write_into(folder)
-        parity = compare(pairs, _without_novelty(reference, exported), _scores(folder, device, texts))
+        reference, found = _without_novelty(reference, exported), _scores(folder, device, pairs)
+        parity = compare(pairs, reference, found)
     if watched is not None:
-        found = WatchedExits.of(watched, stop=True)
-        _scores(folder, device, texts, found)
-        early = compare_exits(watched, found)
+        seen = WatchedExits.of(watched, stop=True)
+        _scores(folder, device, pairs, seen)
+        early = compare_exits(watched, seen)
         parity, exported = with_exits(parity, early), exported.replace(exits=with_margin(watched, early.margin))
+    assert exported.export is not None
+    bounds = dict(BOUNDS[exported.export.precision])
+    least = bounds.pop("grade_agreement", None)
+    # Where another measure lies beyond its bound more pairs change nothing.
+    if further and least is not None and not violations(parity, bounds):
+        parity = with_agreement(parity, counted(
+            reference, found, further_samples(), least, exported.grade_cuts.points,
+            by_torch=lambda part: _torch_scores(exported.replace(export=None, exits=None), part),
+            by_export=lambda part: _scores(folder, device, part),
+        ))  # fmt: skip
     return exported, parity, left_out
 
 
@@ -306,16 +331,18 @@ def _watched(checkpoint: Checkpoint, layers: int) -> WatchedExits | None:
     return WatchedExits.of(checkpoint.exits, stop=False)
 
 
-def _torch_scores(checkpoint: Checkpoint, texts: Sequence[tuple[str, str]], body: Any = None) -> PairScores:
+def _torch_scores(checkpoint: Checkpoint, pairs: Sequence[GradedPair], body: Any = None) -> PairScores:
     engine = TorchEngine(checkpoint, device="cpu", precision="float32", model=body)
-    return Reranker(checkpoint, engine, batch_tokens=_BATCH_TOKENS).score_pairs(texts)
+    return _graded(Reranker(checkpoint, engine, batch_tokens=_BATCH_TOKENS), pairs)
 
 
-def _scores(
-    folder: Path, device: str, texts: Sequence[tuple[str, str]], exits: WatchedExits | None = None
-) -> PairScores:
+def _scores(folder: Path, device: str, pairs: Sequence[GradedPair], exits: WatchedExits | None = None) -> PairScores:
     candidate = Checkpoint.load(folder).replace(exits=exits)
-    return Reranker(candidate, OnnxEngine(candidate, device=device), batch_tokens=_BATCH_TOKENS).score_pairs(texts)
+    return _graded(Reranker(candidate, OnnxEngine(candidate, device=device), batch_tokens=_BATCH_TOKENS), pairs)
+
+
+def _graded(reranker: Reranker, pairs: Sequence[GradedPair]) -> PairScores:
+    return reranker.score_pairs([(pair.query, pair.document) for pair in pairs])
 
 
 def _without_novelty(scores: PairScores, checkpoint: Checkpoint) -> PairScores:
@@ -350,9 +377,7 @@ def _write_config(graph: GradeGraph, checkpoint: Checkpoint, folder: Path) -> No
 
 
 def _card(checkpoint: Checkpoint, precision: str, parity: Parity, novelty: str) -> str:
-    rows = [
-        f"| {name.replace('_', ' ')} | {value:.6g} |" for name, value in asdict(parity).items() if value is not None
-    ]
+    rows = [f"| {name} | {value} |" for name, value in parity.shown().items()]
     state = "" if checkpoint.trained else "\nUntrained: it grades zero-shot, from the grade words alone.\n"
     if checkpoint.export is not None and checkpoint.export.float_activations:
         state += (

@@ -16,6 +16,7 @@ from ..evaluation.ranking import ndcg as ndcg_of_queries
 from ..results import PairScores
 from ..trec.graded_pairs import GradedPair
 from .activations import activations
+from .agreement import Agreement
 from .exit_parity import ExitParity
 from .graph import GradeGraph
 
@@ -27,10 +28,12 @@ class Parity:
     """How far an export's results lie from torch's in float32.
 
     Attributes:
-        pairs: number of pairs compared.
+        pairs: number of pairs compared; grades are on `graded_pairs`.
         not_finite: how many of them the export gave no number for (an overflow).
         largest_difference, mean_difference: of probabilities.
         grade_agreement: share of pairs with the same grade, 0 to 1.
+        grade_agreement_interval: of 95 %, see `Agreement.interval`.
+        graded_pairs: number of pairs that these two are of.
         kendall_tau: tau-b of the scores, mean over queries with at least two documents; None if there is none.
         ndcg_difference: absolute difference of mean nDCG@10; None if the sample has no grades.
         novelty_difference, novelty_mean_difference: largest and mean, in percentile points; None without novelty.
@@ -43,6 +46,8 @@ class Parity:
     largest_difference: float
     mean_difference: float
     grade_agreement: float
+    grade_agreement_interval: tuple[float, float]
+    graded_pairs: int
     kendall_tau: float | None
     ndcg_difference: float | None
     novelty_difference: float | None
@@ -50,6 +55,15 @@ class Parity:
     exit_margin: float | None = None
     wrong_exits: float | None = None
     exit_agreement: float | None = None
+
+    def shown(self) -> dict[str, str]:
+        """The measures as a person reads them; without those that are None."""
+        rows = {}
+        for name, value in asdict(self).items():
+            if value is not None:
+                parts = value if isinstance(value, tuple) else (value,)
+                rows[name.replace("_", " ")] = " to ".join(f"{part:.3g}" for part in parts)
+        return rows
 
 
 # Measure: the worst value that passes; agreement is bounded from below, differences from above.
@@ -83,12 +97,25 @@ def compare(pairs: Sequence[GradedPair], torch_scores: PairScores, exported: Pai
         not_finite=int((~np.isfinite(exported.logits)).any(axis=1).sum()),
         largest_difference=float(difference.max()),
         mean_difference=float(difference.mean()),
-        grade_agreement=float((torch_scores.grade == exported.grade).mean()),
+        **_of_grades(Agreement.of(torch_scores, exported)),
         kendall_tau=float(np.mean(taus)) if taus else None,
         ndcg_difference=ndcg,
         novelty_difference=None if novelty is None else float(novelty.max()),
         novelty_mean_difference=None if novelty is None else float(novelty.mean()),
     )
+
+
+def with_agreement(parity: Parity, agreement: Agreement) -> Parity:
+    """`parity` with its grades counted anew."""
+    return replace(parity, **_of_grades(agreement))
+
+
+def _of_grades(agreement: Agreement) -> dict[str, Any]:
+    return {
+        "grade_agreement": agreement.share,
+        "grade_agreement_interval": agreement.interval,
+        "graded_pairs": agreement.pairs,
+    }
 
 
 def with_exits(parity: Parity, exits: ExitParity) -> Parity:
@@ -107,7 +134,8 @@ def violations(parity: Parity, bounds: dict[str, float]) -> list[str]:
         good = value >= bound if least else value <= bound
         if not good:
             sign = "at least" if least else "at most"
-            faults.append(f"{name.replace('_', ' ')} is {value:.3g}, expected {sign} {bound:g}")
+            of = f" of {parity.graded_pairs} pairs" if least else ""
+            faults.append(f"{name.replace('_', ' ')} is {value:.3g}{of}, expected {sign} {bound:g}")
     return faults
 
 

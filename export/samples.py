@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from .. import icecat
@@ -11,6 +11,8 @@ from ..trec.graded_pairs import GradedPair
 _QUERIES = 8
 _DOCUMENTS = 8
 _CALIBRATION_QUERIES = 24
+# More than are needed: some have fewer documents.
+_FURTHER_QUERIES, _FURTHER_PARTS = 32, 3
 
 
 def bundled_sample() -> list[GradedPair]:
@@ -21,6 +23,14 @@ def bundled_sample() -> list[GradedPair]:
 def calibration_sample() -> list[GradedPair]:
     """A pair each of later queries."""
     return _pairs(_QUERIES, _QUERIES + _CALIBRATION_QUERIES, 1)
+
+
+def further_samples() -> Iterator[list[GradedPair]]:
+    """Three parts of 64 pairs of queries that neither has, to go on with where the first 64 leave it open."""
+    size, first = _QUERIES * _DOCUMENTS, _QUERIES + _CALIBRATION_QUERIES
+    pairs = _pairs(first, first + _FURTHER_QUERIES, _DOCUMENTS)
+    for start in range(0, _FURTHER_PARTS * size, size):
+        yield pairs[start : start + size]
 
 
 def halves(sample: Sequence[GradedPair]) -> tuple[list[GradedPair], list[GradedPair]]:

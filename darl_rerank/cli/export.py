@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
     "--verify",
     type=click.Path(path_type=Path),
     help="Pairs to compare with torch on, as JSON lines; int8 and int4 are fitted to every other query's.  "
-    "[default: 64 pairs of the bundled catalogue]",
+    "[default: pairs of the bundled catalogue]",
 )
 @click.option("--device", default="cpu", show_default=True, help="What to run the comparison on: cpu, cuda, cuda:1 …")
 @click.option("--opset", type=click.IntRange(min=18), default=23, show_default=True)
@@ -69,8 +69,4 @@ def export(
     if as_json:
         print_json(asdict(parity))
         return
-    shown = [
-        [name.replace("_", " "), "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)]
-        for name, value in asdict(parity).items()
-    ]
-    print_table(["against torch", precision], shown)
+    print_table(["against torch", precision], [list(row) for row in parity.shown().items()])

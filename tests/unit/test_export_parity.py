@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from darl_rerank.export.parity import compare, kendall_tau
+from darl_rerank.export.agreement import Agreement, counted
+from darl_rerank.export.parity import compare, kendall_tau, violations, with_agreement
 
 from darl_rerank.results import PairScores
 from darl_rerank.trec.graded_pairs import GradedPair
+
+CUTS = (0.5, 1.5, 2.5)
 
 
 def scores(values: list[float]) -> PairScores:
@@ -18,7 +22,7 @@ def scores(values: list[float]) -> PairScores:
     probabilities = np.stack([1 - score / 3, score / 3], axis=1)
     return PairScores(
         logits=np.zeros((n, 2), dtype=np.float32), probabilities=probabilities, score=score,
-        grade=np.zeros(n, dtype=np.intp), novelty=None, features=None, truncated=np.zeros(n, dtype=bool),
+        grade=np.searchsorted(CUTS, score), novelty=None, features=None, truncated=np.zeros(n, dtype=bool),
     )  # fmt: skip
 
 
@@ -42,3 +46,42 @@ def test_ndcg_is_over_queries_with_a_relevant_document_and_ties_keep_their_order
     assert compare(graded, first, first).ndcg_difference == 0
     assert compare([replace(pair, grade=0) for pair in graded], first, second).ndcg_difference is None
     assert compare([replace(pair, grade=None) for pair in graded], first, second).ndcg_difference is None
+
+
+def test_the_share_of_grades_has_an_interval() -> None:
+    # Clopper and Pearson: 1 - .025 ** (1 / 64) below, nothing above.
+    low, high = Agreement(64, 64).interval
+    assert low == pytest.approx(0.025 ** (1 / 64))
+    assert high == 1.0
+    parity = with_agreement(compare(pairs({"a": [0, 1]}), scores([0, 1]), scores([0, 1])), Agreement(60, 64))
+    assert violations(parity, {"grade_agreement": 0.97}) == [
+        "grade agreement is 0.938 of 64 pairs, expected at least 0.97"
+    ]
+    assert parity.shown()["grade agreement interval"] == "0.848 to 0.983"
+
+
+@pytest.mark.parametrize(
+    ("same", "of", "expected"),
+    # ln(.985 / .95) = .0362 a pair with the same grade, ln(.015 / .05) = -1.204 one with another, ln 9 = 2.197.
+    [(64, 64, True), (63, 64, False), (61, 64, False), (60, 64, True), (127, 128, True), (126, 128, False)],
+)
+def test_when_enough_pairs_are_counted(same: int, of: int, expected: bool) -> None:
+    assert Agreement(same, of).settled(0.97) == expected
+
+
+def test_pairs_are_added_until_it_is_clear_and_torch_grades_those_next_to_a_cut() -> None:
+    first = scores([1.0] * 62 + [1.49, 1.45]), scores([1.0] * 62 + [1.51, 1.45])
+    # Nearer than .04 to a cut: one that changes, one that doesn't, one that is no number.
+    part = [*[1.0] * 61, 1.53, 0.47, float("nan")]
+    sample = pairs({"b": [0] * 64})
+    asked: list[Sequence[GradedPair]] = []
+
+    def by_torch(rows: Sequence[GradedPair]) -> PairScores:
+        asked.append(rows)
+        return scores([1.49, 0.48, 1.0])
+
+    found = counted(*first, [sample, sample], 0.97, CUTS, by_torch=by_torch, by_export=lambda _: scores(part))
+    assert found == Agreement(63 + 62 + 62, 192)
+    assert asked == [[sample[61], sample[62], sample[63]]] * 2
+    # All alike: 64 are enough.
+    assert counted(first[0], first[0], [sample], 0.97, CUTS, by_torch=by_torch, by_export=by_torch) == Agreement(64, 64)
