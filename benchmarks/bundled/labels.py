@@ -50,7 +50,7 @@ PLACES = ((6, 8), (6, 40), (4, 250))
 RANDOM, JUDGED = 2, 4
 SHORT = {"films": 0.5, "products": 0.6}
 # Of a step of the encoder, padding included: more are slower on a CPU.
-TOKENS = {"cuda": 32768, "cpu": 1024}
+TOKENS = {"cuda": 32768, "cpu": 512}
 
 
 @click.command(help=__doc__)
@@ -87,7 +87,7 @@ def main(texts: Path, judged: Path, encoder: Path, output: Path, queries: int | 
 
 
 class Encoder:
-    """all-mpnet-base-v2: the mean of the last states, of unit length; half precision on a GPU."""
+    """all-mpnet-base-v2: the mean of the last states, of unit length; float16 on a GPU, bfloat16 on a CPU."""
 
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer

@@ -4,12 +4,13 @@
 
 As labels.py, but all-mpnet-base-v2 (ENCODER) sees only the texts of the lists, not every text of a collection. Which
 texts are near a query is therefore asked of TF-IDF, and labels are of ENCODER's cosine as ever. LABELS is a
-labels.json, whose prior is taken. Vectors are kept in OUTPUT block by block: the same command goes on where it was
-stopped. OUTPUT gets lists.npz and labels.json.
+labels.json, whose prior is taken. Vectors are kept in OUTPUT block by block, named by a digest of their texts: the same
+command goes on where it was stopped, and one with more --queries from there. OUTPUT gets lists.npz and labels.json.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tqdm import tqdm
 
-BLOCK = 512
+BLOCK = 256
 
 
 @click.command(help=__doc__)
@@ -39,10 +40,11 @@ def main(texts: Path, labels: Path, encoder: Path, output: Path, queries: int) -
     asked = {name: list(_lines(texts / f"{name}.queries.jsonl.gz")) for name in names}
     share = queries / sum(map(len, asked.values()))
     corpora = {name: list(_lines(path)) for name, path in zip(names, paths, strict=True)}
-    taken = {
-        name: sorted(random.Random(f"{SEED}/{name}").sample(range(len(all_)), round(share * len(all_))))
-        for name, all_ in asked.items()
-    }
+    taken: dict[str, list[int]] = {}
+    for name, all_ in asked.items():
+        order = list(range(len(all_)))
+        random.Random(f"{SEED}/{name}").shuffle(order)
+        taken[name] = order[: round(share * len(all_))]
     questions = {name: [asked[name][number]["query"] for number in taken[name]] for name in names}
     pairs: dict[str, list[tuple[int, int, str]]] = {}
     for name in names:
@@ -52,8 +54,8 @@ def main(texts: Path, labels: Path, encoder: Path, output: Path, queries: int) -
         most = min(PLACES[-1][1], len(corpora[name]) - 1)
         pairs[name] = []
         for number, vector in zip(taken[name], words.transform(questions[name]), strict=True):
-            order = np.argsort(-(vectors @ vector.T).toarray()[:, 0], kind="stable")[:most]
-            drawn = _drawn(name, asked[name][number], corpora[name], order, rng)
+            nearest = np.argsort(-(vectors @ vector.T).toarray()[:, 0], kind="stable")[:most]
+            drawn = _drawn(name, asked[name][number], corpora[name], nearest, rng)
             pairs[name] += [(number, place, said) for place, said in drawn]
     large = Encoder(encoder)
     prior = np.array(told["prior"])
@@ -61,10 +63,12 @@ def main(texts: Path, labels: Path, encoder: Path, output: Path, queries: int) -
     counts: dict[str, Any] = {"prior": told["prior"], "encoder": encoder.name, "lists drawn by": "TF-IDF"}
     for name in names:
         query, text = (np.array([pair[i] for pair in pairs[name]], np.int32) for i in (0, 1))
-        used = np.unique(text)
-        vectors = kept(large, [corpora[name][place] for place in used], output / "vectors" / name)
+        used = {place: row for row, place in enumerate(dict.fromkeys(text.tolist()))}
+        asking = {number: row for row, number in enumerate(taken[name])}
+        found = kept(large, [corpora[name][place] for place in used], output / "vectors" / name)
         own = kept(large, questions[name], output / "vectors" / f"{name}.queries")
-        cosine = (vectors[np.searchsorted(used, text)] * own[np.searchsorted(taken[name], query)]).sum(1)
+        rows, of = ([row[number] for number in numbers.tolist()] for row, numbers in ((used, text), (asking, query)))
+        cosine = (found[rows] * own[of]).sum(1)
         joint = grade_prior(prior, cosine.astype(np.float64))
         joint = joint * np.array([LIKELIHOOD[said] for _, _, said in pairs[name]])
         label = (joint / joint.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -79,14 +83,15 @@ def main(texts: Path, labels: Path, encoder: Path, output: Path, queries: int) -
 
 
 def kept(encode: Encoder, texts: list[str], folder: Path) -> NDArray[np.float32]:
-    """Unit vectors, shape (n, d); blocks that stand in `folder` are not computed again."""
+    """Unit vectors, shape (n, d); blocks of the same texts that stand in `folder` are not computed again."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for start in tqdm(range(0, len(texts), BLOCK), desc=f"{folder.parent.name}/{folder.name}", unit="block"):
-        path = folder / f"{start:06d}.npy"
+        block = texts[start : start + BLOCK]
+        path = folder / f"{hashlib.sha256(json.dumps(block).encode()).hexdigest()[:24]}.npy"
         if not path.is_file():
             whole = path.with_suffix(".part.npy")
-            np.save(whole, encode(texts[start : start + BLOCK]).cpu().numpy())
+            np.save(whole, encode(block).cpu().numpy())
             whole.replace(path)
         found.append(np.load(path, allow_pickle=False))
     return np.concatenate(found)
