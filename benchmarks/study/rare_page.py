@@ -191,7 +191,9 @@ def _pools(result: dict[str, Any], kind: str) -> list[list[dict[str, Any]]]:
 
 
 def _estimated(result: dict[str, Any], kind: str) -> list[str]:
-    return [f"{np.mean([pool['estimated'] for pool in own]):.0%}" for own in _pools(result, kind)]
+    """The least and the most that any seed's pool is estimated at."""
+    found = [[pool["estimated"] for pool in own] for own in _pools(result, kind)]
+    return [f"{min(own):.0%} to {max(own):.0%}" for own in found]
 
 
 def calibrated() -> str | None:
