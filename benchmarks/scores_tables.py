@@ -1,4 +1,4 @@
-"""Fills the tables of docs/scores.md from results/decisions.json, cuts.json, fusion.json and drift.json."""
+"""Fills the tables of docs/scores.md from the results that each is named after."""
 
 from __future__ import annotations
 
@@ -94,6 +94,22 @@ def fusion() -> str | None:
     return f"{table(head, rows)}\n\n{_source('fusion', values)}"
 
 
+def embeddings() -> str | None:
+    values = result("embeddings")
+    if values is None:
+        return None
+    ways = ("BM25", "model", "cosine", "cosine and model", "cosine and model, reciprocal ranks")
+    rows = []
+    for name, row in values["sets"].items():
+        changes = [
+            "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**row["differences"][f"cosine and model - {other}"])
+            for other in ("model", "cosine")
+        ]
+        rows.append([f"{name} ({row['role']})", *(f"{row['nDCG@10'][way]:.3f}" for way in ways), *changes])
+    head = ["collection, embeddings", *ways[:3], "auto", "reciprocal ranks", "auto − model", "auto − cosine"]
+    return f"{table(head, rows)}\n\n{_source('embeddings', values)}"
+
+
 def drift() -> str | None:
     values = result("drift")
     if values is None:
@@ -110,7 +126,7 @@ def drift() -> str | None:
     return table(head, rows)
 
 
-TABLES = (grades, confusion, cuts, fusion, drift)
+TABLES = (grades, confusion, cuts, fusion, embeddings, drift)
 
 
 if __name__ == "__main__":
