@@ -1,4 +1,4 @@
-"""Fills the tables of docs/novelty.md from results/bundled.json, novelty_layers.json and novelty_trained.json.
+"""Fills the tables of docs/novelty.md from results/bundled.json, drift.json, novelty_layers.json, novelty_trained.json.
 
 python benchmarks/novelty_tables.py [--check]
 """
@@ -13,19 +13,23 @@ NEW = ("msmarco-sample", "natural-questions", "wiki-qa-mix", "selqa")
 
 
 def tests() -> str | None:
-    values = result("bundled")
-    if values is None:
+    values, drift = result("bundled"), result("drift")
+    if values is None or drift is None:
         return None
     rows = []
     for name, what in (("medquad", "medical answers (medquad)"), ("icecat", "products (Icecat)")):
-        found = values["novelty"][name]["auroc"]
+        lists = drift["collections"][name]["lists from web"]
         rows.append([
-            what, f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]",
-            percent(values["warned of"][name]),
+            what, _interval(values["novelty"][name]["auroc"]), percent(values["warned of"][name]), _interval(lists),
         ])  # fmt: skip
     web = values["novelty reference"]
-    rows.append([f"web passages ({web})", "", percent(values["warned of"][web])])
-    return f"{table(['', 'AUROC against web passages', 'above 95'], rows)}\n\n{source(values, 'bundled')}"
+    rows.append([f"web passages ({web})", "", percent(values["warned of"][web]), ""])
+    head = ["", "AUROC of a pair, against web passages", "above 95", "AUROC of a list's mean"]
+    return f"{table(head, rows)}\n\n{source(values, 'bundled')}, lists: `results/drift.json`"
+
+
+def _interval(found: dict[str, float]) -> str:
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 def layers() -> str | None:
