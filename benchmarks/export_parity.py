@@ -38,6 +38,7 @@ from darl_rerank.evaluation.ranking import ndcg
 from darl_rerank.files import atomic_write
 from darl_rerank.model.checkpoint import GRAPH, PREFIX_GRAPH
 from darl_rerank.offline import RerankJob, prepare, wanted_documents
+from darl_rerank.results import joined
 from darl_rerank.trec.corpora import load_documents
 from darl_rerank.trec.graded_pairs import GradedPair
 from darl_rerank.trec.qrels import Qrels, read_qrels
@@ -45,6 +46,7 @@ from darl_rerank.trec.runs import read_run
 from darl_rerank.trec.topics import read_topics
 
 TOP = 10
+AT_ONCE = 100
 PREFIX_QUERIES = 3
 REPEATS = 3
 OPTIONAL = ("kendall_tau", "ndcg_difference", "novelty_difference")
@@ -155,15 +157,20 @@ def reranker(model: Path, work: Path, name: str) -> Reranker:
 
 
 def scores(checkpoint: Checkpoint, work: Path, name: str, part: str, pairs: list[GradedPair]) -> PairScores:
-    """What torch or an export says of the pairs; kept in a file that is `part`'s and `name`'s."""
-    path = work / f"{part}-{name}.npz"
-    if not path.is_file():
-        assert checkpoint.folder is not None
-        found = reranker(checkpoint.folder, work, name).score_pairs([(pair.query, pair.document) for pair in pairs])
-        with atomic_write(path, "wb") as stream:
-            np.savez(stream, **{key: value for key in KEPT if (value := getattr(found, key)) is not None})
-    with np.load(path) as stored:
-        return PairScores(**{"novelty": None, "features": None, **stored})
+    """What torch or an export says of the pairs; kept in files that are `part`'s and `name`'s, one a hundred pairs."""
+    model, parts = None, []
+    for start in range(0, len(pairs), AT_ONCE):
+        path = work / f"{part}-{name}-{start}.npz"
+        if not path.is_file():
+            assert checkpoint.folder is not None
+            model = model or reranker(checkpoint.folder, work, name)
+            texts = [(pair.query, pair.document) for pair in pairs[start : start + AT_ONCE]]
+            found = model.score_pairs(texts)
+            with atomic_write(path, "wb") as stream:
+                np.savez(stream, **{key: value for key in KEPT if (value := getattr(found, key)) is not None})
+        with np.load(path) as stored:
+            parts.append(PairScores(**{"novelty": None, "features": None, **stored}))
+    return joined(parts)
 
 
 def of_lists(checkpoint: Checkpoint, work: Path, name: str, pairs: list[GradedPair]) -> dict[str, Any]:

@@ -83,9 +83,9 @@ def counted(
     while not agreement.settled(bound) and (part := next(parts, None)) is not None:
         scores = by_export(part)
         # What is not a number is near, and has torch's grade only by torch.
-        rows = np.flatnonzero(~(np.abs(scores.score[:, None] - points).min(axis=1) > near))
+        rows = np.flatnonzero(~(np.abs(scores.score[:, None] - points).min(axis=1) > near)).tolist()
         same = len(part) - len(rows)
-        if len(rows):
+        if rows:
             same += int((by_torch([part[row] for row in rows]).grade == scores.grade[rows]).sum())
         agreement = Agreement(agreement.same + same, agreement.pairs + len(part))
     return agreement
