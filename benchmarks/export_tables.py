@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+from typing import Any
+
+from darl_rerank.export.agreement import Agreement
 from page import DOCS, command, result, source, table
 
 PAGE = DOCS / "export.md"
@@ -21,7 +25,7 @@ def exports() -> str | None:
         m = found["measures"]
         rows.append([
             name, f"{found['bytes'] / 2**20:.0f}", f"{found['seconds']:.0f}", len(found.get("finer products", ())),
-            f"{m['largest_difference']:.2g}", f"{m['mean_difference']:.2g}", f"{m['grade_agreement']:.1%}",
+            f"{m['largest_difference']:.2g}", f"{m['mean_difference']:.2g}", agreement(m),
             *("-" if m[key] is None else f"{m[key]:.3g}" for key in OPTIONAL),
         ])  # fmt: skip
     head = [
@@ -37,6 +41,14 @@ def exports() -> str | None:
     )
 
 
+def agreement(measures: dict[str, Any]) -> str:
+    """The share of pairs with the same grade, and its interval of 95 %."""
+    pairs = measures["pairs"]
+    found = Agreement(round(measures["grade_agreement"] * pairs), pairs)
+    low, high = found.interval
+    return f"{found.share:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def errors() -> str | None:
     values = result("int8_errors")
     if values is None:
@@ -48,16 +60,25 @@ def errors() -> str | None:
     return f"{table(['product', *ways], lines)}\n\n{about}"
 
 
-def ranking() -> str | None:
+def lists() -> str | None:
     values = result("export_parity")
-    if values is None or not values["ranking"]:
+    if values is None or not (found := values["lists"])["exports"]:
         return None
-    exact = values["ranking"]["torch"]["ndcg10"]
-    rows = [
-        ["torch float32" if name == "torch" else f"ONNX {name}", f"{r['ndcg10']:.4f}", f"{r['ndcg10'] - exact:+.4f}"]
-        for name, r in values["ranking"].items()
-    ]
-    return table(["", "nDCG@10", "difference"], rows)
+    rows = []
+    for name, each in found["exports"].items():
+        of_queries, m = list(each["queries"].values()), each["measures"]
+        exact, own = (fmean(q[key] for q in of_queries) for key in ("ndcg10, torch", "ndcg10"))
+        rows.append([
+            name, f"{m['kendall_tau']:.3f}", f"{min(q['kendall_tau'] for q in of_queries):.3f}",
+            f"{fmean(q['shared of the top'] for q in of_queries):.1f}", f"{exact:.4f}", f"{own:.4f}",
+            f"{max(abs(q['ndcg10'] - q['ndcg10, torch']) for q in of_queries):.3f}", agreement(m),
+            f"{m['largest_difference']:.2g}",
+        ])  # fmt: skip
+    head = [
+        "", "Kendall's tau, mean", "least", "of the top ten the same", "nDCG@10, torch", "export",
+        "largest difference of a query", "same grade", "largest difference of a probability",
+    ]  # fmt: skip
+    return f"{table(head, rows)}\n\n{found['queries']} queries, {found['pairs']:,} documents, {values['collection']}."
 
 
 def prefix() -> str | None:
@@ -91,7 +112,7 @@ def footprint() -> str | None:
     ])  # fmt: skip
 
 
-TABLES = (exports, errors, ranking, prefix, footprint)
+TABLES = (exports, errors, lists, prefix, footprint)
 
 
 if __name__ == "__main__":
