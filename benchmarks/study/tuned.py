@@ -212,7 +212,7 @@ class _Predictor:
         self,
         model: GradeModel,
         first: Mapping[str, Tensor],
-        last: Mapping[str, Tensor],
+        last: dict[str, Tensor],
         states: BaseStates,
         data: Collections,
         folder: Path,
@@ -227,7 +227,8 @@ class _Predictor:
             kept: NDArray[np.float32] = np.load(path, allow_pickle=False)
             return kept
         if self.loaded != alpha:
-            self.model.load_trainable(interpolated(self.first, self.last, alpha))
+            # Where the start has an adapter of its own, only the end can be asked for.
+            self.model.load_trainable(self.last if alpha == 1 else interpolated(self.first, self.last, alpha))
             self.loaded = alpha
         encoder: Any = self.states.encoder
         pairs = self.data.of(self.data.roles[role])
