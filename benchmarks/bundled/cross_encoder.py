@@ -6,8 +6,8 @@ TEXTS is collect.py's folder, LISTS labels.py's (or sample.py's), TRAINED and SC
 one recipe and the checkpoint that ships say of BM25's first 100, DATA the collections. all-MiniLM-L6-v2 learns a pair's
 expected gain, scaled to 0..1, by binary cross-entropy, all weights, one pass, learning rate 2e-5 as is usual; weights
 and products in float32, in training and after. --pairs draws whole lists at random until there are so many. Training
-stops after --minutes and goes on when the same command is given again; once it is through, it reranks, and so does its
-state half way, the web test alone. On a GPU the whole is one call. Writes results/cross_encoder.json.
+stops after --minutes and goes on when the same command is given again; once it is through, it reranks. On a GPU the
+whole is one call. Writes results/cross_encoder.json.
 """
 
 from __future__ import annotations
@@ -40,21 +40,18 @@ from provenance import write_result
 
 from darl_rerank.evaluation.significance import paired_test
 
-WEB = "trec-dl-2019"
-MEASURED = (WEB, "trec-dl-2021", "icecat")
+MEASURED = ("trec-dl-2019", "trec-dl-2021")
 GAINS = np.arange(4.0)
-MAX_LENGTH, BATCH, SAVE_EVERY = 192, 32, 20
+MAX_LENGTH, BATCH, SAVE_EVERY = 192, 16, 50
 
 
 class Until(TrainerCallback):  # type: ignore[misc]
-    """Keeps the model half way in `half`; keeps the state and ends training after some minutes."""
+    """Keeps the state and ends training after some minutes."""
 
-    def __init__(self, minutes: float, model: CrossEncoder, half: Path) -> None:
-        self._end, self._model, self._half = time.monotonic() + 60 * minutes, model, half
+    def __init__(self, minutes: float) -> None:
+        self._end = time.monotonic() + 60 * minutes
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == state.max_steps // 2:
-            self._model.save_pretrained(str(self._half), create_model_card=False)
         if time.monotonic() > self._end:
             control.should_save = control.should_training_stop = True
 
@@ -88,7 +85,9 @@ def main(
 ) -> None:  # fmt: skip
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load(encoder(), device)
+    model = CrossEncoder(
+        str(encoder()), num_labels=1, max_length=MAX_LENGTH, device=device, model_kwargs={"dtype": "float32"}
+    )
     rows = list(drawn(texts, lists, pairs, seed))
     examples = Dataset.from_list([row for row, _ in rows])
     tokens = model.tokenizer(examples["query"][:], examples["document"][:], truncation=True, max_length=MAX_LENGTH)
@@ -99,7 +98,7 @@ def main(
     )  # fmt: skip
     trainer = CrossEncoderTrainer(
         model=model, args=arguments, train_dataset=examples, loss=BinaryCrossEntropyLoss(model),
-        callbacks=[Until(minutes, model, work / "half")],
+        callbacks=[Until(minutes)],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
     if trainer.state.global_step < trainer.state.max_steps:
@@ -111,8 +110,7 @@ def main(
     found: dict[str, Any] = {}
     for name in MEASURED:
         judged = read(name, trained, scores, data)
-        candidates = scores / f"{name}.candidates.jsonl.gz"
-        own = per_query(judged, reranked(model, candidates, work / f"{name}.npz"))
+        own = per_query(judged, reranked(model, scores / f"{name}.candidates.jsonl.gz", work / f"{name}.npz"))
         recipe = per_query(judged, [score(each.logits[:, -1]) for each in judged])
         ships = per_query(judged, [each.shipped for each in judged])
         first = per_query(judged, [-np.arange(len(each.gains)) for each in judged])
@@ -125,9 +123,6 @@ def main(
                 for test in (paired_test(other, own),)
             },
         }  # fmt: skip
-        if name == WEB:
-            half = reranked(load(work / "half", device), candidates, work / f"{name}.half.npz")
-            found[name]["cross-encoder, half way"] = mean(per_query(judged, half))
         click.echo(f"{name}: " + ", ".join(f"{k} {v:.4f}" for k, v in found[name].items() if isinstance(v, float)))
     values = {
         "base": "all-MiniLM-L6-v2", "pairs": len(examples), "lists": len({place for _, place in rows}), "seed": seed,
@@ -136,11 +131,6 @@ def main(
         "log": [row for row in trainer.state.log_history if "loss" in row],
     }  # fmt: skip
     click.echo(f"written: {write_result('cross_encoder', values)}", err=True)
-
-
-def load(folder: Path, device: str) -> CrossEncoder:
-    settings = {"dtype": "float32"}
-    return CrossEncoder(str(folder), num_labels=1, max_length=MAX_LENGTH, device=device, model_kwargs=settings)
 
 
 def encoder() -> Path:

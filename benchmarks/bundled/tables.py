@@ -73,18 +73,28 @@ def instead() -> str | None:
             f"CrossEncoder of {other['what']}", f"{other['pairs']:,}", f"{other['nDCG@10']:.3f}",
             _more(ours, other), f"{same['nDCG@10']:.3f}, {_more(same, other)}",
         ])  # fmt: skip
-    files = [SHIPS, HISTORY]
-    if (drawn := result(CROSS_ENCODER)) is not None:
-        other, first = drawn["collections"][WEB], by_file[FIRST][WEB]
+    files, also = [SHIPS, HISTORY], ""
+    if (sample := result(CROSS_ENCODER)) is not None:
+        other, first = sample["collections"][WEB], by_file[FIRST][WEB]
         rows.append([
-            f"CrossEncoder of {drawn['base']}, a sample of the one recipe's lists, float32", f"{drawn['pairs']:,}",
+            f"CrossEncoder of {sample['base']}, from the one recipe's lists, float32", f"{sample['pairs']:,}",
             f"{other['cross-encoder']:.3f}", _more(ours, other),
-            f"none; of 13,973 others {first['nDCG@10']:.3f}, {_more(first, other)}",
+            f"none; of 13,973 others {first['nDCG@10']:.3f}, {_more(first, other)}; the one recipe alone, of "
+            f"{sample['pairs of the one recipe']:,}, {other['one recipe']:.3f}, "
+            + _difference(other["one recipe less cross-encoder"]),
         ])  # fmt: skip
         files.append(CROSS_ENCODER)
+        for name, found in sample["collections"].items():
+            if name != WEB:
+                also += (
+                    f" On {name}, {found['queries']} queries, BM25 has {found['first stage']:.3f}, this CrossEncoder "
+                    f"{found['cross-encoder']:.3f}, the one recipe alone {found['one recipe']:.3f} "
+                    f"({_difference(found['one recipe less cross-encoder'])}), the one that ships {found['ships']:.3f} "
+                    f"({_difference(found['ships less cross-encoder'])})."
+                )
     more = ["the one that ships has more", "darl-rerank with the same pairs, and has more"]
     said = ", ".join(f"`results/{name}.json`" for name in files)
-    return f"{table(['', 'pairs trained on', 'nDCG@10', *more], rows)}\n\n({said})"
+    return f"{table(['', 'pairs trained on', 'nDCG@10', *more], rows)}\n\n({said}){also}"
 
 
 def tried() -> str | None:
