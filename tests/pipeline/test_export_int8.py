@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from darl_rerank.export import folder as export_folder
+from darl_rerank.export.agreement import Agreement
 from darl_rerank.export.precision import convert
 from darl_rerank.export.samples import calibration_sample, halves
 from darl_rerank.export.sensitivity import sensitive
@@ -80,9 +82,16 @@ def test_products_that_were_found_before_come_first_and_the_search_after(
         convert(model, precision, finer, *others, **settings)
 
     monkeypatch.setattr(export_folder, "convert", noted)
+    # Also of the gate's other bounds, asked before more pairs are counted.
     monkeypatch.setattr(export_folder, "violations", lambda *_: ["too coarse"] if len(attempts) == 1 else [])
-    export_folder.export(checkpoint, tmp_path / "int8", precision="int8")
+    monkeypatch.setattr(Agreement, "settled", lambda *_: False)
+    monkeypatch.setattr(export_folder, "further_samples", lambda: iter([own_sample(1), own_sample(2)]))
+    parity = export_folder.export(checkpoint, tmp_path / "int8", precision="int8")
     assert attempts == [("layers.1.mlp.down_proj",), ()]
+    assert parity.graded_pairs == 64 + 3 + 6
+    measures = json.loads((tmp_path / "int8" / "parity.json").read_text())["measures"]
+    low, high = measures["grade_agreement_interval"]
+    assert low < measures["grade_agreement"] < high or high == 1
 
 
 def test_a_sample_of_ones_own_is_not_measured_on_what_was_fitted(
