@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from math import log
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from ..results import PairScores
@@ -26,7 +27,7 @@ _GOOD, _BAD, _ERROR = 1 / 2, 5 / 3, 0.1
 _NEAR = 2.0
 _CONFIDENCE = 0.95
 
-Score = Callable[[Sequence[GradedPair]], PairScores]
+Pairs = Sequence[GradedPair]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,12 @@ class Agreement:
 def counted(
     exact: PairScores,
     found: PairScores,
-    further: Iterable[Sequence[GradedPair]],
+    further: Iterable[Pairs],
     bound: float,
     cuts: Sequence[float],
     *,
-    by_torch: Score,
-    by_export: Score,
+    by_torch: Callable[[Pairs], NDArray[np.intp]],
+    by_export: Callable[[Pairs], PairScores],
 ) -> Agreement:
     """Of the first pairs, and of as many further parts as it takes.
 
@@ -74,7 +75,8 @@ def counted(
         further: parts to go on with.
         bound: the share of pairs that are to keep their grade.
         cuts: the scores at which the grade changes.
-        by_torch, by_export: score pairs.
+        by_torch: grades pairs, shape (n,).
+        by_export: scores pairs.
     """
     agreement = Agreement.of(exact, found)
     near = _NEAR * float(np.abs(exact.score - found.score).max())
@@ -86,6 +88,6 @@ def counted(
         rows = np.flatnonzero(~(np.abs(scores.score[:, None] - points).min(axis=1) > near)).tolist()
         same = len(part) - len(rows)
         if rows:
-            same += int((by_torch([part[row] for row in rows]).grade == scores.grade[rows]).sum())
+            same += int((by_torch([part[row] for row in rows]) == scores.grade[rows]).sum())
         agreement = Agreement(agreement.same + same, agreement.pairs + len(part))
     return agreement

@@ -31,7 +31,7 @@ from .agreement import counted
 from .exit_parity import WatchedExits, compare_exits, with_margin
 from .graph import FUSED_OPSET, OLDEST_OPSET, OPSET, Attention, GradeGraph, require_llama_kind, trace
 from .graph_exits import exits_of
-from .inputs import input_sizes
+from .inputs import input_sizes, torch_grades
 from .parity import (
     BOUNDS,
     NOVELTY_BOUND,
@@ -133,7 +133,13 @@ def export(
             source.convert(record, temporary)
             steps.begin(f"compare with torch ({len(finer)} products finer)" if finer else "compare with torch")
             exported, parity, left_out = _compared(
-                checkpoint.replace(export=record), temporary, device, pairs, reference, watched, further
+                checkpoint.replace(export=record),
+                temporary,
+                device,
+                pairs,
+                reference,
+                watched,
+                source.graph if further else None,
             )
             faults = violations(parity, BOUNDS[precision])
             if not faults:
@@ -157,7 +163,7 @@ def _compared(
     pairs: Sequence[GradedPair],
     reference: PairScores,
     watched: WatchedExits | None,
-    further: bool,
+    graph: GradeGraph | None,
 ) -> tuple[Checkpoint, Parity, str]:
     """The export as it is to be: without a novelty that is too far off, its exits' threshold lowered as they need it.
 
@@ -167,7 +173,7 @@ def _compared(
         device, pairs: as for `export`.
         reference: torch's scores.
         watched: what torch found at the exits; None if there are none.
-        further: whether to compare grades on as many more pairs of the catalogue as it takes, see `agreement`.
+        graph: what was traced, if grades are to be compared on as many more pairs as it takes, see `agreement`.
 
     Returns:
         the checkpoint, its measures, and why it has no novelty; "" if it has, or never had.
@@ -193,10 +199,10 @@ def _compared(
     bounds = dict(BOUNDS[exported.export.precision])
     least = bounds.pop("grade_agreement", None)
     # Where another measure lies beyond its bound more pairs change nothing.
-    if further and least is not None and not violations(parity, bounds):
+    if graph is not None and least is not None and not violations(parity, bounds):
         parity = with_agreement(parity, counted(
             reference, found, further_samples(), least, exported.grade_cuts.points,
-            by_torch=lambda part: _torch_scores(exported.replace(export=None, exits=None), part),
+            by_torch=lambda part: torch_grades(graph, exported, part),
             by_export=lambda part: _scores(folder, device, part),
         ))  # fmt: skip
     return exported, parity, left_out

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..model.checkpoint import Checkpoint
+from ..model.scoring import scored
+from ..trec.graded_pairs import GradedPair
 from .graph import GradeGraph
 from .product import Product
 from .smoothing import channel_sizes, unit_tokens
@@ -64,6 +67,25 @@ def grams(
             else:
                 found[name] = tokens.T @ tokens
     return found
+
+
+@torch.inference_mode()
+def torch_grades(graph: GradeGraph, checkpoint: Checkpoint, pairs: Sequence[GradedPair]) -> NDArray[np.intp]:
+    """The grades of pairs, shape (n,), by the module that was traced, in float32, one row each: nothing is loaded anew.
+
+    Args:
+        graph: the module.
+        checkpoint: whose prompt, calibration, novelty and cuts; of exits nothing.
+        pairs: at least one.
+    """
+    encoder, found = checkpoint.encoder(), []
+    for pair in pairs:
+        group = encoder.encode(pair.query, [pair.document])
+        found.append([part.numpy() for part in graph.of_row(torch.tensor([group.prefix + group.suffixes[0]]))[:2]])
+    logits, features = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    novelty = None if checkpoint.novelty is None else checkpoint.novelty.score(features)
+    grades: NDArray[np.intp] = checkpoint.grade_cuts.grades(scored(checkpoint, logits, novelty)[1])
+    return grades
 
 
 def forward(

@@ -13,8 +13,10 @@ import onnx
 import pytest
 from darl_rerank.export import folder as export_folder
 from darl_rerank.export.agreement import Agreement
+from darl_rerank.export.graph import GradeGraph
+from darl_rerank.export.inputs import torch_grades
 from darl_rerank.export.precision import convert
-from darl_rerank.export.samples import calibration_sample, halves
+from darl_rerank.export.samples import bundled_sample, calibration_sample, halves
 from darl_rerank.export.sensitivity import sensitive
 
 from darl_rerank import Checkpoint, Reranker
@@ -92,6 +94,15 @@ def test_products_that_were_found_before_come_first_and_the_search_after(
     measures = json.loads((tmp_path / "int8" / "parity.json").read_text())["measures"]
     low, high = measures["grade_agreement_interval"]
     assert low < measures["grade_agreement"] < high or high == 1
+
+
+def test_the_traced_module_grades_as_torch(tiny_model: Path) -> None:
+    reranker = Reranker.from_pretrained(tiny_model, device="cpu", precision="float32")
+    sample = bundled_sample()[:24]
+    graph = GradeGraph(reranker.checkpoint, "fused", rotated=True).eval()
+    exact = reranker.score_pairs([(pair.query, pair.document) for pair in sample])
+    assert len(set(exact.grade)) > 1
+    np.testing.assert_array_equal(torch_grades(graph, reranker.checkpoint, sample), exact.grade)
 
 
 def test_a_sample_of_ones_own_is_not_measured_on_what_was_fitted(

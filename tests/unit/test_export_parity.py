@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from darl_rerank.export.agreement import Agreement, counted
 from darl_rerank.export.parity import compare, kendall_tau, violations, with_agreement
+from numpy.typing import NDArray
 
 from darl_rerank.results import PairScores
 from darl_rerank.trec.graded_pairs import GradedPair
@@ -76,12 +77,14 @@ def test_pairs_are_added_until_it_is_clear_and_torch_grades_those_next_to_a_cut(
     sample = pairs({"b": [0] * 64})
     asked: list[Sequence[GradedPair]] = []
 
-    def by_torch(rows: Sequence[GradedPair]) -> PairScores:
+    def by_torch(rows: Sequence[GradedPair]) -> NDArray[np.intp]:
         asked.append(rows)
-        return scores([1.49, 0.48, 1.0])
+        return scores([1.49, 0.48, 1.0]).grade
 
     found = counted(*first, [sample, sample], 0.97, CUTS, by_torch=by_torch, by_export=lambda _: scores(part))
     assert found == Agreement(63 + 62 + 62, 192)
     assert asked == [[sample[61], sample[62], sample[63]]] * 2
     # All alike: 64 are enough.
-    assert counted(first[0], first[0], [sample], 0.97, CUTS, by_torch=by_torch, by_export=by_torch) == Agreement(64, 64)
+    assert counted(
+        first[0], first[0], [sample], 0.97, CUTS, by_torch=by_torch, by_export=lambda _: scores(part)
+    ) == Agreement(64, 64)
