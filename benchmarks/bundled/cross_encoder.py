@@ -78,10 +78,11 @@ class LikeLengths:
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--minutes", default=600.0, show_default=True, help="Of training, in this call.")
 @click.option("--pairs", type=int, help="Train on so many, whole lists; on all if not given.")
+@click.option("--collection", "collections", default=MEASURED, show_default=True, multiple=True, help="To rerank.")
 @click.option("--seed", default=1, show_default=True)
 def main(
     texts: Path, lists: Path, trained: Path, scores: Path, data: Path, work: Path, minutes: float, pairs: int | None,
-    seed: int,
+    collections: tuple[str, ...], seed: int,
 ) -> None:  # fmt: skip
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -108,7 +109,7 @@ def main(
     told = json.loads((lists / "labels.json").read_text("utf-8"))
     facts = json.loads((trained / "train.json").read_text("utf-8"))
     found: dict[str, Any] = {}
-    for name in MEASURED:
+    for name in collections:
         judged = read(name, trained, scores, data)
         own = per_query(judged, reranked(model, scores / f"{name}.candidates.jsonl.gz", work / f"{name}.npz"))
         recipe = per_query(judged, [score(each.logits[:, -1]) for each in judged])
@@ -126,7 +127,7 @@ def main(
         click.echo(f"{name}: " + ", ".join(f"{k} {v:.4f}" for k, v in found[name].items() if isinstance(v, float)))
     values = {
         "base": "all-MiniLM-L6-v2", "pairs": len(examples), "lists": len({place for _, place in rows}), "seed": seed,
-        "precision": "float32", "labels": told, "pairs of the one recipe": facts["pairs"],
+        "precision": "float32", "batch": BATCH, "labels": told, "pairs of the one recipe": facts["pairs"],
         "ships": json.loads((scores / "scores.json").read_text("utf-8"))["fingerprint"], "collections": found,
         "log": [row for row in trainer.state.log_history if "loss" in row],
     }  # fmt: skip
