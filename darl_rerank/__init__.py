@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .reranker import Reranker
     from .results import PairScores, RankedDocument, Ranking
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 __all__ = [
     "Checkpoint",
     "InputError",
