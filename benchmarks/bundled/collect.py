@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from json_lines import json_lines
 
 from darl_rerank.trec.corpora import read_corpus
 from darl_rerank.trec.qrels import read_qrels
@@ -59,7 +60,7 @@ _BESIDE = re.compile(r"\b(?:for|with|compatible with|fits|works with)\b")
 @click.option("--fraction", default=1.0, show_default=True, help="Of queries and texts, for a trial.")
 def main(data: Path, output: Path, held_out: tuple[Path, ...], fraction: float) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    kept_back = {folded(row["query"]) for path in held_out for row in _lines(path)}
+    kept_back = {folded(row["query"]) for path in held_out for row in json_lines(path)}
     kept_back |= {folded(text) for text in read_topics(data / "trec-dl-2019" / "topics.tsv").values()}
     never = {folded(d.text) for d in read_corpus(data / "trec-dl-2019" / "corpus.jsonl.gz")}
     for name, made in (("wikipedia", wikipedia), ("products", products), ("films", films)):
@@ -206,11 +207,6 @@ def _words(title: str) -> list[str]:
 
 def _stem(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("s") else word
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as stream:
-        yield from map(json.loads, stream)
 
 
 def _write(path: Path, rows: Sequence[Any]) -> None:

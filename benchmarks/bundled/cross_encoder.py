@@ -12,7 +12,6 @@ whole is one call. Writes results/cross_encoder.json.
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import sys
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from compare import DEPTH, mean, per_query, read, score
 from datasets import Dataset
+from json_lines import json_lines
 from numpy.typing import NDArray
 from sentence_transformers.cross_encoder import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
@@ -147,8 +147,8 @@ def drawn(texts: Path, lists: Path, most: int | None, seed: int) -> Iterator[tup
     corpora, queries = {}, {}
     for path in sorted(texts.glob("*.texts.jsonl.gz")):
         name = path.name.split(".")[0]
-        corpora[name] = list(_lines(path))
-        queries[name] = [row["query"] for row in _lines(path.with_name(f"{name}.queries.jsonl.gz"))]
+        corpora[name] = list(json_lines(path))
+        queries[name] = [row["query"] for row in json_lines(path.with_name(f"{name}.queries.jsonl.gz"))]
         numbers = stored[f"{name}.query"]
         cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
         whole += [(name, int(numbers[begin]), begin, end) for begin, end in pairwise(cuts) if end]
@@ -170,18 +170,13 @@ def reranked(model: CrossEncoder, candidates: Path, kept: Path) -> list[NDArray[
         with np.load(kept) as stored:
             return [stored[name].astype(np.float64) for name in stored.files]
     found: list[NDArray[np.float64]] = []
-    for row in _lines(candidates):
+    for row in json_lines(candidates):
         hits = sorted(row["stages"].get("bm25", ()), key=lambda hit: -hit[1])[:DEPTH]
         if hits:
             pairs = [(row["query"], row["texts"][int(place)]) for place, _ in hits]
             found.append(np.asarray(model.predict(pairs, show_progress_bar=False), dtype=np.float64))
     np.savez(kept, *found)
     return found
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    with gzip.open(path, "rt") as stream:
-        yield from map(json.loads, stream)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,11 @@ behind the layer that benchmarks/novelty_layers.py chose; only the layers up to 
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
+from json_lines import json_lines
 
 from darl_rerank import Checkpoint, Reranker
 from darl_rerank.model.decisions import Decisions
@@ -86,10 +83,10 @@ def judged(texts: Path) -> list[GradedPair]:
     rng = random.Random(SEED)
     pairs = []
     for name, count in KNOWN.items():
-        documents = list(_lines(texts / f"{name}.texts.jsonl.gz"))
+        documents = list(json_lines(texts / f"{name}.texts.jsonl.gz"))
         found = [
             GradedPair(query["query"], documents[int(place)], 0, None, query["qid"])
-            for query in _lines(texts / f"{name}.queries.jsonl.gz")
+            for query in json_lines(texts / f"{name}.queries.jsonl.gz")
             for place, said in query["said"].items()
             if said in PEOPLE and documents[int(place)].strip()
         ]
@@ -115,18 +112,13 @@ def listed(candidates: Path, name: str, half: int) -> list[GradedPair]:
     rng = random.Random(SEED)
     most = JUDGED_PER_QUERY if name == WEB else FOUND_PER_QUERY
     pairs = []
-    for row in list(_lines(candidates / f"{name}.candidates.jsonl.gz"))[half::2]:
+    for row in list(json_lines(candidates / f"{name}.candidates.jsonl.gz"))[half::2]:
         found = [int(place) for place, _ in row["stages"].get("bm25", ())]
         places = [i for i, grade in enumerate(row["grades"]) if grade >= 0] if name == WEB else found
         places = [i for i in places if row["texts"][i].strip()]
         for i in rng.sample(places, min(most, len(places))):
             pairs.append(GradedPair(row["query"], row["texts"][i], 0, None, row["qid"], row["docids"][i]))
     return pairs
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        yield from map(json.loads, stream)
 
 
 if __name__ == "__main__":

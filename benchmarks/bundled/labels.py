@@ -14,7 +14,6 @@ OUTPUT gets lists.npz: for each pair the query's and the text's number and the l
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from json_lines import json_lines
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
@@ -74,8 +74,8 @@ def main(texts: Path, judged: Path, encoder: Path, output: Path, queries: int | 
     arrays: dict[str, NDArray[Any]] = {}
     for path in sorted(texts.glob("*.texts.jsonl.gz")):
         name = path.name.split(".")[0]
-        every = list(_lines(path.with_name(f"{name}.queries.jsonl.gz")))
-        lists = listed(name, every, list(_lines(path)), encode, prior)
+        every = list(json_lines(path.with_name(f"{name}.queries.jsonl.gz")))
+        lists = listed(name, every, list(json_lines(path)), encode, prior)
         for key, values in zip(("query", "text", "label"), lists, strict=True):
             arrays[f"{name}.{key}"] = values
         shares = lists[2].mean(axis=0).round(3).tolist()
@@ -139,7 +139,7 @@ def listed(
     for start in range(0, len(queries), 1024):
         nearest = (asked[start : start + 1024] @ vectors.T).topk(most).indices.cpu().numpy()
         for number, order in enumerate(nearest, start):
-            pairs += [(number, place, said) for place, said in _drawn(name, queries[number], texts, order, rng)]
+            pairs += [(number, place, said) for place, said in draw(name, queries[number], texts, order, rng)]
     query, text = (np.array([pair[i] for pair in pairs], np.int32) for i in (0, 1))
     cosine = np.concatenate([
         (asked[query[i : i + 65536]] * vectors[text[i : i + 65536]]).sum(1).cpu().double().numpy()
@@ -149,7 +149,7 @@ def listed(
     return query, text, (joint / joint.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _drawn(
+def draw(
     name: str, query: dict[str, Any], texts: Sequence[str], order: NDArray[np.int64], rng: random.Random
 ) -> Iterator[tuple[int, str]]:
     said = {int(place): word for place, word in query["said"].items()}
@@ -190,11 +190,6 @@ def grade_prior(prior: NDArray[np.float64], cosine: NDArray[np.float64]) -> NDAr
     below = 1 / (1 + np.exp(prior[0] * cosine[:, None] - prior[1:][None]))
     edges = np.concatenate([np.zeros((len(cosine), 1)), below, np.ones((len(cosine), 1))], axis=1)
     return np.clip(np.diff(edges, axis=1), 1e-9, None)
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    with gzip.open(path, "rt") as stream:
-        yield from map(json.loads, stream)
 
 
 if __name__ == "__main__":

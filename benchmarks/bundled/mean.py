@@ -13,11 +13,10 @@ States are kept in OUTPUT/states, and what is there is not run again.
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from json_lines import json_lines
 from numpy.typing import NDArray
 from pack import differences
 from safetensors.torch import save_file
@@ -152,7 +152,7 @@ def lists(name: str, engine: StatesEngine, candidates: Path, trained: Path, fold
     with np.load(trained / "scores.npz") as stored:
         at = {str(key): place for place, key in enumerate(stored[f"{name}.key"])}
         logits = stored[f"{name}.logits"][:, -1]
-    rows = list(_lines(candidates / f"{name}.candidates.jsonl.gz"))
+    rows = list(json_lines(candidates / f"{name}.candidates.jsonl.gz"))
     shipped = {row["qid"]: row for row in map(json.loads, (candidates / f"{name}.scores.jsonl").open())}
     (folder / name).mkdir(parents=True, exist_ok=True)
     found = []
@@ -215,11 +215,6 @@ def save(
     np.savez_compressed(output / "scores.npz", **scores)
     with atomic_write(output / "train.json") as stream:
         stream.write(json.dumps(facts, indent=1) + "\n")
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    with gzip.open(path, "rt") as stream:
-        yield from map(json.loads, stream)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,10 @@ Everything is fitted on development collections:
 
 from __future__ import annotations
 
-import gzip
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from json_lines import json_lines
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
@@ -153,7 +153,7 @@ def read(candidates: Path, trained: Path, name: str) -> list[Query]:
     with np.load(trained / "scores.npz") as stored:
         logits, place = stored[f"{name}.logits"], {str(key): i for i, key in enumerate(stored[f"{name}.key"])}
     found = []
-    for row in _lines(candidates / f"{name}.candidates.jsonl.gz"):
+    for row in json_lines(candidates / f"{name}.candidates.jsonl.gz"):
         keys = [f"{row['qid']}\t{docid}" for docid in row["docids"]]
         if keys[0] in place:
             found.append(Query(row, logits[[place[key] for key in keys]]))
@@ -216,18 +216,13 @@ def fusion_weight(candidates: Path, folder: Path, gains: NDArray[np.float64]) ->
     sets = {}
     for collection in COLLECTIONS:
         if (folder / f"{collection.name}.scores.jsonl").is_file():
-            rows = _lines(candidates / f"{collection.name}.candidates.jsonl.gz")
+            rows = json_lines(candidates / f"{collection.name}.candidates.jsonl.gz")
             qrels: Qrels = {
                 row["qid"]: {d: g for d, g in zip(row["docids"], row["grades"], strict=True) if g >= 0} for row in rows
             }
             for stage, found in lists(folder, collection.name, gains).items():
                 sets[f"{collection.name}, {stage}"] = fusion_lists(found, qrels)
     return fit_fusion(sets, with_novelty=False)
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        yield from map(json.loads, stream)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
-from labels import _lines
+from json_lines import json_lines
 from last_tokens import LastTokens, States
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -90,8 +90,8 @@ def drawn(texts: Path, count: int) -> list[tuple[str, list[str]]]:
     rng = random.Random(SEED)
     rows: list[tuple[str, list[str]]] = []
     for name, share in SHARES.items():
-        corpus = list(_lines(texts / f"{name}.texts.jsonl.gz"))
-        asked = list(_lines(texts / f"{name}.queries.jsonl.gz"))
+        corpus = list(json_lines(texts / f"{name}.texts.jsonl.gz"))
+        asked = list(json_lines(texts / f"{name}.queries.jsonl.gz"))
         asked = rng.sample(asked, min(len(asked), round(count * share / sum(SHARES.values()))))
         vectorizer = TfidfVectorizer(sublinear_tf=True, dtype=np.float32)
         words = vectorizer.fit_transform(corpus)

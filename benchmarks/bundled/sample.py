@@ -18,7 +18,8 @@ from typing import Any
 
 import click
 import numpy as np
-from labels import LIKELIHOOD, PLACES, SEED, Encoder, _drawn, _lines, grade_prior
+from json_lines import json_lines
+from labels import LIKELIHOOD, PLACES, SEED, Encoder, draw, grade_prior
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tqdm import tqdm
@@ -37,9 +38,9 @@ def main(texts: Path, labels: Path, encoder: Path, output: Path, queries: int) -
     told = json.loads(labels.read_text("utf-8"))
     paths = sorted(texts.glob("*.texts.jsonl.gz"))
     names = [path.name.split(".")[0] for path in paths]
-    asked = {name: list(_lines(texts / f"{name}.queries.jsonl.gz")) for name in names}
+    asked = {name: list(json_lines(texts / f"{name}.queries.jsonl.gz")) for name in names}
     share = queries / sum(map(len, asked.values()))
-    corpora = {name: list(_lines(path)) for name, path in zip(names, paths, strict=True)}
+    corpora = {name: list(json_lines(path)) for name, path in zip(names, paths, strict=True)}
     taken: dict[str, list[int]] = {}
     for name, all_ in asked.items():
         order = list(range(len(all_)))
@@ -55,7 +56,7 @@ def main(texts: Path, labels: Path, encoder: Path, output: Path, queries: int) -
         pairs[name] = []
         for number, vector in zip(taken[name], words.transform(questions[name]), strict=True):
             nearest = np.argsort(-(vectors @ vector.T).toarray()[:, 0], kind="stable")[:most]
-            drawn = _drawn(name, asked[name][number], corpora[name], nearest, rng)
+            drawn = draw(name, asked[name][number], corpora[name], nearest, rng)
             pairs[name] += [(number, place, said) for place, said in drawn]
     large = Encoder(encoder)
     prior = np.array(told["prior"])

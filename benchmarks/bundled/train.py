@@ -12,7 +12,6 @@ names; the difference from START), heads.safetensors and train.json.
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import random
@@ -25,6 +24,7 @@ import click
 import numpy as np
 import torch
 from decoder import LowRankDecoder
+from json_lines import json_lines
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -157,8 +157,10 @@ class Batches:
         found = np.load(lists / "lists.npz")
         for path in sorted(texts.glob("*.texts.jsonl.gz")):
             name = path.name.split(".")[0]
-            documents = self._ids(tokenizer, list(_lines(path)), 160)
-            asked = self._ids(tokenizer, [q["query"] for q in _lines(path.with_name(f"{name}.queries.jsonl.gz"))], 48)
+            documents = self._ids(tokenizer, list(json_lines(path)), 160)
+            asked = self._ids(
+                tokenizer, [q["query"] for q in json_lines(path.with_name(f"{name}.queries.jsonl.gz"))], 48
+            )
             query, text, label = (found[f"{name}.{part}"] for part in ("query", "text", "label"))
             ends = [*(np.flatnonzero(np.diff(query)) + 1).tolist(), len(query)]
             begin = 0
@@ -220,11 +222,6 @@ class Batches:
             most = max(most, longest[place])
         self._rng.shuffle(batches)
         return [*batches, batch]
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    with gzip.open(path, "rt") as stream:
-        yield from map(json.loads, stream)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 from darl_rerank.export.agreement import Agreement, counted
 from darl_rerank.export.parity import compare, kendall_tau, violations, with_agreement
 from numpy.typing import NDArray
+from scipy.stats import binom
 
 from darl_rerank.results import PairScores
 from darl_rerank.trec.graded_pairs import GradedPair
@@ -68,6 +69,25 @@ def test_the_share_of_grades_has_an_interval() -> None:
 )
 def test_when_enough_pairs_are_counted(same: int, of: int, expected: bool) -> None:
     assert Agreement(same, of).settled(0.97) == expected
+
+
+def passes(share: float, parts: int, bound: float = 0.97) -> float:
+    """The probability that an export that changes `share` of the grades passes, with up to `parts` of 64 pairs."""
+    open_, passed = np.ones(1), 0.0  # by how many have changed
+    for part in range(1, parts + 1):
+        open_ = np.convolve(open_, binom.pmf(np.arange(65), 64, share))
+        for changed in range(len(open_)):
+            agreement = Agreement(64 * part - changed, 64 * part)
+            if part == parts or agreement.settled(bound):
+                passed += open_[changed] * (agreement.share >= bound)
+                open_[changed] = 0.0
+    return float(passed)
+
+
+def test_how_sure_the_gate_is() -> None:
+    """What docs/export.md says of it."""
+    assert [round(passes(share, 4), 2) for share in (0.015, 0.05)] == [0.95, 0.08]
+    assert [round(passes(share, 1), 2) for share in (0.015, 0.05)] == [0.75, 0.16]
 
 
 def test_pairs_are_added_until_it_is_clear_and_torch_grades_those_next_to_a_cut() -> None:
